@@ -1,0 +1,127 @@
+//! Control groups, and the filter that keeps everything but trustd away from the TPM.
+//!
+//! Layout: `/trustd` holds trustd alone; `/node` holds everything else (init, the other services, all containers) and
+//! carries the filter, which the kernel applies to every group below it, whatever filters those add themselves.
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
+
+use crate::{Fatal, sys};
+
+pub(crate) const ROOT: &str = "/sys/fs/cgroup";
+/// The groups that may not open the TPM.
+const NODE: &str = "/sys/fs/cgroup/node";
+
+const CONTROLLERS: &str = "+cpu +io +memory +pids";
+
+pub(crate) fn prepare() -> Result<(), Fatal> {
+    for dir in ["/sys/fs/cgroup/trustd", NODE, "/sys/fs/cgroup/node/init", "/sys/fs/cgroup/node/modules"] {
+        std::fs::create_dir(dir).map_err(Fatal::io(format!("make {dir}")))?;
+    }
+    join("node/init")?;
+    for dir in [ROOT, NODE] {
+        let file = format!("{dir}/cgroup.subtree_control");
+        std::fs::write(&file, CONTROLLERS).map_err(Fatal::io(format!("write {file}")))?;
+    }
+    let mut devices = Vec::new();
+    for path in ["/dev/tpm0", "/dev/tpmrm0"] {
+        let number = std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}")))?.rdev();
+        devices.push((nix::sys::stat::major(number) as u32, nix::sys::stat::minor(number) as u32));
+    }
+    let group = File::open(NODE).map_err(Fatal::io(format!("open {NODE}")))?;
+    sys::attach_device_filter(&group, &deny(&devices)).map_err(Fatal::io("attach the TPM's device filter"))?;
+    prove_denied().map_err(Fatal::State)
+}
+
+/// Moves this process into a group.
+pub(crate) fn join(group: &str) -> Result<(), Fatal> {
+    let file = format!("{ROOT}/{group}/cgroup.procs");
+    std::fs::write(&file, "0").map_err(Fatal::io(format!("write {file}")))
+}
+
+/// Fails unless this process is refused both TPM devices.
+pub(crate) fn prove_denied() -> Result<(), String> {
+    for path in ["/dev/tpm0", "/dev/tpmrm0"] {
+        match File::options().read(true).write(true).open(path) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
+            Err(error) => return Err(format!("opening {path} should be denied by the device filter (EPERM), found: {error}")),
+            Ok(_) => return Err(format!("opening {path} should be denied by the device filter, and it can be opened")),
+        }
+    }
+    Ok(())
+}
+
+/// The filter: a program of the cgroup device type that returns 0 for these character devices and 1 for all others.
+fn deny(devices: &[(u32, u32)]) -> Vec<u64> {
+    const LOAD: u8 = 0x61; // dst = *(u32 *)(src + offset)
+    const AND: u8 = 0x54;
+    const JUMP_NE: u8 = 0x55;
+    const JUMP_EQ: u8 = 0x15;
+    const MOVE: u8 = 0xb7;
+    const EXIT: u8 = 0x95;
+    const CHAR: i32 = 2;
+    let ins = |code: u8, dst: u64, src: u64, offset: i16, value: i32| {
+        u64::from(code) | dst << 8 | src << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
+    };
+    // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx
+    let mut program = vec![ins(LOAD, 2, 1, 0, 0), ins(AND, 2, 0, 0, 0xffff), ins(LOAD, 3, 1, 4, 0), ins(LOAD, 4, 1, 8, 0)];
+    let rest = devices.len() as i16 * 2;
+    program.push(ins(JUMP_NE, 2, 0, rest, CHAR));
+    for (n, (major, minor)) in devices.iter().enumerate() {
+        // Past what remains for the other devices and the two instructions that allow.
+        let to_deny = (devices.len() - 1 - n) as i16 * 2 + 2;
+        program.push(ins(JUMP_NE, 3, 0, 1, *major as i32));
+        program.push(ins(JUMP_EQ, 4, 0, to_deny, *minor as i32));
+    }
+    program.extend([ins(MOVE, 0, 0, 0, 1), ins(EXIT, 0, 0, 0, 0), ins(MOVE, 0, 0, 0, 0), ins(EXIT, 0, 0, 0, 0)]);
+    program
+}
+
+#[cfg(test)]
+mod tests {
+    use super::deny;
+
+    /// Interprets the few instructions that the filter uses.
+    fn run(program: &[u64], context: [u32; 3]) -> u32 {
+        let mut r = [0u32; 5];
+        let mut at = 0;
+        loop {
+            let i = program[at];
+            let (dst, offset, value) = ((i >> 8 & 15) as usize, (i >> 16) as u16 as i16, (i >> 32) as u32);
+            at += 1;
+            let jump = match i as u8 {
+                0x61 => {
+                    r[dst] = context[offset as usize / 4];
+                    false
+                }
+                0x54 => {
+                    r[dst] &= value;
+                    false
+                }
+                0xb7 => {
+                    r[dst] = value;
+                    false
+                }
+                0x55 => r[dst] != value,
+                0x15 => r[dst] == value,
+                0x95 => return r[0],
+                code => panic!("unknown instruction {code:#x}"),
+            };
+            if jump {
+                at = (at as i64 + i64::from(offset)) as usize;
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_named_character_devices_are_denied() {
+        let program = deny(&[(10, 224), (250, 65536)]);
+        let access = 0x6 << 16; // read and write
+        assert_eq!(run(&program, [access | 2, 10, 224]), 0);
+        assert_eq!(run(&program, [access | 2, 250, 65536]), 0);
+        assert_eq!(run(&program, [access | 1, 10, 224]), 1, "a block device");
+        assert_eq!(run(&program, [access | 2, 10, 225]), 1);
+        assert_eq!(run(&program, [access | 2, 250, 224]), 1);
+        assert_eq!(run(&program, [access | 2, 1, 3]), 1, "/dev/null");
+    }
+}

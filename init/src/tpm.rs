@@ -1,0 +1,136 @@
+//! The two TPM commands that PID 1 needs, spoken to the kernel's device.
+//!
+//! TPM 2.0 Library, Part 3: 22.2 TPM2_PCR_Extend, 22.4 TPM2_PCR_Read; Part 1, 18 for the header and the password session.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::time::{Duration, Instant};
+
+use measure::Digest;
+
+const ST_NO_SESSIONS: u16 = 0x8001;
+const ST_SESSIONS: u16 = 0x8002;
+const CC_PCR_READ: u32 = 0x17e;
+const CC_PCR_EXTEND: u32 = 0x182;
+const RS_PW: u32 = 0x4000_0009;
+const ALG_SHA256: u16 = 0x000b;
+/// Warnings after which the command may be sent again: YIELDED, TESTING, RETRY.
+const TRY_AGAIN: [u32; 3] = [0x908, 0x90a, 0x922];
+const PATIENCE: Duration = Duration::from_secs(10);
+const DEVICE: &str = "/dev/tpm0";
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TpmError {
+    #[error("no TPM: /dev/tpm0 did not appear within {0} s; connect a TPM 2.0 (see docs/hardware.md) or build an image for this board")]
+    Absent(u64),
+    #[error("cannot talk to the TPM ({what}): {source}")]
+    Io { what: &'static str, source: std::io::Error },
+    #[error("the TPM refused {what}: response code {code:#05x}")]
+    Refused { what: &'static str, code: u32 },
+    #[error("the TPM's answer to {what} is malformed ({length} bytes)")]
+    Malformed { what: &'static str, length: usize },
+}
+
+pub(crate) struct Tpm(File);
+
+impl Tpm {
+    /// Opens the TPM, waiting for it to appear.
+    pub(crate) fn open(wait: Duration) -> Result<Self, TpmError> {
+        let deadline = Instant::now() + wait;
+        loop {
+            match File::options().read(true).write(true).open(DEVICE) {
+                Ok(file) => return Ok(Self(file)),
+                Err(error) if Instant::now() < deadline && error.kind() != std::io::ErrorKind::PermissionDenied => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(TpmError::Absent(wait.as_secs())),
+                Err(source) => return Err(TpmError::Io { what: "open", source }),
+            }
+        }
+    }
+
+    pub(crate) fn extend(&mut self, pcr: u32, digest: &Digest) -> Result<(), TpmError> {
+        let mut body = Vec::new();
+        body.extend(pcr.to_be_bytes());
+        body.extend(9u32.to_be_bytes());
+        body.extend(RS_PW.to_be_bytes());
+        body.extend([0; 5]); // no nonce, no attributes, no password
+        body.extend(1u32.to_be_bytes());
+        body.extend(ALG_SHA256.to_be_bytes());
+        body.extend(digest);
+        self.command("PCR_Extend", ST_SESSIONS, CC_PCR_EXTEND, &body).map(|_| ())
+    }
+
+    pub(crate) fn read(&mut self, pcr: u32) -> Result<Digest, TpmError> {
+        let mut select = [0u8; 3];
+        select[pcr as usize / 8] = 1 << (pcr % 8);
+        let mut body = Vec::new();
+        body.extend(1u32.to_be_bytes());
+        body.extend(ALG_SHA256.to_be_bytes());
+        body.push(3);
+        body.extend(select);
+        let answer = self.command("PCR_Read", ST_NO_SESSIONS, CC_PCR_READ, &body)?;
+        parse_read(&answer).ok_or(TpmError::Malformed { what: "PCR_Read", length: answer.len() })
+    }
+
+    fn command(&mut self, what: &'static str, tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>, TpmError> {
+        let mut request = Vec::with_capacity(10 + body.len());
+        request.extend(tag.to_be_bytes());
+        request.extend((10 + body.len() as u32).to_be_bytes());
+        request.extend(code.to_be_bytes());
+        request.extend(body);
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.0.write_all(&request).map_err(|source| TpmError::Io { what, source })?;
+            let mut response = vec![0; 4096];
+            let n = self.0.read(&mut response).map_err(|source| TpmError::Io { what, source })?;
+            response.truncate(n);
+            match parse_header(&response) {
+                None => return Err(TpmError::Malformed { what, length: n }),
+                Some(0) => return Ok(response.split_off(10)),
+                Some(rc) if TRY_AGAIN.contains(&rc) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                Some(code) => return Err(TpmError::Refused { what, code }),
+            }
+        }
+    }
+}
+
+/// The response code, if the header is whole and tells the true length.
+fn parse_header(response: &[u8]) -> Option<u32> {
+    let length = u32::from_be_bytes(response.get(2..6)?.try_into().ok()?);
+    let code = u32::from_be_bytes(response.get(6..10)?.try_into().ok()?);
+    (length as usize == response.len()).then_some(code)
+}
+
+/// updateCounter (4), selection (4 + 2 + 1 + 3), number of digests (4), length (2), digest.
+fn parse_read(body: &[u8]) -> Option<Digest> {
+    let digest = body.get(20..)?;
+    (body.get(14..20)? == [0, 0, 0, 1, 0, 32]).then_some(())?;
+    digest.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_are_short_long_or_lie_about_their_length_are_refused() {
+        let mut good = vec![0x80, 0x01, 0, 0, 0, 10, 0, 0, 0, 0];
+        assert_eq!(parse_header(&good), Some(0));
+        for n in 0..good.len() {
+            assert_eq!(parse_header(&good[..n]), None);
+        }
+        good.push(0);
+        assert_eq!(parse_header(&good), None);
+    }
+
+    #[test]
+    fn a_bank_that_is_not_there_is_not_a_zero_pcr() {
+        let mut body = vec![0; 14];
+        body.extend([0, 0, 0, 1, 0, 32]);
+        body.extend([7; 32]);
+        assert_eq!(parse_read(&body), Some([7; 32]));
+        body.push(0);
+        assert_eq!(parse_read(&body), None);
+        // The bank is off: no digest at all.
+        assert_eq!(parse_read(&[0; 18]), None);
+    }
+}

@@ -1,0 +1,20 @@
+//! `cargo xtask lock [SET]...`
+
+use anyhow::Result;
+
+use crate::{lock, progress, tree};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// The sets to resolve; all of image/sets.toml when none is named
+    sets: Vec<String>,
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let sets = if args.sets.is_empty() { tree::names()? } else { args.sets };
+    for set in &sets {
+        lock::refresh(set)?;
+    }
+    progress::line("Look at what changed: git diff image/locks. Then: cargo xtask build-image");
+    Ok(())
+}

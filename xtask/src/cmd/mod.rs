@@ -1,0 +1,31 @@
+//! The commands, a file each.
+
+pub mod build;
+pub mod lock;
+
+use anyhow::Result;
+
+use crate::plan::Plan;
+
+pub const DEFAULT_MACHINE: &str = "virt";
+pub const DEFAULT_VARIANT: &str = "prod";
+
+/// What names an image; the same options for every command that deals with one.
+#[derive(clap::Args, Clone)]
+pub struct ImageArgs {
+    /// A file of configs/machines/, without .toml
+    #[arg(long, default_value = DEFAULT_MACHINE)]
+    pub machine: String,
+    /// A file of configs/variants/, without .toml
+    #[arg(long, default_value = DEFAULT_VARIANT)]
+    pub variant: String,
+    /// Refuse to change image/locks/
+    #[arg(long)]
+    pub locked: bool,
+}
+
+impl ImageArgs {
+    pub fn plan(&self) -> Result<Plan> {
+        Plan::new(&self.machine, &self.variant, self.locked)
+    }
+}

@@ -1,0 +1,145 @@
+//! The download cache: files by their SHA-256.
+//!
+//! Invariant: a file under `blobs/` has the hash that is its name. It is written elsewhere, checked, then renamed.
+
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use sha2::{Digest as _, Sha256};
+
+use crate::lock::{Lock, Package};
+use crate::progress::Task;
+use crate::{mirror, paths, progress, store};
+
+const PARALLEL: usize = 6;
+
+pub fn blob(sha256: &str) -> Result<PathBuf> {
+    Ok(paths::cache()?.join("blobs").join(sha256))
+}
+
+/// Why one file could not be had.
+enum Failure {
+    /// The mirror answered, but does not have this version any more.
+    Gone,
+    Other(anyhow::Error),
+}
+
+/// Fetches all packages of a lock that are not in the cache. `Ok(false)`: some versions are gone from every mirror.
+pub fn packages(lock: &Lock, set: &str) -> Result<Vec<Package>> {
+    let mut missing = Vec::new();
+    for package in &lock.package {
+        if !blob(&package.sha256)?.exists() {
+            missing.push(package);
+        }
+    }
+    if missing.is_empty() {
+        return Ok(Vec::new());
+    }
+    std::fs::create_dir_all(paths::cache()?.join("blobs"))?;
+    let total: u64 = missing.iter().map(|p| p.size).sum();
+    let task = Task::begin("fetch", &format!("{set}: {} packages, {}", missing.len(), progress::size(total)));
+    task.bytes(total);
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_connect(Some(Duration::from_secs(20)))
+        .timeout_recv_response(Some(Duration::from_secs(60)))
+        .http_status_as_error(false)
+        .build()
+        .into();
+    let (next, gone, failed) = (AtomicUsize::new(0), Mutex::new(Vec::new()), Mutex::new(None));
+    std::thread::scope(|scope| {
+        for _ in 0..PARALLEL.min(missing.len()) {
+            scope.spawn(|| {
+                while let Some(package) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if lock_poisoned_ok(&failed).is_some() {
+                        return;
+                    }
+                    task.message(&package.name);
+                    match fetch_one(&agent, package, &task) {
+                        Ok(()) => {}
+                        Err(Failure::Gone) => lock_poisoned_ok(&gone).push((*package).clone()),
+                        Err(Failure::Other(error)) => *lock_poisoned_ok(&failed) = Some(error),
+                    }
+                }
+            });
+        }
+    });
+    if let Some(error) = lock_poisoned_ok(&failed).take() {
+        return Err(error);
+    }
+    let gone = std::mem::take(&mut *lock_poisoned_ok(&gone));
+    task.done(&format!("{set}: {} of {} packages, {}", missing.len() - gone.len(), missing.len(), progress::size(total)));
+    Ok(gone)
+}
+
+fn lock_poisoned_ok<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn fetch_one(agent: &ureq::Agent, package: &Package, task: &Task) -> Result<(), Failure> {
+    let bases = mirror::bases(&package.archive).map_err(Failure::Other)?;
+    let mut last = Failure::Gone;
+    for base in &bases {
+        let url = format!("{base}/{}", package.path);
+        // A mirror that drops a connection gets two more chances.
+        for attempt in 0..3 {
+            match download(agent, &url, package, task) {
+                Ok(()) => return Ok(()),
+                Err(gone @ Failure::Gone) => {
+                    last = gone;
+                    break;
+                }
+                Err(other) => last = other,
+            }
+            std::thread::sleep(Duration::from_secs(1 << attempt));
+        }
+    }
+    Err(last)
+}
+
+fn download(agent: &ureq::Agent, url: &str, package: &Package, task: &Task) -> Result<(), Failure> {
+    let other = |error: anyhow::Error| Failure::Other(error.context(format!("downloading {} {} from {url} failed; what was fetched is kept, run the command again", package.name, package.version)));
+    let mut response = agent.get(url).call().map_err(|e| other(e.into()))?;
+    match response.status().as_u16() {
+        200 => {}
+        404 | 410 => return Err(Failure::Gone),
+        status => return Err(other(anyhow::anyhow!("the mirror answered with HTTP status {status}"))),
+    }
+    save(&mut response.body_mut().as_reader(), &package.sha256, Some(package.size), task).map_err(other)
+}
+
+/// Copies a stream into the cache under the hash that it must have.
+fn save(from: &mut dyn std::io::Read, sha256: &str, size: Option<u64>, task: &Task) -> Result<()> {
+    let target = blob(sha256)?;
+    let mut temporary = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(Path::new("/")))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    let mut got = 0;
+    // One byte more than promised is enough to know that it is too long.
+    let mut from = from.take(size.map_or(u64::MAX, |s| s + 1));
+    loop {
+        let n = from.read(&mut buffer)?;
+        if n == 0 {
+            break;
+        }
+        hasher.update(&buffer[..n]);
+        temporary.write_all(&buffer[..n]).context(store::DISK_FULL)?;
+        got += n as u64;
+        task.advance(n as u64);
+    }
+    if let Some(size) = size
+        && got != size
+    {
+        bail!("expected {size} bytes, found {got}");
+    }
+    let found = measure::hex(&hasher.finalize());
+    if found != sha256 {
+        bail!("wrong content: expected SHA-256 {sha256}, found {found}; the mirror or something before it altered the file, nothing of it was kept");
+    }
+    temporary.as_file().sync_all()?;
+    temporary.persist(&target)?;
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! Basalt's build system. `cargo xtask help` lists the commands; each is a file under `cmd/`.
+
+pub mod class;
+pub mod cmd;
+pub mod config;
+pub mod fetch;
+pub mod hash;
+pub mod lock;
+pub mod machine;
+pub mod mirror;
+pub mod paths;
+pub mod plan;
+pub mod progress;
+pub mod recipe;
+pub mod sandbox;
+pub mod store;
+pub mod tree;

@@ -1,0 +1,171 @@
+//! The steps of a build and what each needs.
+//!
+//! Invariant: a step's inputs are computed without building anything (a needed step counts by its key), so an unchanged build
+//! touches nothing and `why` can answer at any time. A step that is in the cache does not ask for what it needs.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+
+use crate::machine::{self, Machine};
+use crate::sandbox::Sandbox;
+use crate::store::{Built, Inputs, Store};
+use crate::{class, config, lock, paths, recipe, tree};
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Step {
+    Tree(String),
+    Vendor,
+    Kernel,
+    Program(String),
+    Module(String),
+    DeviceTree,
+    Root,
+    Disk,
+}
+
+pub struct Plan {
+    pub store: Store,
+    pub machine_name: String,
+    pub machine: Machine,
+    pub variant: String,
+    pub locked: bool,
+}
+
+impl Plan {
+    pub fn new(machine: &str, variant: &str, locked: bool) -> Result<Self> {
+        let variants = config::names(&paths::repo().join("configs/variants"))?;
+        if !variants.iter().any(|v| v == variant) {
+            bail!("there is no variant {variant:?}; configs/variants has: {}", variants.join(", "));
+        }
+        Ok(Self { machine: machine::load(machine)?, machine_name: machine.to_owned(), variant: variant.to_owned(), locked, store: Store::open()? })
+    }
+
+    /// Every step of this image, in the order in which they are built.
+    pub fn steps(&self) -> Result<Vec<Step>> {
+        fn visit(plan: &Plan, step: Step, found: &mut Vec<Step>) -> Result<()> {
+            for need in plan.needs(&step)? {
+                visit(plan, need, found)?;
+            }
+            if !found.contains(&step) {
+                found.push(step);
+            }
+            Ok(())
+        }
+        let mut found = Vec::new();
+        visit(self, Step::Disk, &mut found)?;
+        Ok(found)
+    }
+
+    pub fn name(&self, step: &Step) -> String {
+        match step {
+            Step::Tree(set) => format!("tree-{set}"),
+            Step::Vendor => "crates".into(),
+            Step::Kernel => "kernel".into(),
+            Step::Program(name) => name.clone(),
+            Step::Module(name) => format!("module-{name}"),
+            Step::DeviceTree => format!("dtb-{}", self.machine_name),
+            Step::Root => format!("root-{}", self.machine_name),
+            Step::Disk => format!("disk-{}", self.machine_name),
+        }
+    }
+
+    fn needs(&self, step: &Step) -> Result<Vec<Step>> {
+        let tools = || Step::Tree("tools".into());
+        Ok(match step {
+            Step::Tree(_) | Step::Vendor => vec![],
+            Step::Kernel => vec![tools()],
+            Step::Program(_) => vec![tools(), Step::Vendor],
+            Step::Module(name) => class::module::needs(name)?,
+            Step::DeviceTree => class::dtb::needs(self, tools()),
+            Step::Root => {
+                let mut needs = vec![tools(), Step::Tree("device".into())];
+                needs.extend(recipe::root()?.programs.into_values().map(Step::Program));
+                needs.extend(class::module::names()?.into_iter().map(Step::Module));
+                needs
+            }
+            Step::Disk => vec![tools(), Step::Kernel, Step::DeviceTree, Step::Root],
+        })
+    }
+
+    pub fn inputs(&self, step: &Step) -> Result<Inputs> {
+        let mut inputs = Inputs::default();
+        for need in self.needs(step)? {
+            inputs.step(&self.planned(&need)?);
+        }
+        match step {
+            Step::Tree(set) => tree::inputs(&lock::load(set, self.locked)?, &mut inputs),
+            Step::Vendor => class::program::vendor_inputs(&mut inputs)?,
+            Step::Kernel => class::kernel::inputs(self, &mut inputs)?,
+            Step::Program(name) => class::program::inputs(name, &mut inputs)?,
+            Step::Module(name) => class::module::inputs(name, &mut inputs)?,
+            Step::DeviceTree => class::dtb::inputs(self, &mut inputs)?,
+            Step::Root => class::root::inputs(self, &mut inputs)?,
+            Step::Disk => class::disk::inputs(self, &mut inputs)?,
+        }
+        Ok(inputs)
+    }
+
+    /// Where the result of a step is or will be.
+    pub fn planned(&self, step: &Step) -> Result<Built> {
+        Ok(self.store.planned(&self.name(step), &self.inputs(step)?))
+    }
+
+    /// The result of a step, made now if it is not in the cache.
+    pub fn build(&self, step: &Step) -> Result<Built> {
+        if let Step::Tree(set) = step {
+            // The lock may change here, and the inputs with it.
+            let name = self.name(step);
+            if self.store.lookup(&name, &self.inputs(step)?).is_none() {
+                let lock = tree::available(set, self.locked)?;
+                return tree::make(&self.store, set, &lock);
+            }
+        }
+        let (name, inputs) = (self.name(step), self.inputs(step)?);
+        if self.store.lookup(&name, &inputs).is_none() {
+            for need in self.needs(step)? {
+                self.build(&need)?;
+            }
+        }
+        // Building a tree can have renewed a lock.
+        let inputs = self.inputs(step)?;
+        let doing = match step {
+            Step::Kernel => "configuring and compiling, some 9 minutes on two cores",
+            Step::Program(_) => "compiling for the device",
+            Step::Vendor => "fetching crates",
+            Step::Disk => "assembling the image",
+            _ => "",
+        };
+        self.store.step(&name, doing, &inputs, |out| match step {
+            Step::Tree(_) => bail!("a tree is made by its own rule"),
+            Step::Vendor => class::program::vendor(out),
+            Step::Kernel => class::kernel::build(self, out),
+            Step::Program(name) => class::program::build(self, name, out),
+            Step::Module(name) => class::module::build(self, name, out),
+            Step::DeviceTree => class::dtb::build(self, out),
+            Step::Root => class::root::build(self, out),
+            Step::Disk => class::disk::build(self, out),
+        })
+    }
+
+    pub fn tools(&self) -> Result<PathBuf> {
+        Ok(self.build_quietly(&Step::Tree("tools".into()))?.dir)
+    }
+
+    fn build_quietly(&self, step: &Step) -> Result<Built> {
+        let planned = self.planned(step)?;
+        if planned.dir.is_dir() { Ok(planned) } else { self.build(step) }
+    }
+
+    /// A sandbox in the tools tree with an empty log for this step.
+    pub fn sandbox(&self, step: &str) -> Result<(Sandbox, PathBuf)> {
+        let log = self.store.log(step);
+        std::fs::write(&log, "")?;
+        let epoch = recipe::release()?.source_date_epoch;
+        Ok((Sandbox::new(&self.tools()?).env("SOURCE_DATE_EPOCH", epoch.to_string()), log))
+    }
+
+    pub fn jobs() -> usize {
+        std::thread::available_parallelism().map_or(2, usize::from)
+    }
+}
