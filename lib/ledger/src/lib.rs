@@ -1,0 +1,21 @@
+//! Which image digests are approved.
+//!
+//! Invariants:
+//! - A decision is a value. Unknown, unreadable, too old, too few signatures: all are `Deny` with a reason.
+//! - Only signed bytes decide. A line that is not the canonical form of what it says is refused, so nothing unsigned can ride along.
+//! - The sequence has no gaps and, against a [`HighWater`], never goes back nor forks.
+//! - A revocation is final.
+//! - No I/O, no clock, no unsafe.
+//!
+//! The format is specified in docs/ledger.md.
+#![forbid(unsafe_code)]
+
+mod decision;
+mod log;
+mod statement;
+
+pub use decision::{Decision, Evidence, Reason};
+pub use log::{HighWater, Log, LogError, Policy, longer};
+pub use statement::{Entry, Signature, Statement, Status};
+
+pub use ed25519_dalek::{SigningKey, VerifyingKey};

@@ -1,0 +1,32 @@
+/// What the ledger says of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision {
+    Allow(Evidence),
+    Deny(Reason),
+}
+
+/// Why an image may run: the statement that says so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    pub digest: String,
+    pub seq: u64,
+    pub exp: u64,
+    pub signers: usize,
+}
+
+/// Why an image may not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Reason {
+    #[error("{digest} is not in the ledger: nobody approved it (`trustctl approve {digest}`)")]
+    Unknown { digest: String },
+    #[error("{digest} was revoked by statement {seq}; a revocation is final")]
+    Revoked { digest: String, seq: u64 },
+    #[error("the approval of {digest} (statement {seq}) expired: it held until {exp}, now is {now}; approve it again")]
+    Expired { digest: String, seq: u64, exp: u64, now: u64 },
+    #[error("the approval of {digest} (statement {seq}) holds from {iat}, now is {now}; is the clock right?")]
+    NotYet { digest: String, seq: u64, iat: u64, now: u64 },
+    #[error("the clock is not set: it says {now}, which is before {floor}, when this node's image was built")]
+    Clock { now: u64, floor: u64 },
+    #[error("the ledger cannot be used: {0}")]
+    Ledger(String),
+}
