@@ -1,0 +1,135 @@
+//! A node for a test: the image on a card of its own, a software TPM, a console, the owner's API.
+#![forbid(unsafe_code)]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use measure::Measurements;
+use serde_json::Value;
+use trustctl::client::{Address, Client};
+use xtask::cmd::build_image::sparse_copy;
+use xtask::console::{Console, free_port};
+use xtask::machine::{self, Machine};
+use xtask::qemu::Boot;
+
+/// Generous: an emulated boot takes some 20 s on an idle host with two cores.
+pub const BOOT_WITHIN: Duration = Duration::from_secs(240);
+pub const SOON: Duration = Duration::from_secs(180);
+const CARD_MIB: u64 = 1024;
+
+pub struct Card {
+    pub dir: PathBuf,
+    image: PathBuf,
+    tools: PathBuf,
+    machine: Machine,
+    port: u16,
+    pub tpm: bool,
+}
+
+fn setting(name: &str) -> PathBuf {
+    match std::env::var_os(name) {
+        Some(value) => value.into(),
+        None => panic!("{name} is not set: these tests are run by `cargo xtask test boot`"),
+    }
+}
+
+impl Card {
+    /// A card with the image on it, larger than the image.
+    pub fn flash(test: &str) -> Result<Self> {
+        let dir = setting("BASALT_SCRATCH").join(test);
+        std::fs::create_dir_all(&dir)?;
+        let image = setting("BASALT_IMAGE");
+        let card = Self { tools: setting("BASALT_TOOLS"), machine: machine::load("virt")?, port: free_port()?, tpm: true, image, dir };
+        sparse_copy(&card.image, &card.disk())?;
+        std::fs::File::options().write(true).open(card.disk())?.set_len(CARD_MIB << 20)?;
+        // The owner's keys, apart from the user's own list of known nodes.
+        let keys = trustctl::keys::folder()?;
+        for name in ["owner.key", "owner.crt", "approver.key"] {
+            std::fs::copy(keys.join(name), card.dir.join(name)).with_context(|| format!("no {name}"))?;
+        }
+        Ok(card)
+    }
+
+    pub fn disk(&self) -> PathBuf {
+        self.dir.join("disk.img")
+    }
+
+    fn boot_with(&self) -> Boot<'_> {
+        Boot { tools: &self.tools, machine: &self.machine, dir: &self.dir, port: self.port, tpm: self.tpm, outside: false }
+    }
+
+    pub fn boot(&self) -> Result<Console> {
+        Console::start(&self.boot_with())
+    }
+
+    /// Boots and waits until all services run.
+    pub fn boot_to_ready(&self) -> Result<Console> {
+        let mut console = self.boot()?;
+        let line = console.wait_for_any(&["ready: all services run", "STOPPED", "Kernel panic"], BOOT_WITHIN)?;
+        if !line.contains("ready") {
+            bail!("the node stopped: {line}");
+        }
+        Ok(console)
+    }
+
+    pub fn client(&self) -> Client {
+        Client::new(Address::Tls(format!("127.0.0.1:{}", self.port)), &self.dir)
+    }
+
+    pub fn measurements(&self) -> Result<Measurements> {
+        let text = std::fs::read_to_string(self.image.with_file_name("measurements.json"))?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// Flips one bit where these bytes are first found on the card.
+    pub fn flip(&self, what: &[u8]) -> Result<u64> {
+        use std::os::unix::fs::FileExt as _;
+        let data = std::fs::read(&self.image)?;
+        let at = data.windows(what.len()).position(|w| w == what).context("the image does not hold these bytes")? as u64;
+        let file = std::fs::File::options().read(true).write(true).open(self.disk())?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 1], at)?;
+        Ok(at)
+    }
+
+    /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the predicted one.
+    pub fn attest(&self) -> Result<trustctl::evidence::Checked> {
+        let mut nonce = [0u8; 32];
+        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut nonce)?;
+        let answer = self.client().post("/v1/quote", &serde_json::json!({ "nonce": measure::hex(&nonce) }))?;
+        trustctl::evidence::check(&answer, &nonce, Some(&self.measurements()?))
+    }
+
+    /// Asks for the modules until one of them is as wished.
+    pub fn wait_for_module(&self, name: &str, within: Duration, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+        wait(within, &format!("the module {name}"), || {
+            let answer = self.client().get("/v1/modules").unwrap_or_default();
+            let found = answer["modules"].as_array().and_then(|all| all.iter().find(|m| m["name"] == name).cloned()).unwrap_or_default();
+            if wish(&found) { Ok(found) } else { Err(found.to_string()) }
+        })
+    }
+}
+
+/// Polls until there is an answer; the last refusal is part of the error.
+pub fn wait<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Result<T, String>) -> Result<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        match poll() {
+            Ok(answer) => return Ok(answer),
+            Err(last) if Instant::now() >= deadline => bail!("{what}: not as wished within {} s; last: {last}", within.as_secs()),
+            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+        }
+    }
+}
+
+/// Reads a log of approvals, adds a statement by the user's approver, returns the longer log.
+pub fn with_statement(log: &str, digest: &str, status: ledger::Status, keys: &Path) -> Result<String> {
+    let key = trustctl::keys::load_approver(&keys.join("approver.key"))?;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
+    let seq = log.lines().count() as u64 + 1;
+    let mut entry = ledger::Entry::new(ledger::Statement { digest: digest.to_owned(), exp: now + 86_400, iat: now - 3600, seq, status });
+    entry.sign("home", &key);
+    Ok(format!("{log}{}\n", entry.line()))
+}

@@ -1,0 +1,6 @@
+//! What the command line, the build and the tests share: keys, and the client of a node's API.
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod evidence;
+pub mod keys;

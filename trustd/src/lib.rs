@@ -1,0 +1,58 @@
+//! The trust engine of a Basalt node.
+//!
+//! It alone speaks to the TPM (after init's handover) and to the Docker Engine; it lets the engine run what the ledger
+//! approves, records what it does in PCR 15, and gives modules their cryptography.
+#![forbid(unsafe_code)]
+
+pub mod api;
+pub mod approvals;
+pub mod audit;
+pub mod crypto;
+pub mod engine;
+pub mod files;
+pub mod init;
+pub mod modules;
+pub mod settings;
+pub mod tpm;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+use tokio::net::UnixListener;
+
+use crate::api::{module::Sockets, owner, tls::TlsListener};
+use crate::settings::Settings;
+
+/// Runs until it is told to stop.
+pub async fn run(settings: Settings) -> Result<()> {
+    let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
+    let node: config::Node = read(&settings.etc.join("node.toml"))?;
+    for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
+        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    let tpm = tpm::Tpm::open(&settings.tcti).await.context("the TPM")?;
+    let audit = Arc::new(audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await?);
+    let root = Arc::new(crypto::keys::RootKey::open(&tpm, &settings.data.join("root.sealed")).await?);
+    let approvals = Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built)?);
+    let modules = Arc::new(modules::Modules::open(&settings, approvals.clone(), audit.clone())?);
+    let sockets = Arc::new(Sockets::new(settings.modules.clone(), tpm, root));
+
+    let tls = TlsListener::bind(&node.api.listen, &node.owner.certificates, &settings.data.join("tls")).await?;
+    let router = owner::router(Arc::new(owner::Node { boot, modules: modules.clone(), approvals, audit, init: settings.init.clone() }));
+    let path = settings.run.join("api.sock");
+    let _ = std::fs::remove_file(&path);
+    let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    tokio::spawn(modules.keep(sockets));
+    let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        served = axum::serve(local, router.clone()).into_future() => served.context("the local API ended"),
+        served = axum::serve(tls, router).into_future() => served.context("the API ended"),
+        _ = end.recv() => Ok(()),
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(config::parse(&path.to_string_lossy(), &text)?)
+}

@@ -12,10 +12,28 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Build the image of a machine into target/image/MACHINE/
+    BuildImage(cmd::build_image::Args),
+    /// Boot the image in QEMU with a software TPM, its console in this terminal
+    Run(cmd::run::Args),
+    /// Run all checks and tests, or those of one group
+    Test(cmd::test::Args),
     /// Build one step
     Build(cmd::build::Args),
+    /// Run cargo for the host inside the tools tree
+    Cargo(cmd::dev::Args),
     /// Resolve package sets anew and write image/locks/
     Lock(cmd::lock::Args),
+    /// Say why a step would be built anew
+    Why(cmd::why::Args),
+    /// Print the sizes that are promised in the README
+    Size(cmd::size::Args),
+    /// Measure the times that are promised in the README
+    Bench(cmd::bench::Args),
+    /// Build twice in different surroundings and compare every byte
+    Repro(cmd::repro::Args),
+    /// Empty the cache of downloads and results
+    Clean(cmd::clean::Args),
     #[command(hide = true)]
     Enter { spec: String },
     #[command(hide = true)]
@@ -24,8 +42,17 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::BuildImage(args) => cmd::build_image::run(args),
+        Command::Run(args) => cmd::run::run(args),
+        Command::Test(args) => cmd::test::run(args),
         Command::Build(args) => cmd::build::run(args),
+        Command::Cargo(args) => cmd::dev::run(args),
         Command::Lock(args) => cmd::lock::run(args),
+        Command::Why(args) => cmd::why::run(args),
+        Command::Size(args) => cmd::size::run(args),
+        Command::Bench(args) => cmd::bench::run(args),
+        Command::Repro(args) => cmd::repro::run(args),
+        Command::Clean(args) => cmd::clean::run(args),
         Command::Enter { spec } => sandbox::enter(&spec),
         Command::EnterSecond { spec } => sandbox::enter_second(&spec),
     };

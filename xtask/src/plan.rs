@@ -30,6 +30,8 @@ pub struct Plan {
     pub machine: Machine,
     pub variant: String,
     pub locked: bool,
+    /// Steps that were dealt with in this run.
+    done: std::cell::RefCell<Vec<String>>,
 }
 
 impl Plan {
@@ -38,7 +40,7 @@ impl Plan {
         if !variants.iter().any(|v| v == variant) {
             bail!("there is no variant {variant:?}; configs/variants has: {}", variants.join(", "));
         }
-        Ok(Self { machine: machine::load(machine)?, machine_name: machine.to_owned(), variant: variant.to_owned(), locked, store: Store::open()? })
+        Ok(Self { machine: machine::load(machine)?, machine_name: machine.to_owned(), variant: variant.to_owned(), locked, store: Store::open()?, done: Default::default() })
     }
 
     /// Every step of this image, in the order in which they are built.
@@ -122,7 +124,12 @@ impl Plan {
             }
         }
         let (name, inputs) = (self.name(step), self.inputs(step)?);
-        if self.store.lookup(&name, &inputs).is_none() {
+        let found = self.store.lookup(&name, &inputs);
+        if let Some(built) = found.as_ref().filter(|_| self.done.borrow().contains(&name)) {
+            return Ok(built.clone());
+        }
+        self.done.borrow_mut().push(name.clone());
+        if found.is_none() {
             for need in self.needs(step)? {
                 self.build(&need)?;
             }
@@ -166,6 +173,7 @@ impl Plan {
     }
 
     pub fn jobs() -> usize {
-        std::thread::available_parallelism().map_or(2, usize::from)
+        let asked = std::env::var("BASALT_JOBS").ok().and_then(|n| n.parse().ok());
+        asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from))
     }
 }

@@ -40,6 +40,8 @@ pub struct Program {
 pub struct Root {
     /// The identity of the file system and of its hash tree; anything, but always the same.
     pub uuid: String,
+    /// Options of mkfs.erofs.
+    pub erofs: Vec<String>,
     pub folders: BTreeMap<String, String>,
     pub links: BTreeMap<String, String>,
     /// Place in the root = program of image/recipes/programs.

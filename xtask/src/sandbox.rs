@@ -87,7 +87,10 @@ impl Sandbox {
     pub fn command<S: AsRef<str>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Command> {
         let mut spec = self.clone();
         spec.argv = argv.into_iter().map(|a| a.as_ref().to_owned()).collect();
-        let mut command = Command::new(std::env::current_exe()?);
+        // The boot tests use this module too, and are another program.
+        // Not by its path: cargo may have put a newer one there.
+        let xtask = std::env::var_os("BASALT_XTASK").unwrap_or("/proc/self/exe".into());
+        let mut command = Command::new(xtask);
         command.arg("enter").arg(serde_json::to_string(&spec)?).stdin(Stdio::null());
         Ok(command)
     }

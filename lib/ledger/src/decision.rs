@@ -30,3 +30,17 @@ pub enum Reason {
     #[error("the ledger cannot be used: {0}")]
     Ledger(String),
 }
+
+impl Reason {
+    /// A short name that stays the same while the reason does.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "unknown",
+            Self::Revoked { .. } => "revoked",
+            Self::Expired { .. } => "expired",
+            Self::NotYet { .. } => "not-yet",
+            Self::Clock { .. } => "clock",
+            Self::Ledger(_) => "ledger",
+        }
+    }
+}

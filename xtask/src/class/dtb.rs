@@ -1,5 +1,43 @@
-use crate::{plan::{Plan,Step},store::Inputs}; use anyhow::Result; use std::path::Path;
-pub fn needs(_: &Plan, s: Step) -> Vec<Step> { vec![s] }
-pub fn names() -> Result<Vec<String>> { Ok(vec![]) }
-pub fn inputs(_: &Plan, _: &mut Inputs) -> Result<()> { Ok(()) }
-pub fn build(_: &Plan, _: &Path) -> Result<()> { Ok(()) }
+//! The device tree of a machine: from the kernel's build, or dumped from the very QEMU that will boot it.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::machine::DeviceTree;
+use crate::plan::{Plan, Step};
+use crate::store::Inputs;
+
+pub fn needs(plan: &Plan, tools: Step) -> Vec<Step> {
+    match plan.machine.device_tree {
+        DeviceTree::Qemu => vec![tools],
+        DeviceTree::Kernel { .. } => vec![Step::Kernel],
+    }
+}
+
+pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
+    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?;
+    Ok(())
+}
+
+pub fn build(plan: &Plan, out: &Path) -> Result<()> {
+    let target = out.join("machine.dtb");
+    match &plan.machine.device_tree {
+        DeviceTree::Kernel { file } => {
+            std::fs::copy(plan.planned(&Step::Kernel)?.file("dtbs").join(file), target)?;
+        }
+        DeviceTree::Qemu => {
+            let q = &plan.machine.qemu;
+            // QEMU describes the TPM only if there is one, so a software TPM answers while it writes the tree down.
+            let script = format!(
+                "mkdir /tmp/tpm && swtpm socket --tpm2 --tpmstate dir=/tmp/tpm --ctrl type=unixio,path=/tmp/tpm.sock --daemon --terminate && \
+                 exec qemu-system-aarch64 -machine {},dumpdtb=/out/machine.dtb -cpu {} -smp {} -m {} -display none -nic none \
+                 -chardev socket,id=chrtpm,path=/tmp/tpm.sock -tpmdev emulator,id=tpm0,chardev=chrtpm -device {}",
+                q.machine, q.cpu, q.cpus, q.memory_mib, q.tpm_device
+            );
+            let (sandbox, log) = plan.sandbox("dtb")?;
+            sandbox.write(out, "/out").run(&log, ["sh", "-c", &script])?;
+        }
+    }
+    Ok(())
+}

@@ -1,7 +1,17 @@
 //! The commands, a file each.
 
+pub mod bench;
 pub mod build;
+pub mod build_image;
+pub mod clean;
+pub mod deny;
+pub mod dev;
 pub mod lock;
+pub mod repro;
+pub mod run;
+pub mod size;
+pub mod test;
+pub mod why;
 
 use anyhow::Result;
 

@@ -1,0 +1,230 @@
+//! The scenarios on `virt`. Each boots its own card.
+
+use std::time::Duration;
+
+use basalt_ci::{BOOT_WITHIN, Card, SOON, wait, with_statement};
+use ledger::Status;
+use serde_json::{Value, json};
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn running(module: &Value) -> bool {
+    module["status"]["state"] == "running"
+}
+
+/// An image for the node: the demo program of the image, so that it could really run, beside a word that makes it another image.
+fn image(card: &Card, word: &str) -> (Vec<u8>, String) {
+    let demo = std::fs::read(card.dir.join("demo")).unwrap_or_else(|_| b"#!/none".to_vec());
+    oci::build(&oci::Image {
+        architecture: "arm64",
+        files: &[("demo", 0o755, &demo), ("word", 0o644, word.as_bytes())],
+        folders: &["run", "run/basalt"],
+        entrypoint: &["/demo"],
+        user: "65532:65532",
+    })
+    .unwrap()
+}
+
+fn module_toml(digest: &str) -> String {
+    format!("crypto = [\"vrf\", \"random\", \"hash\"]\nmemory-mib = 32\npids = 16\n[image]\ndigest = \"{digest}\"\narchive = \"upload\"\n")
+}
+
+fn apply(card: &Card, name: &str, archive: Vec<u8>, digest: &str) {
+    card.client().upload(&format!("/v1/modules/{name}/archive"), archive).unwrap();
+    card.client().put(&format!("/v1/modules/{name}"), &json!({ "toml": module_toml(digest) })).unwrap();
+}
+
+fn push(card: &Card, digest: &str, status: Status) {
+    let log = text(&card.client().get("/v1/ledger").unwrap()["log"]);
+    let longer = with_statement(&log, digest, status, &card.dir).unwrap();
+    card.client().put("/v1/ledger", &json!({ "log": longer })).unwrap();
+}
+
+/// The program of the shipped demo module, taken out of its archive in the image.
+fn fetch_demo(card: &Card) {
+    let image = std::fs::read(card.disk()).unwrap();
+    // The archive lies in the root as it is: it begins with the member oci-layout.
+    let start = image.windows(11).position(|w| w == b"oci-layout\0").unwrap();
+    let mut archive = tar::Archive::new(&image[start..]);
+    for entry in archive.entries().unwrap() {
+        let mut data = Vec::new();
+        std::io::Read::read_to_end(&mut entry.unwrap(), &mut data).unwrap();
+        if data.starts_with(&[0x1f, 0x8b]) {
+            for file in tar::Archive::new(flate2::read::GzDecoder::new(&data[..])).entries().unwrap() {
+                let mut file = file.unwrap();
+                if file.path().unwrap().as_os_str() == "demo" {
+                    let mut program = Vec::new();
+                    std::io::Read::read_to_end(&mut file, &mut program).unwrap();
+                    std::fs::write(card.dir.join("demo"), program).unwrap();
+                    return;
+                }
+            }
+        }
+    }
+    panic!("the image holds no demo module");
+}
+
+#[test]
+fn boots_measures_and_runs_the_approved_module() {
+    let card = Card::flash("approved").unwrap();
+    let console = card.boot_to_ready().unwrap();
+    assert!(console.text.contains("the data partition now has 8"), "grown to the card:\n{}", console.text);
+    card.wait_for_module("demo", SOON, running).unwrap();
+
+    // Quoted registers = measurements.json, event by event.
+    let checked = card.attest().unwrap();
+    let kinds: Vec<&str> = checked.modules.iter().map(|r| r.content.kind.as_str()).collect();
+    assert_eq!(kinds, ["module-approved", "module-started"]);
+
+    // Its proofs verify here, with nothing but the public values.
+    let log = wait(SOON, "the demo's log", || {
+        let log = card.client().get("/v1/modules/demo/log").map(|v| text(&v["log"])).map_err(|e| e.to_string())?;
+        if log.contains("demo: done") { Ok(log) } else { Err(log) }
+    })
+    .unwrap();
+    let mut verified = 0;
+    for line in log.lines().filter_map(|l| l.strip_prefix("demo: proof ")) {
+        let proof: Value = serde_json::from_str(line).unwrap();
+        let bytes = |key: &str| measure::unhex(proof[key].as_str().unwrap()).unwrap();
+        let suite: vrf::Suite = serde_json::from_value(proof["suite"].clone()).unwrap();
+        assert_eq!(suite.verify(&bytes("public_key"), &bytes("alpha"), &bytes("pi")).unwrap(), Some(bytes("beta")));
+        verified += 1;
+    }
+    assert_eq!(verified, 2, "{log}");
+
+    // A container cannot open the TPM; neither can any service but trustd, which init proves before each start.
+    for device in ["/dev/tpm0", "/dev/tpmrm0"] {
+        assert!(log.contains(&format!("demo: {device} refused")), "{log}");
+    }
+    assert!(!log.contains("ALARM"), "{log}");
+
+    // Who has no pinned certificate gets nothing.
+    let stranger = card.dir.join("stranger");
+    trustctl::keys::new_owner(&stranger).unwrap();
+    std::fs::copy(stranger.join("owner.key"), card.dir.join("owner.key")).unwrap();
+    std::fs::copy(stranger.join("owner.crt"), card.dir.join("owner.crt")).unwrap();
+    assert!(card.client().get("/v1/status").is_err());
+}
+
+#[test]
+fn refuses_what_is_unapproved_revoked_or_altered() {
+    let card = Card::flash("refused").unwrap();
+    fetch_demo(&card);
+    let mut console = card.boot_to_ready().unwrap();
+    card.wait_for_module("demo", SOON, running).unwrap();
+    let refused = |name: &str, code: &str| {
+        let module = card.wait_for_module(name, SOON, |m| m["status"]["state"] == "refused").unwrap();
+        let reason = text(&module["status"]["reason"]);
+        assert!(reason.starts_with(code), "{reason}");
+    };
+
+    let (archive, digest) = image(&card, "nobody approved this");
+    apply(&card, "stranger", archive, &digest);
+    refused("stranger", "unknown");
+
+    // Approved, and one byte of a layer altered.
+    let (mut archive, digest) = image(&card, "approved and altered");
+    push(&card, &digest, Status::Approved);
+    let layer = archive.windows(2).position(|w| w == [0x1f, 0x8b]).unwrap();
+    archive[layer + 100] ^= 1;
+    apply(&card, "altered", archive, &digest);
+    refused("altered", "archive");
+
+    // Approved: it runs. Revoked: it is stopped and stays so.
+    let (archive, digest) = image(&card, "approved, then revoked");
+    push(&card, &digest, Status::Approved);
+    apply(&card, "fickle", archive, &digest);
+    card.wait_for_module("fickle", SOON, running).unwrap();
+    push(&card, &digest, Status::Revoked);
+    refused("fickle", "revoked");
+    // A log that forgets the revocation is not taken.
+    let log = text(&card.client().get("/v1/ledger").unwrap()["log"]);
+    let shorter: String = log.lines().take(log.lines().count() - 1).map(|l| format!("{l}\n")).collect();
+    let error = card.client().put("/v1/ledger", &json!({ "log": shorter })).unwrap_err().to_string();
+    assert!(error.contains("older state"), "{error}");
+
+    // All of it is in the quote; what was refused was never started.
+    let checked = card.attest().unwrap();
+    let events: Vec<(String, String)> = checked.modules.iter().map(|r| (r.content.kind.clone(), r.content.data.clone())).collect();
+    let has = |kind: &str, module: &str| events.iter().any(|(k, data)| k == kind && data.contains(&format!("\"module\":\"{module}\"")));
+    for module in ["stranger", "altered", "fickle"] {
+        assert!(has("module-refused", module), "{module}: {events:?}");
+    }
+    assert!(!has("module-started", "stranger") && !has("module-started", "altered"), "{events:?}");
+    assert!(has("module-started", "fickle") && has("module-stopped", "fickle"), "{events:?}");
+
+    // Over a reboot in good order, the longer log stays.
+    let statements = log.lines().count();
+    card.client().post("/v1/node/reboot", &json!({})).unwrap();
+    console.wait_for("down", SOON).unwrap();
+    console.wait_for("ready: all services run", BOOT_WITHIN).unwrap();
+    assert!(console.text.matches("cannot be unmounted").count() == 0, "{}", console.text);
+    let status = wait(SOON, "the status", || card.client().get("/v1/status").map_err(|e| e.to_string())).unwrap();
+    assert_eq!(status["ledger"]["statements"], statements, "{status}");
+    refused("fickle", "revoked");
+    card.attest().unwrap();
+}
+
+#[test]
+fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
+    let card = Card::flash("killed").unwrap();
+    let mut console = card.boot_to_ready().unwrap();
+    card.wait_for_module("demo", SOON, running).unwrap();
+    let (archive, digest) = image(&card, "nobody approved this");
+    apply(&card, "stranger", archive, &digest);
+    card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
+    for service in ["trustd", "dockerd", "containerd"] {
+        // trustd may be gone before it has answered.
+        let _ = card.client().post(&format!("/v1/services/{service}/kill"), &json!({}));
+        console.wait_for(&format!("{service} ended (SIGKILL)"), SOON).unwrap();
+        console.wait_for(&format!("{service} is ready"), SOON).unwrap();
+        card.wait_for_module("demo", SOON, running).unwrap_or_else(|e| panic!("after {service}: {e}\n{}", console.text));
+        let stranger = card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
+        assert!(text(&stranger["status"]["reason"]).starts_with("unknown"), "{stranger}");
+    }
+    // The logs still explain the registers: nothing was lost or adopted.
+    let checked = card.attest().unwrap();
+    assert!(checked.modules.iter().all(|r| r.content.kind != "module-started" || !r.content.data.contains("stranger")));
+}
+
+#[test]
+fn a_flipped_byte_in_the_root_never_reaches_ready() {
+    let card = Card::flash("flipped").unwrap();
+    // In trustd, which init reads whole before it measures it.
+    card.flip(b"trustd stops and the gate is closed").unwrap();
+    let mut console = card.boot().unwrap();
+    let line = console.wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN).unwrap();
+    assert!(!line.contains("ready"), "{}", console.text);
+    assert!(!console.text.contains("handover"), "{}", console.text);
+}
+
+#[test]
+fn without_a_tpm_the_node_stops_with_one_clear_line() {
+    let mut card = Card::flash("no-tpm").unwrap();
+    card.tpm = false;
+    // The device tree of the image still promises one.
+    let mut console = card.boot().unwrap();
+    let line = console.wait_for_any(&["STOPPED", "ready: all services run", "Kernel panic"], BOOT_WITHIN).unwrap();
+    assert!(line.contains("STOPPED: no TPM"), "{line}");
+    assert!(!console.text.contains("handover"), "{}", console.text);
+}
+
+#[test]
+fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
+    let card = Card::flash("power").unwrap();
+    // While the data partition grows, while the engine starts, while an image is loaded, and just after a module runs.
+    for moment in ["handover", "containerd is ready", "module-approved", "module-started"] {
+        let mut console = card.boot().unwrap();
+        console.wait_for(moment, BOOT_WITHIN).unwrap();
+        console.cut();
+    }
+    let mut console = card.boot_to_ready().unwrap();
+    console.wait_for("module-started", SOON).unwrap();
+    card.wait_for_module("demo", SOON, running).unwrap();
+    card.attest().unwrap();
+    card.client().post("/v1/node/poweroff", &json!({})).unwrap();
+    console.wait_for("down", SOON).unwrap();
+    console.wait_for_end(Duration::from_secs(60)).unwrap();
+}

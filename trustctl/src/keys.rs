@@ -1,0 +1,115 @@
+//! The keys of people: an owner's certificate, an approver's signing key.
+//!
+//! Invariant: a private key is written with mode 0600, whole, and never over an existing one.
+
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+use ed25519_dalek::SigningKey;
+use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use sha2::{Digest as _, Sha256};
+
+/// The user's folder for Basalt: `BASALT_CONFIG`, or `basalt` in the configuration directory.
+pub fn folder() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("BASALT_CONFIG") {
+        return Ok(dir.into());
+    }
+    let base = match std::env::var_os("XDG_CONFIG_HOME") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set; BASALT_CONFIG names the folder for keys")?).join(".config"),
+    };
+    Ok(base.join("basalt"))
+}
+
+/// An owner: the certificate that a node pins, and its key.
+pub struct Owner {
+    pub certificate: CertificateDer<'static>,
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Owner {
+    /// SHA-256 of the certificate, as configs/node.toml wants it.
+    pub fn fingerprint(&self) -> String {
+        measure::hex(&Sha256::digest(&self.certificate))
+    }
+
+    pub fn load(dir: &Path) -> Result<Self> {
+        let (crt, key) = (dir.join("owner.crt"), dir.join("owner.key"));
+        let hint = || format!("no usable owner's key in {}; make one with `trustctl key new owner`", dir.display());
+        Ok(Self {
+            certificate: CertificateDer::from_pem_file(&crt).with_context(hint)?,
+            key: PrivateKeyDer::from_pem_file(&key).with_context(hint)?,
+        })
+    }
+}
+
+pub fn new_owner(dir: &Path) -> Result<Owner> {
+    let mut params = rcgen::CertificateParams::new(Vec::new())?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Basalt owner");
+    // It is pinned, not trusted for its dates: a node may boot without a clock.
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+    let key = rcgen::KeyPair::generate()?;
+    let certificate = params.self_signed(&key)?;
+    write_private(&dir.join("owner.key"), key.serialize_pem().as_bytes())?;
+    std::fs::write(dir.join("owner.crt"), certificate.pem())?;
+    Owner::load(dir)
+}
+
+pub fn new_approver(dir: &Path) -> Result<SigningKey> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
+    let key = SigningKey::from_bytes(&seed);
+    write_private(&dir.join("approver.key"), key.to_pkcs8_pem(LineEnding::LF)?.as_bytes())?;
+    Ok(key)
+}
+
+pub fn load_approver(path: &Path) -> Result<SigningKey> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("no approver's key at {}; make one with `trustctl key new approver`", path.display()))?;
+    SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
+}
+
+/// The approver's public key as configs/node.toml wants it.
+pub fn public_hex(key: &SigningKey) -> String {
+    measure::hex(key.verifying_key().as_bytes())
+}
+
+fn write_private(path: &Path, data: &[u8]) -> Result<()> {
+    let dir = path.parent().context("a key needs a folder")?;
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    if path.exists() {
+        bail!("{} is there already and is not overwritten; move it away first", path.display());
+    }
+    let temporary = path.with_extension("new");
+    let _ = std::fs::remove_file(&temporary);
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+    file.write_all(data)?;
+    file.sync_all()?;
+    std::fs::rename(&temporary, path)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_private_and_never_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let owner = new_owner(dir.path()).unwrap();
+        assert_eq!(Owner::load(dir.path()).unwrap().fingerprint(), owner.fingerprint());
+        let approver = new_approver(dir.path()).unwrap();
+        assert_eq!(load_approver(&dir.path().join("approver.key")).unwrap(), approver);
+        for name in ["owner.key", "approver.key"] {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&dir.path().join(name).metadata().unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        }
+        assert!(new_owner(dir.path()).is_err());
+        assert!(new_approver(dir.path()).is_err());
+        assert!(load_approver(&dir.path().join("owner.crt")).is_err());
+    }
+}

@@ -1,0 +1,149 @@
+//! `trustctl`: for approvers, and for owners of nodes.
+#![forbid(unsafe_code)]
+
+mod approver;
+mod node;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use trustctl::client::{Address, Client, Refusal};
+use trustctl::keys;
+
+#[derive(Parser)]
+#[command(
+    name = "trustctl",
+    version,
+    about = "Keys, approvals, and what a Basalt node says of itself",
+    after_help = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 the node refused, 4 a proof or quote does not hold.\n\
+                  Start with: trustctl key show, then trustctl --node HOST:7443 status"
+)]
+struct Cli {
+    /// The node: HOST:PORT (TLS with the owner's certificate) or unix:PATH
+    #[arg(long, global = true, env = "BASALT_NODE", default_value = "127.0.0.1:7443")]
+    node: Address,
+    /// Folder with owner.key, owner.crt, approver.key and known_nodes
+    #[arg(long, global = true)]
+    keys: Option<PathBuf>,
+    /// JSON instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make or show keys
+    Key {
+        #[command(subcommand)]
+        command: KeyCommand,
+    },
+    /// Approve an image in a log
+    Approve(approver::Approve),
+    /// Revoke an image in a log; that is final
+    Revoke(approver::Revoke),
+    /// Show, check, sign or send a log
+    Log {
+        #[command(subcommand)]
+        command: approver::LogCommand,
+    },
+    /// What the node is and how it is
+    Status,
+    /// The node's modules and what the ledger says of them
+    Modules,
+    /// Add or replace a module, or read its log
+    Module {
+        #[command(subcommand)]
+        command: node::ModuleCommand,
+    },
+    /// What happened to modules since the boot
+    Audit,
+    /// Ask for a quote, check it, and compare with an image's measurements
+    Quote(node::Quote),
+    /// Verify the proof of a verifiable random function
+    Vrf(node::Vrf),
+    /// Restart a service, or kill it as a crash would
+    Service {
+        #[arg(value_enum)]
+        verb: node::ServiceVerb,
+        name: String,
+    },
+    /// Reboot the node in good order
+    Reboot,
+    /// Switch the node off in good order
+    Poweroff,
+}
+
+#[derive(Subcommand)]
+enum KeyCommand {
+    /// Make a key; an existing one is never overwritten
+    New {
+        #[arg(value_enum)]
+        whose: Whose,
+    },
+    /// Show what configs/node.toml pins
+    Show,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy)]
+enum Whose {
+    /// Commands nodes
+    Owner,
+    /// Decides what runs on nodes
+    Approver,
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            if error.is::<Refusal>() {
+                ExitCode::from(3)
+            } else if error.is::<node::DoesNotHold>() {
+                ExitCode::from(4)
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let folder = cli.keys.clone().map_or_else(keys::folder, Ok)?;
+    let client = Client::new(cli.node.clone(), &folder);
+    match cli.command {
+        Command::Key { command: KeyCommand::New { whose } } => new_key(whose, &folder),
+        Command::Key { command: KeyCommand::Show } => show_keys(&folder),
+        Command::Approve(args) => approver::approve(&args, &folder),
+        Command::Revoke(args) => approver::revoke(&args, &folder),
+        Command::Log { command } => approver::log(&command, &folder, &client),
+        Command::Status => node::status(&client, cli.json),
+        Command::Modules => node::modules(&client, cli.json),
+        Command::Module { command } => node::module(&client, &command),
+        Command::Audit => node::audit(&client, cli.json),
+        Command::Quote(args) => node::quote(&client, &args, cli.json),
+        Command::Vrf(args) => node::vrf(&args, cli.json),
+        Command::Service { verb, name } => node::service(&client, verb, &name),
+        Command::Reboot => node::machine(&client, "reboot"),
+        Command::Poweroff => node::machine(&client, "poweroff"),
+    }
+}
+
+fn new_key(whose: Whose, folder: &std::path::Path) -> Result<()> {
+    match whose {
+        Whose::Owner => println!("owner.certificates = [\"{}\"]", keys::new_owner(folder)?.fingerprint()),
+        Whose::Approver => println!("ledger.approvers = [\"{}\"]", keys::public_hex(&keys::new_approver(folder)?)),
+    }
+    println!("The key is in {}. Put the line above into configs/node.toml; an image that names none pins your keys by itself.", folder.display());
+    Ok(())
+}
+
+fn show_keys(folder: &std::path::Path) -> Result<()> {
+    println!("owner     {}", keys::Owner::load(folder).map_or_else(|e| format!("none ({e})"), |o| o.fingerprint()));
+    println!("approver  {}", keys::load_approver(&folder.join("approver.key")).map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k)));
+    Ok(())
+}

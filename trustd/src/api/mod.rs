@@ -1,0 +1,73 @@
+//! The two HTTP/1.1 + JSON interfaces. docs/api.md describes both.
+
+pub mod module;
+pub mod owner;
+pub mod tls;
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// The one shape of every error: `{"error":{"code":"…","message":"…"}}`.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    error: Inner<'a>,
+}
+
+#[derive(Serialize)]
+struct Inner<'a> {
+    code: &'a str,
+    message: &'a str,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
+        Self { status, code, message: message.to_string() }
+    }
+
+    /// The request is not as it should be.
+    pub fn request(message: impl ToString) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "bad-request", message)
+    }
+
+    /// Something on the node failed.
+    pub fn node(message: impl ToString) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message)
+    }
+
+    pub fn not_found(message: impl ToString) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not-found", message)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(Body { error: Inner { code: self.code, message: &self.message } })).into_response()
+    }
+}
+
+impl From<JsonRejection> for ApiError {
+    fn from(rejection: JsonRejection) -> Self {
+        Self::new(rejection.status(), "bad-request", rejection.body_text())
+    }
+}
+
+/// What a handler returns.
+pub type Answer<T> = Result<Json<T>, ApiError>;
+
+pub(crate) fn unhex(what: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+    measure::unhex(text).ok_or_else(|| ApiError::request(format!("{what}: expected lower-case hex digits, an even number of them")))
+}
+
+async fn unknown() -> ApiError {
+    ApiError::not_found("there is no such call; docs/api.md lists them")
+}

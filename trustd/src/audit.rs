@@ -1,0 +1,151 @@
+//! What trustd does to modules: extended into PCR 15, logged, and kept.
+//!
+//! Invariants:
+//! - intent → extend → log → clear. After a kill at any point, [`Audit::open`] finishes the step or drops it, so that the
+//!   log always replays to the register.
+//! - An extend that is not ours is never adopted: then this module refuses to work, and with it the gate.
+//! - Quote and logs of one answer are of one moment: both are made under the same lock.
+
+use std::path::{Path, PathBuf};
+
+use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, hex, parse_log, replay};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Mutex;
+
+use crate::files;
+use crate::tpm::{SignedQuote, Tpm, TpmError};
+
+#[derive(Debug, thiserror::Error)]
+pub enum AuditError {
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    #[error("cannot access {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Log { path: PathBuf, source: measure::LogError },
+    #[error("PCR {pcr} is not what the logs say: expected {expected}, found {found}; somebody else extended it, reboot the node")]
+    Foreign { pcr: u32, expected: String, found: String },
+}
+
+/// A quote with the logs that explain it.
+#[derive(Serialize)]
+pub struct Evidence {
+    pub attest: String,
+    pub signature: String,
+    /// The attestation key, SEC 1 uncompressed.
+    pub key: String,
+    pub pcrs: std::collections::BTreeMap<String, String>,
+    pub platform_log: Vec<Record>,
+    pub modules_log: Vec<Record>,
+}
+
+pub struct Audit {
+    state: Mutex<State>,
+    tpm: Tpm,
+    platform: Vec<Record>,
+    run: PathBuf,
+    kept: PathBuf,
+}
+
+struct State {
+    records: Vec<Record>,
+    /// Hash over all lines of the kept log, so that none can be taken out unseen.
+    head: String,
+}
+
+impl Audit {
+    /// Reads the logs, compares them with the registers, and finishes what a kill interrupted.
+    pub async fn open(tpm: Tpm, platform_log: &Path, run: &Path, data: &Path) -> Result<Self, AuditError> {
+        let platform = read_log(platform_log)?;
+        let log = run.join("modules.log");
+        let mut records = if log.exists() { read_log(&log)? } else { Vec::new() };
+        let kept = data.join("audit.jsonl");
+        let head = std::fs::read(&kept).map(|all| hex(&Sha256::digest(all))).unwrap_or_default();
+
+        let expected = values(platform_log, &platform, &records)?;
+        let found = tpm.read(PLATFORM_PCR).await?;
+        same(PLATFORM_PCR, expected.0, found)?;
+        let found = tpm.read(MODULES_PCR).await?;
+        let intent = run.join("intent");
+        if let Ok(text) = std::fs::read_to_string(&intent) {
+            // A kill while the intent was written leaves the old one or none: files::write is whole or nothing.
+            let pending = parse_log(&text, records.len() as u64).map_err(|source| AuditError::Log { path: intent.clone(), source });
+            if let Ok([record]) = pending.as_deref() {
+                let mut after = expected.1;
+                after.extend(&record.event().digest());
+                if found == after {
+                    append(&log, record)?;
+                    records.push(record.clone());
+                }
+            }
+            files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
+        }
+        let expected = values(&log, &platform, &records)?;
+        same(MODULES_PCR, expected.1, found)?;
+        Ok(Self { state: Mutex::new(State { records, head }), tpm, platform, run: run.to_owned(), kept })
+    }
+
+    /// Extends PCR 15 with an event and logs it. When this returns, nothing can undo it.
+    pub async fn record(&self, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
+        let mut state = self.state.lock().await;
+        let event = Event::new(MODULES_PCR, kind, data.to_string());
+        let record = Record::new(state.records.len() as u64, &event);
+        let (intent, log) = (self.run.join("intent"), self.run.join("modules.log"));
+        files::write(&intent, record.line().as_bytes()).map_err(|source| AuditError::Io { path: intent.clone(), source })?;
+        self.tpm.extend(MODULES_PCR, event.digest()).await?;
+        append(&log, &record)?;
+        files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
+        self.keep(&mut state, kind, data)?;
+        println!("audit: {kind} {data}");
+        state.records.push(record);
+        Ok(())
+    }
+
+    /// The log that outlives boots: each line carries the hash of all before it.
+    fn keep(&self, state: &mut State, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
+        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let line = serde_json::json!({ "before": state.head, "data": data, "kind": kind, "time": time }).to_string() + "\n";
+        files::append(&self.kept, line.as_bytes()).map_err(|source| AuditError::Io { path: self.kept.clone(), source })?;
+        state.head = hex(&Sha256::new().chain_update(state.head.as_bytes()).chain_update(line.as_bytes()).finalize());
+        Ok(())
+    }
+
+    pub async fn evidence(&self, nonce: Vec<u8>) -> Result<Evidence, AuditError> {
+        let state = self.state.lock().await;
+        let SignedQuote { attest, signature, key } = self.tpm.quote(nonce).await?;
+        let mut pcrs = std::collections::BTreeMap::new();
+        for pcr in [PLATFORM_PCR, MODULES_PCR] {
+            pcrs.insert(pcr.to_string(), hex(&self.tpm.read(pcr).await?.0));
+        }
+        Ok(Evidence { attest: hex(&attest), signature: hex(&signature), key: hex(&key), pcrs, platform_log: self.platform.clone(), modules_log: state.records.clone() })
+    }
+
+    /// All events of modules since the boot.
+    pub async fn records(&self) -> Vec<Record> {
+        self.state.lock().await.records.clone()
+    }
+}
+
+fn append(log: &Path, record: &Record) -> Result<(), AuditError> {
+    files::append(log, record.line().as_bytes()).map_err(|source| AuditError::Io { path: log.to_owned(), source })
+}
+
+fn read_log(path: &Path) -> Result<Vec<Record>, AuditError> {
+    let text = std::fs::read_to_string(path).map_err(|source| AuditError::Io { path: path.to_owned(), source })?;
+    parse_log(&text, 0).map_err(|source| AuditError::Log { path: path.to_owned(), source })
+}
+
+/// What PCR 14 and 15 should be.
+fn values(path: &Path, platform: &[Record], modules: &[Record]) -> Result<(Pcr, Pcr), AuditError> {
+    let pcrs = replay(platform.iter().chain(modules)).map_err(|source| AuditError::Log { path: path.to_owned(), source })?;
+    let value = |n| pcrs.get(&n).copied().unwrap_or_default();
+    Ok((value(PLATFORM_PCR), value(MODULES_PCR)))
+}
+
+fn same(pcr: u32, expected: Pcr, found: Pcr) -> Result<(), AuditError> {
+    if expected == found {
+        return Ok(());
+    }
+    Err(AuditError::Foreign { pcr, expected: hex(&expected.0), found: hex(&found.0) })
+}

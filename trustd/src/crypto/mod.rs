@@ -1,0 +1,3 @@
+//! Cryptography for modules.
+
+pub mod keys;

@@ -1,0 +1,125 @@
+//! The TPM, owned by one thread.
+//!
+//! Invariants: only this thread speaks to the TPM; requests wait in a bounded queue; every handle is flushed on every path.
+
+mod device;
+
+use std::path::PathBuf;
+
+use measure::{Digest, Pcr};
+use tokio::sync::{mpsc, oneshot};
+
+const QUEUE: usize = 64;
+
+#[derive(Debug, thiserror::Error)]
+pub enum TpmError {
+    #[error("the TPM refused {what}: {source}")]
+    Refused { what: &'static str, source: tss_esapi::Error },
+    #[error("the TPM's answer to {what} is not usable: {problem}")]
+    Answer { what: &'static str, problem: String },
+    #[error("the TPM's queue is full; try again")]
+    Busy,
+    #[error("the TPM's thread has ended")]
+    Gone,
+    #[error("the sealed root key {path} cannot be used: {problem}")]
+    Sealed { path: PathBuf, problem: String },
+}
+
+/// A signed statement of the TPM about its registers.
+#[derive(Debug, Clone)]
+pub struct SignedQuote {
+    /// TPMS_ATTEST as the TPM made it.
+    pub attest: Vec<u8>,
+    /// ECDSA over its SHA-256: r and s, 32 bytes each.
+    pub signature: Vec<u8>,
+    /// The attestation key's point, SEC 1 uncompressed.
+    pub key: Vec<u8>,
+}
+
+/// A secret and its sealed form.
+pub struct Sealed {
+    pub public: Vec<u8>,
+    pub private: Vec<u8>,
+}
+
+enum Request {
+    Random(usize, oneshot::Sender<Result<Vec<u8>, TpmError>>),
+    Read(u32, oneshot::Sender<Result<Pcr, TpmError>>),
+    Extend(u32, Digest, oneshot::Sender<Result<(), TpmError>>),
+    Quote(Vec<u8>, oneshot::Sender<Result<SignedQuote, TpmError>>),
+    Seal(Vec<u8>, oneshot::Sender<Result<Sealed, TpmError>>),
+    Unseal(Sealed, oneshot::Sender<Result<Vec<u8>, TpmError>>),
+}
+
+/// How to reach the TPM's thread.
+#[derive(Clone)]
+pub struct Tpm(mpsc::Sender<Request>);
+
+impl Tpm {
+    /// Opens the TPM that a TCTI configuration names (`device:/dev/tpmrm0`, `swtpm:path=…`).
+    pub async fn open(tcti: &str) -> Result<Self, TpmError> {
+        let (sender, mut receiver) = mpsc::channel(QUEUE);
+        let (opened, answer) = oneshot::channel();
+        let tcti = tcti.to_owned();
+        std::thread::spawn(move || {
+            let mut device = match device::Device::open(&tcti) {
+                Ok(device) => {
+                    let _ = opened.send(Ok(()));
+                    device
+                }
+                Err(error) => {
+                    let _ = opened.send(Err(error));
+                    return;
+                }
+            };
+            while let Some(request) = receiver.blocking_recv() {
+                // Whoever asked may have gone away meanwhile; that is no error here.
+                match request {
+                    Request::Random(n, to) => drop(to.send(device.random(n))),
+                    Request::Read(pcr, to) => drop(to.send(device.read(pcr))),
+                    Request::Extend(pcr, digest, to) => drop(to.send(device.extend(pcr, &digest))),
+                    Request::Quote(nonce, to) => drop(to.send(device.quote(&nonce))),
+                    Request::Seal(secret, to) => drop(to.send(device.seal(&secret))),
+                    Request::Unseal(sealed, to) => drop(to.send(device.unseal(&sealed))),
+                }
+            }
+        });
+        answer.await.map_err(|_| TpmError::Gone)??;
+        Ok(Self(sender))
+    }
+
+    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request) -> Result<T, TpmError> {
+        let (to, answer) = oneshot::channel();
+        self.0.try_send(make(to)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => TpmError::Busy,
+            mpsc::error::TrySendError::Closed(_) => TpmError::Gone,
+        })?;
+        answer.await.map_err(|_| TpmError::Gone)?
+    }
+
+    /// Random bytes from the TPM's own generator.
+    pub async fn random(&self, bytes: usize) -> Result<Vec<u8>, TpmError> {
+        self.ask(|to| Request::Random(bytes, to)).await
+    }
+
+    pub async fn read(&self, pcr: u32) -> Result<Pcr, TpmError> {
+        self.ask(|to| Request::Read(pcr, to)).await
+    }
+
+    pub async fn extend(&self, pcr: u32, digest: Digest) -> Result<(), TpmError> {
+        self.ask(|to| Request::Extend(pcr, digest, to)).await
+    }
+
+    /// A quote over PCR 14 and 15 (SHA-256) for a verifier's nonce.
+    pub async fn quote(&self, nonce: Vec<u8>) -> Result<SignedQuote, TpmError> {
+        self.ask(|to| Request::Quote(nonce, to)).await
+    }
+
+    pub async fn seal(&self, secret: Vec<u8>) -> Result<Sealed, TpmError> {
+        self.ask(|to| Request::Seal(secret, to)).await
+    }
+
+    pub async fn unseal(&self, sealed: Sealed) -> Result<Vec<u8>, TpmError> {
+        self.ask(|to| Request::Unseal(sealed, to)).await
+    }
+}

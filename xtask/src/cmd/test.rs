@@ -1,0 +1,163 @@
+//! `cargo xtask test [GROUP]...`
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::dev;
+use crate::plan::Plan;
+use crate::{config, paths, progress, tree};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to run; everything when nothing is named
+    #[arg(value_enum)]
+    groups: Vec<Group>,
+    /// Only tests whose name contains this
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+enum Group {
+    /// Formatting, lints, and that every file under configs/ and image/ parses
+    Lint,
+    /// Licences, sources and fences of the dependencies
+    Deny,
+    /// Unit and property tests, and those with a software TPM
+    Unit,
+    /// trustd against a real Docker Engine in its own namespaces (root only)
+    Engine,
+    /// The image in QEMU
+    Boot,
+}
+
+const ALL: [Group; 5] = [Group::Lint, Group::Deny, Group::Unit, Group::Engine, Group::Boot];
+
+pub fn run(args: Args) -> Result<()> {
+    let groups = if args.groups.is_empty() { ALL.to_vec() } else { args.groups };
+    let started = Instant::now();
+    for group in &groups {
+        let begun = Instant::now();
+        progress::line(&format!("== {group:?} =="));
+        match group {
+            Group::Lint => lint()?,
+            Group::Deny => super::deny::run()?,
+            Group::Unit => unit(args.filter.as_deref())?,
+            Group::Engine => engine(args.filter.as_deref())?,
+            Group::Boot => boot(args.filter.as_deref())?,
+        }
+        progress::line(&format!("== {group:?}: good, {} ==", progress::seconds(begun.elapsed())));
+    }
+    progress::line(&format!("all tests passed in {}", progress::seconds(started.elapsed())));
+    Ok(())
+}
+
+fn plan() -> Result<Plan> {
+    Plan::new(super::DEFAULT_MACHINE, super::DEFAULT_VARIANT, false)
+}
+
+fn check(command: &mut Command, what: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {what}"))?;
+    if !status.success() {
+        bail!("{what} failed");
+    }
+    Ok(())
+}
+
+fn lint() -> Result<()> {
+    parse_all()?;
+    let plan = plan()?;
+    let sandbox = dev::sandbox(&plan)?;
+    check(&mut sandbox.command(["cargo", "fmt", "--all", "--check"])?, "cargo fmt --check")?;
+    let lints = ["cargo", "clippy", "--offline", "--workspace", "--all-targets", "--", "--deny", "warnings"];
+    check(&mut sandbox.command(lints)?, "cargo clippy")
+}
+
+/// Every file that a build could read is read, whatever machine it is for.
+fn parse_all() -> Result<()> {
+    let repo = paths::repo();
+    for machine in crate::machine::names()? {
+        crate::machine::load(&machine)?;
+    }
+    for program in config::names(&repo.join("image/recipes/programs"))? {
+        crate::recipe::program(&program)?;
+    }
+    for module in config::names(&repo.join("configs/modules"))? {
+        crate::class::module::load(&module)?;
+    }
+    for service in config::names(&repo.join("image/root/etc/basalt/services"))? {
+        let _: ::config::Service = config::read(&repo.join("image/root/etc/basalt/services").join(format!("{service}.toml")))?;
+    }
+    let _: ::config::Node = config::read(&repo.join("configs/node.toml"))?;
+    (crate::recipe::kernel()?, crate::recipe::root()?, crate::recipe::release()?);
+    for set in tree::names()? {
+        crate::lock::load(&set, true)?;
+    }
+    let daemon = repo.join("image/root/etc/docker/daemon.json");
+    let _: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?).with_context(|| format!("{}", daemon.display()))?;
+    let containerd = repo.join("image/root/etc/containerd/config.toml");
+    let _: toml::Table = config::read(&containerd)?;
+    Ok(())
+}
+
+fn unit(filter: Option<&str>) -> Result<()> {
+    let plan = plan()?;
+    let scratch = dev::scratch(&plan, "unit")?;
+    let sandbox = dev::sandbox(&plan)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
+    // Everything but what needs an engine or a machine of its own.
+    let mut args = vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci"];
+    args.extend(filter);
+    check(&mut sandbox.command(args)?, "cargo test")
+}
+
+fn engine(filter: Option<&str>) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        progress::line("NOTICE: the engine tests need root and are left out; the boot tests have the engine in the guest");
+        return Ok(());
+    }
+    let plan = plan()?;
+    let state = dev::scratch(&plan, "engine")?;
+    let sandbox = dev::sandbox(&plan)?.engine(&state).env("BASALT_ENGINE_TESTS", "1");
+    let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--test", "engine", "--"];
+    args.extend(["--test-threads", "1"]);
+    args.extend(filter);
+    let result = check(&mut sandbox.command(args)?, "the engine tests");
+    remove_groups();
+    result
+}
+
+/// On hosts with the old control groups, empty ones outlive the namespace.
+fn remove_groups() {
+    for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        remove_below(&controller.path().join("basalt-test"));
+    }
+}
+
+fn remove_below(dir: &Path) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|t| t.is_dir()) {
+            remove_below(&entry.path());
+        }
+    }
+    let _ = std::fs::remove_dir(dir);
+}
+
+fn boot(filter: Option<&str>) -> Result<()> {
+    let plan = plan()?;
+    let image = super::build_image::build(&plan)?;
+    let tools = plan.tools()?;
+    let scratch = dev::scratch(&plan, "boot")?;
+    // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
+    drop(plan);
+    let mut command = crate::sandbox::host_cargo(&["test", "--package", "basalt-ci", "--quiet", "--", "--test-threads", "1", "--nocapture"]);
+    command
+        .args(filter)
+        .env("BASALT_XTASK", std::env::current_exe()?)
+        .env("BASALT_TOOLS", tools)
+        .env("BASALT_IMAGE", image)
+        .env("BASALT_SCRATCH", scratch);
+    check(&mut command, "the boot tests")
+}

@@ -1,0 +1,88 @@
+//! What an ELF file needs to run: its libraries and its loader. 64-bit little-endian only; see elf(5).
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+const PT_DYNAMIC: u32 = 2;
+const PT_INTERP: u32 = 3;
+const PT_LOAD: u32 = 1;
+const DT_NEEDED: u64 = 1;
+const DT_STRTAB: u64 = 5;
+
+/// Names of needed libraries, and the loader's path; nothing for a file that is not ELF.
+pub fn needed(path: &Path) -> Result<Vec<String>> {
+    let data = std::fs::read(path)?;
+    if !data.starts_with(b"\x7fELF\x02\x01") {
+        return Ok(Vec::new());
+    }
+    parse(&data).with_context(|| format!("{} is a broken ELF file", path.display()))
+}
+
+fn parse(data: &[u8]) -> Option<Vec<String>> {
+    let u64_at = |at: usize| Some(u64::from_le_bytes(data.get(at..at + 8)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?));
+    let u16_at = |at: usize| Some(u16::from_le_bytes(data.get(at..at + 2)?.try_into().ok()?));
+    let text = |at: usize| {
+        let rest = data.get(at..)?;
+        Some(String::from_utf8_lossy(&rest[..rest.iter().position(|b| *b == 0)?]).into_owned())
+    };
+    let (table, size, count) = (u64_at(32)? as usize, usize::from(u16_at(54)?), usize::from(u16_at(56)?));
+    let mut found = Vec::new();
+    let (mut loads, mut dynamic) = (Vec::new(), None);
+    for n in 0..count {
+        let at = table + n * size;
+        let (offset, address, length) = (u64_at(at + 8)?, u64_at(at + 16)?, u64_at(at + 32)?);
+        match u32_at(at)? {
+            PT_LOAD => loads.push((offset, address, length)),
+            PT_INTERP => found.push(text(offset as usize)?),
+            PT_DYNAMIC => dynamic = Some((offset as usize, length as usize)),
+            _ => {}
+        }
+    }
+    let Some((offset, length)) = dynamic else { return Some(found) };
+    let entries: Vec<(u64, u64)> = (0..length / 16).map(|n| Some((u64_at(offset + n * 16)?, u64_at(offset + n * 16 + 8)?))).collect::<Option<_>>()?;
+    let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, value)| *value) else { return Some(found) };
+    let (load, base, _) = loads.into_iter().find(|(_, address, length)| (*address..address + length).contains(&strings))?;
+    for (_, name) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {
+        found.push(text((strings - base + load + name) as usize)?);
+    }
+    Some(found)
+}
+
+/// A path without `.`, `..` and the names from before the merged /usr.
+pub fn normalise(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match part {
+            "" | "." => {}
+            ".." => {
+                parts.pop();
+            }
+            part => parts.push(part),
+        }
+    }
+    if parts.first().is_some_and(|p| ["bin", "sbin", "lib", "lib64"].contains(p)) {
+        parts.insert(0, "usr");
+    }
+    parts.join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_very_program_needs_libc_and_a_loader() {
+        let needed = needed(&std::env::current_exe().unwrap()).unwrap();
+        assert!(needed.iter().any(|n| n == "libc.so.6") && needed.iter().any(|n| n.contains("/ld-")), "{needed:?}");
+        assert!(parse(&[0; 64]).is_some_and(|n| n.is_empty()));
+        assert_eq!(parse(&[0; 20]), None);
+    }
+
+    #[test]
+    fn paths_are_put_in_order() {
+        assert_eq!(normalise("usr/lib/x/../y/./z"), "usr/lib/y/z");
+        assert_eq!(normalise("/lib/ld.so"), "usr/lib/ld.so");
+    }
+}

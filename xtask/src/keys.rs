@@ -1,0 +1,76 @@
+//! The keys that an image pins: those of configs/node.toml, or the user's own, made when there are none.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use config::{Ledger, Node};
+use ledger::{Entry, SigningKey, Statement, Status};
+
+use crate::{config as files, paths, progress, recipe};
+
+/// How long the approval of a shipped module holds, in seconds: some ten years.
+const SHIPPED_FOR: u64 = 10 * 365 * 86_400;
+
+/// configs/node.toml with the user's keys put in where it names none.
+pub fn node() -> Result<Node> {
+    let mut node: Node = files::read(&paths::repo().join("configs/node.toml"))?;
+    if node.owner.certificates.is_empty() {
+        node.owner.certificates.push(owner()?.fingerprint());
+    }
+    let Ledger::Log { approvers, .. } = &mut node.ledger;
+    if approvers.is_empty() {
+        approvers.push(trustctl::keys::public_hex(&approver()?));
+    }
+    Ok(node)
+}
+
+fn owner() -> Result<trustctl::keys::Owner> {
+    let dir = trustctl::keys::folder()?;
+    if dir.join("owner.key").exists() {
+        return trustctl::keys::Owner::load(&dir);
+    }
+    let owner = trustctl::keys::new_owner(&dir)?;
+    progress::line(&format!("made the owner's key {} (mode 0600): who has it commands the nodes built here; keep a copy", dir.join("owner.key").display()));
+    Ok(owner)
+}
+
+fn approver() -> Result<SigningKey> {
+    let path = approver_path()?;
+    if path.exists() {
+        return trustctl::keys::load_approver(&path);
+    }
+    let dir = trustctl::keys::folder()?;
+    let key = trustctl::keys::new_approver(&dir)?;
+    progress::line(&format!("made the approver's key {} (mode 0600): who has it decides what runs on the nodes built here; keep a copy", path.display()));
+    Ok(key)
+}
+
+fn approver_path() -> Result<PathBuf> {
+    Ok(trustctl::keys::folder()?.join("approver.key"))
+}
+
+/// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
+/// by the user's own key where that is enough.
+pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
+    let Ledger::Log { name, approvers, threshold } = &node.ledger;
+    let path = paths::repo().join("configs/ledger.jsonl");
+    let mut log = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
+    let own = if approver_path()?.exists() { Some(approver()?) } else { None };
+    let own = own.filter(|key| *threshold == 1 && approvers.contains(&trustctl::keys::public_hex(key)));
+    let iat = recipe::release()?.source_date_epoch;
+    for (module, digest) in digests {
+        if log.contains(digest.as_str()) {
+            continue;
+        }
+        let Some(key) = &own else {
+            progress::line(&format!("NOTICE: nobody approved the shipped module {module} ({digest}) in configs/ledger.jsonl, and your key alone cannot: it will not run until it is approved"));
+            continue;
+        };
+        let seq = log.lines().count() as u64 + 1;
+        let mut entry = Entry::new(Statement { digest: digest.clone(), exp: iat + SHIPPED_FOR, iat, seq, status: Status::Approved });
+        entry.sign(name, key);
+        log.push_str(&entry.line());
+        log.push('\n');
+    }
+    Ok(log)
+}
