@@ -3,7 +3,7 @@
 //! TPM 2.0 Library, Part 3: 22.2 TPM2_PCR_Extend, 22.4 TPM2_PCR_Read; Part 1, 18 for the header and the password session.
 
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
 use measure::Digest;
@@ -31,7 +31,8 @@ pub(crate) enum TpmError {
     Malformed { what: &'static str, length: usize },
 }
 
-pub(crate) struct Tpm(File);
+/// A TPM at the other end of a byte stream: the kernel's device, or a software TPM's socket in tests.
+pub(crate) struct Tpm<S = File>(S);
 
 impl Tpm {
     /// Opens the TPM, waiting for it to appear.
@@ -46,7 +47,9 @@ impl Tpm {
             }
         }
     }
+}
 
+impl<S: Read + Write> Tpm<S> {
     pub(crate) fn extend(&mut self, pcr: u32, digest: &Digest) -> Result<(), TpmError> {
         let mut body = Vec::new();
         body.extend(pcr.to_be_bytes());
@@ -108,8 +111,59 @@ fn parse_read(body: &[u8]) -> Option<Digest> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use std::os::unix::net::UnixStream;
+    use std::process::{Child, Command};
+
+    /// A software TPM of this test's own.
+    pub(crate) struct Swtpm {
+        child: Child,
+        dir: tempfile::TempDir,
+    }
+
+    impl Drop for Swtpm {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    impl Swtpm {
+        pub(crate) fn start() -> Self {
+            assert!(std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(), "this test needs the tools tree: cargo xtask test unit");
+            let dir = tempfile::tempdir().unwrap();
+            let child = Command::new("swtpm")
+                .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
+                .arg(format!("dir={}", dir.path().display()))
+                .args(["--server", &format!("type=unixio,path={},disconnect", dir.path().join("s").display()), "--ctrl"])
+                .arg(format!("type=unixio,path={}", dir.path().join("c").display()))
+                .spawn()
+                .unwrap();
+            Self { child, dir }
+        }
+
+        pub(crate) fn connect(&self) -> Tpm<UnixStream> {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                match UnixStream::connect(self.dir.path().join("s")) {
+                    Ok(stream) => return Tpm(stream),
+                    Err(error) => assert!(Instant::now() < deadline, "{error}"),
+                }
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+
+    #[test]
+    fn a_tpm_that_ends_in_the_middle_is_an_error() {
+        let mut swtpm = Swtpm::start();
+        let mut tpm = swtpm.connect();
+        tpm.extend(14, &[1; 32]).unwrap();
+        swtpm.child.kill().unwrap();
+        swtpm.child.wait().unwrap();
+        assert!(tpm.extend(14, &[1; 32]).is_err());
+    }
 
     #[test]
     fn answers_that_are_short_long_or_lie_about_their_length_are_refused() {

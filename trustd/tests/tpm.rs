@@ -1,0 +1,157 @@
+//! The TPM's thread, the sealed root key and the audit log, against a software TPM.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use basalt_trustd::audit::{Audit, AuditError};
+use basalt_trustd::crypto::keys::RootKey;
+use basalt_trustd::tpm::Tpm;
+use common::Swtpm;
+use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, replay, unhex, verify_quote};
+use serde_json::json;
+use vrf::Suite;
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+async fn audit(tpm: &Tpm, dir: &std::path::Path) -> Result<Audit, AuditError> {
+    let platform = dir.join("platform.log");
+    if !platform.exists() {
+        std::fs::write(&platform, "").unwrap();
+    }
+    Audit::open(tpm.clone(), &platform, dir, dir).await
+}
+
+#[test]
+fn random_bytes_come_in_any_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        for n in [1, 31, 32, 33, 1000] {
+            assert_eq!(tpm.random(n).await.unwrap().len(), n);
+        }
+        assert_ne!(tpm.random(32).await.unwrap(), tpm.random(32).await.unwrap());
+    });
+}
+
+#[test]
+fn a_quote_verifies_and_its_logs_replay() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        let audit = audit(&tpm, dir.path()).await.unwrap();
+        audit.record("module-started", &json!({ "module": "a" })).await.unwrap();
+        let evidence = audit.evidence(b"12345678".to_vec()).await.unwrap();
+        let mut pcrs: BTreeMap<u32, Pcr> = replay(evidence.modules_log.iter()).unwrap();
+        pcrs.entry(PLATFORM_PCR).or_default();
+        let bytes = |text: &str| unhex(text).unwrap();
+        let check = |nonce: &[u8], pcrs| verify_quote(&bytes(&evidence.key), &bytes(&evidence.attest), &bytes(&evidence.signature), nonce, pcrs);
+        check(b"12345678", &pcrs).unwrap();
+        assert!(check(b"87654321", &pcrs).is_err());
+        pcrs.insert(MODULES_PCR, Pcr::default());
+        assert!(check(b"12345678", &pcrs).is_err());
+        // The key stays the same: it is derived, not stored.
+        assert_eq!(audit.evidence(b"12345678".to_vec()).await.unwrap().key, evidence.key);
+    });
+}
+
+#[test]
+fn many_quotes_leave_nothing_behind_in_the_tpm() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        let audit = audit(&tpm, dir.path()).await.unwrap();
+        // A TPM holds three transient objects; a leak would show at the fourth.
+        for n in 0..20u64 {
+            audit.evidence(n.to_be_bytes().to_vec()).await.unwrap();
+            let sealed = tpm.seal(vec![1; 32]).await.unwrap();
+            assert_eq!(tpm.unseal(sealed).await.unwrap(), [1; 32]);
+        }
+    });
+}
+
+#[test]
+fn the_root_key_lasts_and_belongs_to_this_tpm() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("root.sealed");
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        let first = RootKey::open(&tpm, &path).await.unwrap().vrf("m", Suite::P256Tai);
+        assert_eq!(RootKey::open(&tpm, &path).await.unwrap().vrf("m", Suite::P256Tai), first);
+        let other_dir = tempfile::tempdir().unwrap();
+        let other = Swtpm::start(other_dir.path());
+        let Err(error) = RootKey::open(&other.open().await, &path).await else { panic!("another TPM unsealed it") };
+        assert!(error.to_string().contains("exchanged"), "{error}");
+        std::fs::write(&path, b"junk").unwrap();
+        assert!(RootKey::open(&tpm, &path).await.is_err());
+    });
+}
+
+/// A kill between any two steps of intent → extend → log → clear.
+#[test]
+fn a_kill_at_any_step_loses_nothing() {
+    for step in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let swtpm = Swtpm::start(dir.path());
+        run(async {
+            let tpm = swtpm.open().await;
+            audit(&tpm, dir.path()).await.unwrap().record("one", &json!({})).await.unwrap();
+            let event = Event::new(MODULES_PCR, "two", "{}");
+            let line = Record::new(1, &event).line();
+            let log = dir.path().join("modules.log");
+            std::fs::write(dir.path().join("intent"), &line).unwrap();
+            if step >= 1 {
+                tpm.extend(MODULES_PCR, event.digest()).await.unwrap();
+            }
+            if step >= 2 {
+                std::fs::write(&log, std::fs::read_to_string(&log).unwrap() + &line).unwrap();
+            }
+            if step >= 3 {
+                std::fs::remove_file(dir.path().join("intent")).unwrap();
+            }
+            let again = audit(&tpm, dir.path()).await.unwrap();
+            let kinds: Vec<String> = again.records().await.into_iter().map(|r| r.content.kind).collect();
+            let expected: &[&str] = if step == 0 { &["one"] } else { &["one", "two"] };
+            assert_eq!(kinds, expected, "step {step}");
+            assert!(!dir.path().join("intent").exists());
+            again.record("three", &json!({})).await.unwrap();
+            audit(&tpm, dir.path()).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn an_extend_that_is_not_ours_is_never_adopted() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        audit(&tpm, dir.path()).await.unwrap().record("one", &json!({})).await.unwrap();
+        // With an intent that does not explain it.
+        std::fs::write(dir.path().join("intent"), Record::new(1, &Event::new(MODULES_PCR, "two", "{}")).line()).unwrap();
+        tpm.extend(MODULES_PCR, [9; 32]).await.unwrap();
+        assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Foreign { pcr: MODULES_PCR, .. })));
+    });
+}
+
+#[test]
+fn an_altered_log_is_not_believed() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        audit(&tpm, dir.path()).await.unwrap().record("one", &json!({ "module": "a" })).await.unwrap();
+        let log = dir.path().join("modules.log");
+        let text = std::fs::read_to_string(&log).unwrap();
+        std::fs::write(&log, text.replace("\\\"a\\\"", "\\\"b\\\"")).unwrap();
+        assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Log { .. })));
+        std::fs::write(&log, "").unwrap();
+        assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Foreign { .. })));
+    });
+}
