@@ -16,7 +16,7 @@ pub fn needs(plan: &Plan, tools: Step) -> Vec<Step> {
 }
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
-    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?;
+    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.add("form", "packed");
     Ok(())
 }
 
@@ -28,11 +28,13 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         }
         DeviceTree::Qemu => {
             let q = &plan.machine.qemu;
+            // Packed anew: QEMU leaves 1 MiB, doubles that when it loads the file, and the kernel refuses more than 2 MiB.
             // QEMU describes the TPM only if there is one, so a software TPM answers while it writes the tree down.
             let script = format!(
                 "mkdir /tmp/tpm && swtpm socket --tpm2 --tpmstate dir=/tmp/tpm --ctrl type=unixio,path=/tmp/tpm.sock --daemon --terminate && \
-                 exec qemu-system-aarch64 -machine {},dumpdtb=/out/machine.dtb -cpu {} -smp {} -m {} -display none -nic none \
-                 -chardev socket,id=chrtpm,path=/tmp/tpm.sock -tpmdev emulator,id=tpm0,chardev=chrtpm -device {}",
+                 qemu-system-aarch64 -machine {},dumpdtb=/tmp/raw.dtb -cpu {} -smp {} -m {} -display none -nic none \
+                 -chardev socket,id=chrtpm,path=/tmp/tpm.sock -tpmdev emulator,id=tpm0,chardev=chrtpm -device {} && \
+                 dtc -q -I dtb -O dtb -o /out/machine.dtb /tmp/raw.dtb",
                 q.machine, q.cpu, q.cpus, q.memory_mib, q.tpm_device
             );
             let (sandbox, log) = plan.sandbox("dtb")?;
