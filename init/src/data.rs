@@ -40,9 +40,12 @@ fn grow_partition(boot: &Boot) -> Result<(), Fatal> {
     let Some((start, length)) = grown(&table, boot.data_partition_number, sectors).map_err(Fatal::State)? else { return Ok(()) };
     let entry = 446 + 16 * usize::from(boot.data_partition_number - 1);
     table[entry + 12..entry + 16].copy_from_slice(&length.to_le_bytes());
-    disk.write_all_at(&table, 0).and_then(|()| disk.sync_all()).map_err(Fatal::io(format!("write the partition table of {}", boot.disk)))?;
+    disk.write_all_at(&table, 0)
+        .and_then(|()| disk.sync_all())
+        .map_err(Fatal::io(format!("write the partition table of {}", boot.disk)))?;
     let (from, size) = (u64::from(start) * SECTOR, u64::from(length) * SECTOR);
-    sys::resize_partition(&disk, boot.data_partition_number, from, size).map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
+    sys::resize_partition(&disk, boot.data_partition_number, from, size)
+        .map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
     console::say(&format!("the data partition now has {} MiB", size >> 20));
     Ok(())
 }
@@ -65,7 +68,11 @@ fn grown(table: &[u8; 512], number: u8, disk_sectors: u64) -> Result<Option<(u32
         return Err(format!("partition {number} is not the last one of the disk and cannot grow"));
     }
     if u64::from(start) + u64::from(length) > disk_sectors {
-        return Err(format!("the disk ends before its data partition: it has {} MiB, the image needs {}; take a larger card", disk_sectors / 2048, (u64::from(start) + u64::from(length)).div_ceil(2048)));
+        return Err(format!(
+            "the disk ends before its data partition: it has {} MiB, the image needs {}; take a larger card",
+            disk_sectors / 2048,
+            (u64::from(start) + u64::from(length)).div_ceil(2048)
+        ));
     }
     let end = (disk_sectors / ALIGN * ALIGN).min(u64::from(u32::MAX));
     let new = end.saturating_sub(u64::from(start)) as u32;

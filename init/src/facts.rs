@@ -27,7 +27,9 @@ pub(crate) fn verity_root(command_line: &str) -> Result<String, Fatal> {
     if !name.as_deref().is_ok_and(|n| n.trim() == "root") {
         return Err(Fatal::State(format!("the root (device {major}:{minor}) is not the verity device named \"root\"")));
     }
-    measure::verity_root(command_line).map(str::to_owned).ok_or_else(|| Fatal::State("the kernel command line names no verity root hash".into()))
+    measure::verity_root(command_line)
+        .map(str::to_owned)
+        .ok_or_else(|| Fatal::State("the kernel command line names no verity root hash".into()))
 }
 
 pub(crate) fn file(path: &str) -> Result<Digest, Fatal> {

@@ -37,7 +37,10 @@ fn untouched(tpm: &mut Tpm<impl Read + Write>) -> Result<(), Fatal> {
     for pcr in [PLATFORM_PCR, MODULES_PCR] {
         let value = tpm.read(pcr)?;
         if value != [0; 32] {
-            return Err(Fatal::State(format!("PCR {pcr} is not zero at start, somebody measured before init: expected 0, found {}; switch the node off and on", hex(&value))));
+            return Err(Fatal::State(format!(
+                "PCR {pcr} is not zero at start, somebody measured before init: expected 0, found {}; switch the node off and on",
+                hex(&value)
+            )));
         }
     }
     Ok(())

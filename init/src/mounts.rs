@@ -37,7 +37,8 @@ pub(crate) fn late() -> Result<(), Fatal> {
     nix::unistd::sethostname(hostname.trim()).map_err(|e| Fatal::io("set the host name")(e.into()))?;
     sys::loopback_up().map_err(Fatal::io("bring lo up"))?;
     for name in ["tpm0", "tpmrm0"] {
-        chown(Path::new("/dev").join(name), Some(service::TRUSTD), Some(service::TRUSTD)).map_err(Fatal::io(format!("give /dev/{name} to trustd")))?;
+        chown(Path::new("/dev").join(name), Some(service::TRUSTD), Some(service::TRUSTD))
+            .map_err(Fatal::io(format!("give /dev/{name} to trustd")))?;
     }
     Ok(())
 }

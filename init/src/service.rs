@@ -27,7 +27,10 @@ pub(crate) fn load() -> Result<Vec<(String, Service)>, Fatal> {
 fn order(mut services: BTreeMap<String, Service>) -> Result<Vec<(String, Service)>, String> {
     let mut ordered: Vec<(String, Service)> = Vec::new();
     while !services.is_empty() {
-        let next = services.iter().find(|(_, s)| s.needs.iter().all(|need| ordered.iter().any(|(name, _)| name == need))).map(|(name, _)| name.clone());
+        let next = services
+            .iter()
+            .find(|(_, s)| s.needs.iter().all(|need| ordered.iter().any(|(name, _)| name == need)))
+            .map(|(name, _)| name.clone());
         let Some(name) = next else {
             let left: Vec<_> = services.keys().cloned().collect();
             return Err(format!("{DIR}: these services need each other or one that is not there: {}", left.join(", ")));
@@ -45,7 +48,8 @@ mod tests {
 
     fn service(needs: &[&str]) -> Service {
         let needs: Vec<String> = needs.iter().map(|n| format!("\"{n}\"")).collect();
-        config::parse("s", &format!("exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n", needs.join(","))).unwrap()
+        config::parse("s", &format!("exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n", needs.join(",")))
+            .unwrap()
     }
 
     #[test]

@@ -61,7 +61,8 @@ pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, Fatal>
         signals.add(signal);
     }
     signals.thread_block().map_err(|e| Fatal::io("block signals")(e.into()))?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).map_err(|e| Fatal::io("open a signal descriptor")(e.into()))?;
+    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(|e| Fatal::io("open a signal descriptor")(e.into()))?;
     let control = control::open()?;
     let units = services
         .into_iter()
@@ -112,7 +113,8 @@ impl Supervisor {
     fn wait(&mut self, signals: &SignalFd, control: &UnixDatagram) {
         let settled = self.units.iter().all(|u| matches!(u.state, State::Ready { .. }));
         let timeout = PollTimeout::from(if settled { 1000 } else { TICK_MS });
-        let mut sources: Vec<PollFd<'_>> = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        let mut sources: Vec<PollFd<'_>> =
+            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
         for output in self.units.iter().flat_map(|u| &u.output) {
             let fd = match &output.source {
                 Source::Out(out) => out.as_fd(),
@@ -134,7 +136,11 @@ impl Supervisor {
     /// Moves every service one step further.
     fn step(&mut self) {
         for n in 0..self.units.len() {
-            let needs_met = self.units[n].service.needs.iter().all(|need| self.units.iter().any(|u| u.name == *need && matches!(u.state, State::Ready { .. })));
+            let needs_met = self.units[n]
+                .service
+                .needs
+                .iter()
+                .all(|need| self.units.iter().any(|u| u.name == *need && matches!(u.state, State::Ready { .. })));
             let unit = &mut self.units[n];
             match unit.state {
                 State::Waiting if needs_met => unit.start(),
@@ -234,7 +240,13 @@ impl Unit {
         }
         let group = format!("{}/{}", cgroup::ROOT, launch::group(&self.name, &self.service));
         let _ = std::fs::create_dir(group);
-        let spawned = Command::new("/proc/self/exe").arg("launch").arg(&self.name).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let spawned = Command::new("/proc/self/exe")
+            .arg("launch")
+            .arg(&self.name)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn();
         self.started += 1;
         match spawned {
             Ok(child) => self.adopt(child),

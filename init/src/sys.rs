@@ -49,7 +49,8 @@ struct BlkpgArgument {
 /// Tells the kernel that a partition (in bytes) has another size; it may be in use.
 pub(crate) fn resize_partition(disk: &File, number: u8, start: u64, length: u64) -> Result<()> {
     let mut partition = BlkpgPartition { start: start as _, length: length as _, number: number.into(), names: [0; 128] };
-    let argument = BlkpgArgument { op: BLKPG_RESIZE_PARTITION, flags: 0, length: size_of::<BlkpgPartition>() as _, data: &raw mut partition };
+    let argument =
+        BlkpgArgument { op: BLKPG_RESIZE_PARTITION, flags: 0, length: size_of::<BlkpgPartition>() as _, data: &raw mut partition };
     // SAFETY: both structures have the kernel's layout and live until the call returns.
     checked(unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw const argument) })
 }
@@ -113,7 +114,12 @@ pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()>
     checked(fd as libc::c_int)?;
     // SAFETY: the descriptor is new and owned by nobody else.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
-    let attach = BpfAttach { target: cgroup.as_raw_fd() as u32, program: loaded.as_raw_fd() as u32, kind: BPF_CGROUP_DEVICE, flags: BPF_F_ALLOW_MULTI };
+    let attach = BpfAttach {
+        target: cgroup.as_raw_fd() as u32,
+        program: loaded.as_raw_fd() as u32,
+        kind: BPF_CGROUP_DEVICE,
+        flags: BPF_F_ALLOW_MULTI,
+    };
     // SAFETY: the structure has the kernel's layout and lives until the call returns.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) };
     checked(result as libc::c_int)

@@ -41,7 +41,9 @@ impl Tpm {
         loop {
             match File::options().read(true).write(true).open(DEVICE) {
                 Ok(file) => return Ok(Self(file)),
-                Err(error) if Instant::now() < deadline && error.kind() != std::io::ErrorKind::PermissionDenied => std::thread::sleep(Duration::from_millis(20)),
+                Err(error) if Instant::now() < deadline && error.kind() != std::io::ErrorKind::PermissionDenied => {
+                    std::thread::sleep(Duration::from_millis(20))
+                }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(TpmError::Absent(wait.as_secs())),
                 Err(source) => return Err(TpmError::Io { what: "open", source }),
             }

@@ -56,7 +56,8 @@ pub(crate) fn keep(servers: &[String]) {
 }
 
 fn ask(server: &str) -> Result<SystemTime> {
-    let address = (server, 123).to_socket_addrs().context("its name is not known")?.find(|a| a.is_ipv4()).context("it has no IPv4 address")?;
+    let address =
+        (server, 123).to_socket_addrs().context("its name is not known")?.find(|a| a.is_ipv4()).context("it has no IPv4 address")?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     socket.set_read_timeout(Some(ANSWER_WITHIN))?;
     socket.connect(address)?;
@@ -72,7 +73,6 @@ fn ask(server: &str) -> Result<SystemTime> {
     }
     Ok(time)
 }
-
 
 fn set(time: SystemTime) -> Result<()> {
     clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from(time.duration_since(UNIX_EPOCH)?))?;

@@ -39,7 +39,8 @@ pub(crate) fn keep(hostname: &str) -> Result<()> {
 fn wait_for_interface() -> Result<String> {
     let mut said = false;
     loop {
-        let mut names: Vec<String> = std::fs::read_dir("/sys/class/net")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> =
+            std::fs::read_dir("/sys/class/net")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
         names.sort();
         let physical = names.into_iter().find(|name| Path::new("/sys/class/net").join(name).join("device").exists());
         if let Some(name) = physical {

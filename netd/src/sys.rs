@@ -11,7 +11,12 @@ pub(crate) struct Interface {
 }
 
 fn address(ip: Ipv4Addr) -> libc::sockaddr {
-    let inet = libc::sockaddr_in { sin_family: libc::AF_INET as _, sin_port: 0, sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) }, sin_zero: [0; 8] };
+    let inet = libc::sockaddr_in {
+        sin_family: libc::AF_INET as _,
+        sin_port: 0,
+        sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
+        sin_zero: [0; 8],
+    };
     // SAFETY: both types have 16 bytes and accept any bits; this is how the sockets interface passes an IPv4 address.
     unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(inet) }
 }
@@ -78,6 +83,7 @@ impl Interface {
 pub(crate) fn bind_to_device(socket: &UdpSocket, name: &str) -> Result<()> {
     socket.set_broadcast(true)?;
     // SAFETY: the option reads `name.len()` bytes from the pointer during the call.
-    let result = unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), name.len() as _) };
+    let result =
+        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), name.len() as _) };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -89,7 +89,9 @@ pub fn revoke(args: &Revoke, folder: &Path) -> Result<()> {
 
 fn add(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u64) -> Result<()> {
     if digest.strip_prefix("sha256:").and_then(measure::unhex).is_none_or(|b| b.len() != 32) {
-        bail!("{digest:?} is not a digest: expected sha256: and 64 lower-case hex digits, as `docker images --digests` or the build print it");
+        bail!(
+            "{digest:?} is not a digest: expected sha256: and 64 lower-case hex digits, as `docker images --digests` or the build print it"
+        );
     }
     let key = signer(signing, folder)?;
     let mut text = read(&signing.log)?;
@@ -111,7 +113,14 @@ pub fn log(command: &LogCommand, folder: &Path, client: &Client) -> Result<()> {
         LogCommand::Show { log } => {
             for entry in parse(&read(log)?)? {
                 let s = &entry.statement;
-                println!("{:5}  {:8}  {}  until {}  signed by {}", s.seq, format!("{:?}", s.status).to_lowercase(), s.digest, s.exp, entry.signatures.len());
+                println!(
+                    "{:5}  {:8}  {}  until {}  signed by {}",
+                    s.seq,
+                    format!("{:?}", s.status).to_lowercase(),
+                    s.digest,
+                    s.exp,
+                    entry.signatures.len()
+                );
             }
         }
         LogCommand::Verify { log, ledger, approver, threshold } => {
@@ -155,9 +164,14 @@ fn read(log: &Path) -> Result<String> {
 
 fn write(log: &Path, text: &str) -> Result<()> {
     let temporary = log.with_extension("new");
-    std::fs::write(&temporary, text).and_then(|()| std::fs::rename(&temporary, log)).with_context(|| format!("cannot write {}", log.display()))
+    std::fs::write(&temporary, text)
+        .and_then(|()| std::fs::rename(&temporary, log))
+        .with_context(|| format!("cannot write {}", log.display()))
 }
 
 fn parse(text: &str) -> Result<Vec<Entry>> {
-    text.lines().enumerate().map(|(n, line)| serde_json::from_str(line).with_context(|| format!("line {} of the log is not a statement", n + 1))).collect()
+    text.lines()
+        .enumerate()
+        .map(|(n, line)| serde_json::from_str(line).with_context(|| format!("line {} of the log is not a statement", n + 1)))
+        .collect()
 }

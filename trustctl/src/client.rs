@@ -102,11 +102,14 @@ impl Client {
         runtime.block_on(async {
             match &self.address {
                 Address::Unix(socket) => {
-                    let stream = tokio::net::UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
+                    let stream =
+                        tokio::net::UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
                     exchange(stream, method, path, body, kind).await
                 }
                 Address::Tls(address) => {
-                    let stream = tokio::time::timeout(CONNECT_WITHIN, self.connect(address)).await.with_context(|| format!("{address} does not answer"))??;
+                    let stream = tokio::time::timeout(CONNECT_WITHIN, self.connect(address))
+                        .await
+                        .with_context(|| format!("{address} does not answer"))??;
                     exchange(stream, method, path, body, kind).await
                 }
             }
@@ -123,10 +126,16 @@ impl Client {
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(vec![owner.certificate], owner.key)?;
-        let stream = tokio::net::TcpStream::connect(address).await.with_context(|| format!("cannot connect to {address}; does the node run, and is the port forwarded?"))?;
+        let stream = tokio::net::TcpStream::connect(address)
+            .await
+            .with_context(|| format!("cannot connect to {address}; does the node run, and is the port forwarded?"))?;
         let name = ServerName::try_from("basalt-node")?;
-        let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.context("the node refused the connection; is your certificate the one that its node.toml pins?")?;
-        let fingerprint = seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().context("the node showed no certificate")?;
+        let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .context("the node refused the connection; is your certificate the one that its node.toml pins?")?;
+        let fingerprint =
+            seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().context("the node showed no certificate")?;
         known(&self.folder, address, &fingerprint)?;
         Ok(stream)
     }
@@ -144,25 +153,45 @@ fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
             path.display()
         ),
         None => {
-            eprintln!("first contact with {address}: its certificate is {fingerprint} (compare it with the console's line \"this node's certificate\")");
-            let mut file = std::fs::File::options().create(true).append(true).open(&path).with_context(|| format!("cannot write {}", path.display()))?;
+            eprintln!(
+                "first contact with {address}: its certificate is {fingerprint} (compare it with the console's line \"this node's certificate\")"
+            );
+            let mut file = std::fs::File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
             std::io::Write::write_all(&mut file, format!("{address} {fingerprint}\n").as_bytes())?;
             Ok(())
         }
     }
 }
 
-async fn exchange(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, method: Method, path: &str, body: Vec<u8>, kind: &str) -> Result<Value> {
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    kind: &str,
+) -> Result<Value> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header("host", "basalt-node").header("content-type", kind).body(Full::new(Bytes::from(body)))?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "basalt-node")
+        .header("content-type", kind)
+        .body(Full::new(Bytes::from(body)))?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
         let bytes = response.into_body().collect().await?.to_bytes();
         Ok::<_, hyper::Error>((status, bytes))
     };
-    let (status, bytes) = tokio::time::timeout(ANSWER_WITHIN, answer).await.context("the node does not answer")?.context("the node broke the connection off")?;
+    let (status, bytes) = tokio::time::timeout(ANSWER_WITHIN, answer)
+        .await
+        .context("the node does not answer")?
+        .context("the node broke the connection off")?;
     let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("the node's answer ({status}) is not JSON"))?;
     if status != StatusCode::OK {
         let text = |key: &str| value["error"][key].as_str().unwrap_or("?").to_owned();
@@ -179,16 +208,33 @@ struct Remember {
 }
 
 impl ServerCertVerifier for Remember {
-    fn verify_server_cert(&self, certificate: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
         *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(measure::hex(&Sha256::digest(certificate)));
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signature: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signature: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
     }
 

@@ -18,7 +18,9 @@ pub struct Checked {
 /// expected ones. Nothing of the answer is believed but what follows from the signature.
 pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> Result<Checked> {
     let bytes = |key: &str| answer[key].as_str().and_then(unhex).with_context(|| format!("the answer has no {key}"));
-    let records = |key: &str| -> Result<Vec<Record>> { serde_json::from_value(answer[key].clone()).with_context(|| format!("the answer has no {key}")) };
+    let records = |key: &str| -> Result<Vec<Record>> {
+        serde_json::from_value(answer[key].clone()).with_context(|| format!("the answer has no {key}"))
+    };
     let (platform, modules) = (records("platform_log")?, records("modules_log")?);
     // Numbers say the place: none may be missing.
     for log in [&platform, &modules] {
@@ -28,7 +30,8 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
     }
     ensure!(modules.iter().all(|r| r.pcr == MODULES_PCR), "a module's event is not in PCR {MODULES_PCR}");
     let replayed = replay(platform.iter().chain(&modules))?;
-    let pcrs: BTreeMap<u32, Pcr> = [PLATFORM_PCR, MODULES_PCR].into_iter().map(|n| (n, replayed.get(&n).copied().unwrap_or_default())).collect();
+    let pcrs: BTreeMap<u32, Pcr> =
+        [PLATFORM_PCR, MODULES_PCR].into_iter().map(|n| (n, replayed.get(&n).copied().unwrap_or_default())).collect();
     ensure!(replayed.keys().all(|n| pcrs.contains_key(n)), "a log has events for other registers than {PLATFORM_PCR} and {MODULES_PCR}");
     let quote = verify_quote(&bytes("key")?, &bytes("attest")?, &bytes("signature")?, nonce, &pcrs)
         .context("the logs and the TPM's quote do not fit together")?;
@@ -37,7 +40,11 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
             bail!("this boot is not the expected image: {divergence}");
         }
         let found = hex(&pcrs[&PLATFORM_PCR].0);
-        ensure!(expected.pcrs.get(&PLATFORM_PCR.to_string()) == Some(&found), "PCR {PLATFORM_PCR}: expected {:?}, found {found}", expected.pcrs.get(&PLATFORM_PCR.to_string()));
+        ensure!(
+            expected.pcrs.get(&PLATFORM_PCR.to_string()) == Some(&found),
+            "PCR {PLATFORM_PCR}: expected {:?}, found {found}",
+            expected.pcrs.get(&PLATFORM_PCR.to_string())
+        );
     }
     Ok(Checked { quote, platform, modules, pcrs })
 }

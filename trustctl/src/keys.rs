@@ -20,7 +20,9 @@ pub fn folder() -> Result<PathBuf> {
     }
     let base = match std::env::var_os("XDG_CONFIG_HOME") {
         Some(dir) => PathBuf::from(dir),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set; BASALT_CONFIG names the folder for keys")?).join(".config"),
+        None => {
+            PathBuf::from(std::env::var_os("HOME").context("HOME is not set; BASALT_CONFIG names the folder for keys")?).join(".config")
+        }
     };
     Ok(base.join("basalt"))
 }
@@ -69,7 +71,8 @@ pub fn new_approver(dir: &Path) -> Result<SigningKey> {
 }
 
 pub fn load_approver(path: &Path) -> Result<SigningKey> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("no approver's key at {}; make one with `trustctl key new approver`", path.display()))?;
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("no approver's key at {}; make one with `trustctl key new approver`", path.display()))?;
     SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
 }
 
@@ -86,7 +89,12 @@ fn write_private(path: &Path, data: &[u8]) -> Result<()> {
     }
     let temporary = path.with_extension("new");
     let _ = std::fs::remove_file(&temporary);
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .with_context(|| format!("cannot write {}", temporary.display()))?;
     file.write_all(data)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

@@ -138,12 +138,18 @@ fn new_key(whose: Whose, folder: &std::path::Path) -> Result<()> {
         Whose::Owner => println!("owner.certificates = [\"{}\"]", keys::new_owner(folder)?.fingerprint()),
         Whose::Approver => println!("ledger.approvers = [\"{}\"]", keys::public_hex(&keys::new_approver(folder)?)),
     }
-    println!("The key is in {}. Put the line above into configs/node.toml; an image that names none pins your keys by itself.", folder.display());
+    println!(
+        "The key is in {}. Put the line above into configs/node.toml; an image that names none pins your keys by itself.",
+        folder.display()
+    );
     Ok(())
 }
 
 fn show_keys(folder: &std::path::Path) -> Result<()> {
     println!("owner     {}", keys::Owner::load(folder).map_or_else(|e| format!("none ({e})"), |o| o.fingerprint()));
-    println!("approver  {}", keys::load_approver(&folder.join("approver.key")).map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k)));
+    println!(
+        "approver  {}",
+        keys::load_approver(&folder.join("approver.key")).map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k))
+    );
     Ok(())
 }

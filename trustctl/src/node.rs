@@ -73,7 +73,13 @@ pub fn status(client: &Client, as_json: bool) -> Result<()> {
     if as_json {
         return print_json(&s);
     }
-    println!("Basalt {} ({} {}), up for {} s", text(&s["version"]), text(&s["variant"]), text(&s["machine"]), s["uptime_s"].as_f64().unwrap_or_default().round());
+    println!(
+        "Basalt {} ({} {}), up for {} s",
+        text(&s["version"]),
+        text(&s["variant"]),
+        text(&s["machine"]),
+        s["uptime_s"].as_f64().unwrap_or_default().round()
+    );
     println!("engine   {}", text(&s["engine"]));
     match s["ledger"]["problem"].as_str() {
         Some(problem) => println!("ledger   CANNOT BE USED: {problem}"),
@@ -130,10 +136,14 @@ pub fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
     getrandom::fill(&mut nonce).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
     let answer = client.post("/v1/quote", &json!({ "nonce": hex(&nonce) }))?;
     let expected: Option<Measurements> = match &args.expect {
-        Some(path) => Some(serde_json::from_str(&std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?).with_context(|| format!("{} is not a measurements.json", path.display()))?),
+        Some(path) => Some(
+            serde_json::from_str(&std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)
+                .with_context(|| format!("{} is not a measurements.json", path.display()))?,
+        ),
         None => None,
     };
-    let checked = evidence::check(&answer, &nonce, expected.as_ref()).map_err(|e| DoesNotHold(format!("the quote does not hold: {e:#}")))?;
+    let checked =
+        evidence::check(&answer, &nonce, expected.as_ref()).map_err(|e| DoesNotHold(format!("the quote does not hold: {e:#}")))?;
     if as_json {
         return print_json(&answer);
     }
@@ -144,14 +154,23 @@ pub fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
         println!("PCR {pcr} = {}", hex(&value.0));
     }
     println!("signed by the TPM's key {}", text(&answer["key"]));
-    println!("{}", if expected.is_some() { "The quote holds: this boot is the expected image, event by event." } else { "The quote holds. --expect measurements.json compares it with an image." });
+    println!(
+        "{}",
+        if expected.is_some() {
+            "The quote holds: this boot is the expected image, event by event."
+        } else {
+            "The quote holds. --expect measurements.json compares it with an image."
+        }
+    );
     Ok(())
 }
 
 pub fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
     let bytes = |what: &str, text: &str| unhex(text).with_context(|| format!("--{what}: expected hex digits"));
     let suite: vrf::Suite = serde_json::from_value(json!(args.suite)).with_context(|| format!("--suite {:?}", args.suite))?;
-    let beta = suite.verify(&bytes("public-key", &args.public_key)?, &bytes("alpha", &args.alpha)?, &bytes("pi", &args.pi)?).map_err(|e| DoesNotHold(e.to_string()))?;
+    let beta = suite
+        .verify(&bytes("public-key", &args.public_key)?, &bytes("alpha", &args.alpha)?, &bytes("pi", &args.pi)?)
+        .map_err(|e| DoesNotHold(e.to_string()))?;
     let Some(beta) = beta else { return Err(DoesNotHold("the proof does not hold".into()).into()) };
     if as_json {
         return print_json(&json!({ "valid": true, "beta": hex(&beta) }));
@@ -175,4 +194,3 @@ pub fn machine(client: &Client, verb: &str) -> Result<()> {
     println!("asked: {verb}");
     Ok(())
 }
-

@@ -20,7 +20,9 @@ pub enum ApprovalError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path} is damaged: {problem}; it says how far this node has seen the ledger, and without it nothing is approved")]
     HighWater { path: PathBuf, problem: String },
-    #[error("the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger")]
+    #[error(
+        "the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger"
+    )]
     Fork,
 }
 

@@ -118,7 +118,14 @@ impl Audit {
         for pcr in [PLATFORM_PCR, MODULES_PCR] {
             pcrs.insert(pcr.to_string(), hex(&self.tpm.read(pcr).await?.0));
         }
-        Ok(Evidence { attest: hex(&attest), signature: hex(&signature), key: hex(&key), pcrs, platform_log: self.platform.clone(), modules_log: state.records.clone() })
+        Ok(Evidence {
+            attest: hex(&attest),
+            signature: hex(&signature),
+            key: hex(&key),
+            pcrs,
+            platform_log: self.platform.clone(),
+            modules_log: state.records.clone(),
+        })
     }
 
     /// All events of modules since the boot.

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use bollard::Docker;
 use bollard::models::{ContainerCreateBody, HostConfig, Mount, MountType};
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, ImportImageOptions, ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    StopContainerOptionsBuilder,
 };
 use config::{Module, Network};
 use futures_util::StreamExt as _;
@@ -84,7 +85,11 @@ impl Engine {
             let mut bridge = oci::emit(&mut source, &image, &name, bridge)?;
             bridge.shutdown().map_err(|source| EngineError::Archive(source.into()))
         });
-        let mut answers = Box::pin(self.0.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, tokio_util::io::ReaderStream::new(reader), None));
+        let mut answers = Box::pin(self.0.import_image_stream(
+            ImportImageOptions { quiet: true, ..Default::default() },
+            tokio_util::io::ReaderStream::new(reader),
+            None,
+        ));
         while let Some(answer) = answers.next().await {
             answer.map_err(refused("load the image"))?;
         }

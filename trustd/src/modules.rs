@@ -31,11 +31,17 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 pub enum State {
     /// Not looked at yet.
     Waiting,
-    Running { container: String },
+    Running {
+        container: String,
+    },
     /// The ledger or the archive forbids it.
-    Refused { reason: String },
+    Refused {
+        reason: String,
+    },
     /// It may run and does not.
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 pub struct Unit {
@@ -88,7 +94,14 @@ impl Modules {
                 }
             }
         }
-        Ok(Self { units: Mutex::new(units), engine: Mutex::new(None), approvals, audit, settings: settings.clone(), changed: Notify::new() })
+        Ok(Self {
+            units: Mutex::new(units),
+            engine: Mutex::new(None),
+            approvals,
+            audit,
+            settings: settings.clone(),
+            changed: Notify::new(),
+        })
     }
 
     /// Adds or replaces a module; its archive was stored before. It takes effect at once.
@@ -148,7 +161,8 @@ impl Modules {
         let names: Vec<String> = self.units.lock().await.keys().cloned().collect();
         let ours = self.started();
         for container in &containers {
-            let known = container.module.as_ref().is_some_and(|m| names.contains(m)) && ours.get(&container.id).is_some_and(|digest| *digest == container.image);
+            let known = container.module.as_ref().is_some_and(|m| names.contains(m))
+                && ours.get(&container.id).is_some_and(|digest| *digest == container.image);
             if !known {
                 engine.remove(&container.id).await?;
                 self.audit.record("unknown-removed", &json!({ "container": container.id, "image": container.image })).await?;
@@ -161,7 +175,14 @@ impl Modules {
     }
 
     /// Brings one module to where it should be.
-    async fn settle(&self, name: &str, engine: &Engine, containers: &[Container], ours: &BTreeMap<String, String>, sockets: &api::module::Sockets) -> anyhow::Result<()> {
+    async fn settle(
+        &self,
+        name: &str,
+        engine: &Engine,
+        containers: &[Container],
+        ours: &BTreeMap<String, String>,
+        sockets: &api::module::Sockets,
+    ) -> anyhow::Result<()> {
         let (digest, archive, settings, before, not_before) = {
             let units = self.units.lock().await;
             let Some(unit) = units.get(name) else { return Ok(()) };
@@ -252,7 +273,11 @@ impl Modules {
     /// Containers that were started in this boot, with their images. The folder is gone after a reboot.
     fn started(&self) -> BTreeMap<String, String> {
         let read = std::fs::read_dir(self.settings.run.join("containers"));
-        read.into_iter().flatten().flatten().filter_map(|e| Some((e.file_name().into_string().ok()?, std::fs::read_to_string(e.path()).ok()?))).collect()
+        read.into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| Some((e.file_name().into_string().ok()?, std::fs::read_to_string(e.path()).ok()?)))
+            .collect()
     }
 
     fn remember(&self, container: &str, digest: &str) -> Result<(), ModuleError> {

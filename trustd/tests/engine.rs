@@ -52,7 +52,9 @@ impl RealEngine {
         std::fs::write(&config, text).unwrap();
         let mut engine = Self { children: Vec::new(), socket: dir.join("docker.sock") };
         let out = log("containerd");
-        engine.children.push(Command::new("containerd").arg("--config").arg(&config).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap());
+        engine
+            .children
+            .push(Command::new("containerd").arg("--config").arg(&config).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap());
         wait("containerd", || containerd.exists());
         let daemon = dir.join("daemon.json");
         let settings = serde_json::json!({
@@ -62,7 +64,16 @@ impl RealEngine {
         });
         std::fs::write(&daemon, settings.to_string()).unwrap();
         let out = log("dockerd");
-        engine.children.push(Command::new("dockerd").arg("--config-file").arg(&daemon).stdin(Stdio::null()).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap());
+        engine.children.push(
+            Command::new("dockerd")
+                .arg("--config-file")
+                .arg(&daemon)
+                .stdin(Stdio::null())
+                .stdout(out.try_clone().unwrap())
+                .stderr(out)
+                .spawn()
+                .unwrap(),
+        );
         let socket = engine.socket.clone();
         wait("dockerd", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
         engine
@@ -285,7 +296,8 @@ fn containers_that_trustd_did_not_start_are_removed_and_recorded() {
         }
         node.modules.units.lock().await.get_mut("good").unwrap().state = State::Waiting;
         node.until("good", is_running).await;
-        let left: Vec<String> = Engine::connect(&node.settings.engine).await.unwrap().containers().await.unwrap().into_iter().map(|c| c.id).collect();
+        let left: Vec<String> =
+            Engine::connect(&node.settings.engine).await.unwrap().containers().await.unwrap().into_iter().map(|c| c.id).collect();
         assert_eq!(left.len(), 1);
         let events = node.events().await;
         for id in strangers {

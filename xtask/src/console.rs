@@ -63,7 +63,9 @@ impl Console {
                         return Ok(line);
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => bail!("the console did not say {wanted:?} within {} s; it said:\n{}", within.as_secs(), self.text),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the console did not say {wanted:?} within {} s; it said:\n{}", within.as_secs(), self.text)
+                }
                 Err(RecvTimeoutError::Disconnected) => bail!("the machine ended before it said {wanted:?}; it said:\n{}", self.text),
             }
         }

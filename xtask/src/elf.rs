@@ -41,7 +41,8 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
         }
     }
     let Some((offset, length)) = dynamic else { return Some(found) };
-    let entries: Vec<(u64, u64)> = (0..length / 16).map(|n| Some((u64_at(offset + n * 16)?, u64_at(offset + n * 16 + 8)?))).collect::<Option<_>>()?;
+    let entries: Vec<(u64, u64)> =
+        (0..length / 16).map(|n| Some((u64_at(offset + n * 16)?, u64_at(offset + n * 16 + 8)?))).collect::<Option<_>>()?;
     let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, value)| *value) else { return Some(found) };
     let (load, base, _) = loads.into_iter().find(|(_, address, length)| (*address..address + length).contains(&strings))?;
     for (_, name) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {

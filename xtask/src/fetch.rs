@@ -101,7 +101,12 @@ fn fetch_one(agent: &ureq::Agent, package: &Package, task: &Task) -> Result<(), 
 }
 
 fn download(agent: &ureq::Agent, url: &str, package: &Package, task: &Task) -> Result<(), Failure> {
-    let other = |error: anyhow::Error| Failure::Other(error.context(format!("downloading {} {} from {url} failed; what was fetched is kept, run the command again", package.name, package.version)));
+    let other = |error: anyhow::Error| {
+        Failure::Other(error.context(format!(
+            "downloading {} {} from {url} failed; what was fetched is kept, run the command again",
+            package.name, package.version
+        )))
+    };
     let mut response = agent.get(url).call().map_err(|e| other(e.into()))?;
     match response.status().as_u16() {
         200 => {}
@@ -137,7 +142,9 @@ fn save(from: &mut dyn std::io::Read, sha256: &str, size: Option<u64>, task: &Ta
     }
     let found = measure::hex(&hasher.finalize());
     if found != sha256 {
-        bail!("wrong content: expected SHA-256 {sha256}, found {found}; the mirror or something before it altered the file, nothing of it was kept");
+        bail!(
+            "wrong content: expected SHA-256 {sha256}, found {found}; the mirror or something before it altered the file, nothing of it was kept"
+        );
     }
     temporary.as_file().sync_all()?;
     temporary.persist(&target)?;

@@ -59,11 +59,7 @@ pub fn tree(path: &Path) -> Result<String> {
     for name in walk(path)? {
         let full = path.join(&name);
         let meta = full.symlink_metadata()?;
-        let hash = if meta.is_symlink() {
-            format!("link:{}", std::fs::read_link(&full)?.display())
-        } else {
-            file(&full)?
-        };
+        let hash = if meta.is_symlink() { format!("link:{}", std::fs::read_link(&full)?.display()) } else { file(&full)? };
         let mode = if std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o100 == 0 { '-' } else { 'x' };
         list.push_str(&format!("{}\0{mode}\0{hash}\n", name.display()));
     }

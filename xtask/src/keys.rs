@@ -30,7 +30,10 @@ fn owner() -> Result<trustctl::keys::Owner> {
         return trustctl::keys::Owner::load(&dir);
     }
     let owner = trustctl::keys::new_owner(&dir)?;
-    progress::line(&format!("made the owner's key {} (mode 0600): who has it commands the nodes built here; keep a copy", dir.join("owner.key").display()));
+    progress::line(&format!(
+        "made the owner's key {} (mode 0600): who has it commands the nodes built here; keep a copy",
+        dir.join("owner.key").display()
+    ));
     Ok(owner)
 }
 
@@ -41,7 +44,10 @@ fn approver() -> Result<SigningKey> {
     }
     let dir = trustctl::keys::folder()?;
     let key = trustctl::keys::new_approver(&dir)?;
-    progress::line(&format!("made the approver's key {} (mode 0600): who has it decides what runs on the nodes built here; keep a copy", path.display()));
+    progress::line(&format!(
+        "made the approver's key {} (mode 0600): who has it decides what runs on the nodes built here; keep a copy",
+        path.display()
+    ));
     Ok(key)
 }
 
@@ -63,7 +69,9 @@ pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> 
             continue;
         }
         let Some(key) = &own else {
-            progress::line(&format!("NOTICE: nobody approved the shipped module {module} ({digest}) in configs/ledger.jsonl, and your key alone cannot: it will not run until it is approved"));
+            progress::line(&format!(
+                "NOTICE: nobody approved the shipped module {module} ({digest}) in configs/ledger.jsonl, and your key alone cannot: it will not run until it is approved"
+            ));
             continue;
         };
         let seq = log.lines().count() as u64 + 1;

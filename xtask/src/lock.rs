@@ -170,14 +170,23 @@ struct Apt {
 
 impl Apt {
     fn new(dir: &Path, sets: &Sets, set: &Set) -> Result<Self> {
-        for sub in ["etc/apt.conf.d", "etc/sources.list.d", "etc/preferences.d", "etc/trusted.gpg.d", "state/lists/partial", "cache/archives/partial", "log"] {
+        for sub in [
+            "etc/apt.conf.d",
+            "etc/sources.list.d",
+            "etc/preferences.d",
+            "etc/trusted.gpg.d",
+            "state/lists/partial",
+            "cache/archives/partial",
+            "log",
+        ] {
             std::fs::create_dir_all(dir.join(sub))?;
         }
         std::fs::write(dir.join("status"), "")?;
         let keys = paths::repo().join("image/keys/debian-trixie.gpg");
         let mut sources = String::new();
         for suite in &sets.suites {
-            let (archive, rest) = suite.split_once('/').with_context(|| format!("suite {suite:?} in image/sets.toml is not ARCHIVE/SUITE COMPONENT"))?;
+            let (archive, rest) =
+                suite.split_once('/').with_context(|| format!("suite {suite:?} in image/sets.toml is not ARCHIVE/SUITE COMPONENT"))?;
             if let Some(base) = mirror::bases(archive)?.first() {
                 sources.push_str(&format!("deb [signed-by={}] {base} {rest}\n", keys.display()));
             }

@@ -11,7 +11,9 @@ pub fn bases(archive: &str) -> Result<Vec<String>> {
         for base in list.split_whitespace() {
             let base = base.trim_end_matches('/');
             let Some(root) = base.strip_suffix("/debian") else {
-                bail!("BASALT_MIRROR names {base:?}; a mirror's URL must end in /debian (its security archive is taken from /debian-security beside it)");
+                bail!(
+                    "BASALT_MIRROR names {base:?}; a mirror's URL must end in /debian (its security archive is taken from /debian-security beside it)"
+                );
             };
             found.push(format!("{root}/{archive}"));
         }
@@ -55,7 +57,8 @@ mod tests {
     fn both_forms_of_sources_are_read() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sources.list.d")).unwrap();
-        std::fs::write(dir.path().join("sources.list"), "# deb http://no.example/debian x\ndeb http://a.example/debian trixie main\n").unwrap();
+        std::fs::write(dir.path().join("sources.list"), "# deb http://no.example/debian x\ndeb http://a.example/debian trixie main\n")
+            .unwrap();
         std::fs::write(dir.path().join("sources.list.d/d.sources"), "Types: deb\nURIs: http://b.example/debian-security/\n").unwrap();
         assert_eq!(host(dir.path()), ["http://a.example/debian", "http://b.example/debian-security"]);
     }

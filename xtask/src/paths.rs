@@ -28,7 +28,5 @@ pub fn output(machine: &str) -> PathBuf {
 }
 
 fn home() -> Result<PathBuf> {
-    std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .context("HOME is not set, so there is no place for the cache; set BASALT_CACHE to a folder")
+    std::env::var_os("HOME").map(PathBuf::from).context("HOME is not set, so there is no place for the cache; set BASALT_CACHE to a folder")
 }

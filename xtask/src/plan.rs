@@ -40,7 +40,14 @@ impl Plan {
         if !variants.iter().any(|v| v == variant) {
             bail!("there is no variant {variant:?}; configs/variants has: {}", variants.join(", "));
         }
-        Ok(Self { machine: machine::load(machine)?, machine_name: machine.to_owned(), variant: variant.to_owned(), locked, store: Store::open()?, done: Default::default() })
+        Ok(Self {
+            machine: machine::load(machine)?,
+            machine_name: machine.to_owned(),
+            variant: variant.to_owned(),
+            locked,
+            store: Store::open()?,
+            done: Default::default(),
+        })
     }
 
     /// Every step of this image, in the order in which they are built.

@@ -28,7 +28,9 @@ impl Task {
     pub fn begin(name: &str, doing: &str) -> Self {
         let bar = if terminal() {
             let bar = ProgressBar::new_spinner();
-            bar.set_style(ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}").unwrap_or(ProgressStyle::default_spinner()));
+            bar.set_style(
+                ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}").unwrap_or(ProgressStyle::default_spinner()),
+            );
             bar.set_prefix(name.to_owned());
             bar.set_message(doing.to_owned());
             bar.enable_steady_tick(Duration::from_millis(120));

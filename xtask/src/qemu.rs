@@ -41,7 +41,18 @@ impl Boot<'_> {
         let state = self.dir.join("tpm");
         std::fs::create_dir_all(&state)?;
         let _ = std::fs::remove_file(self.dir.join("tpm.sock"));
-        self.sandbox().command(["swtpm", "socket", "--tpm2", "--tpmstate", "dir=tpm", "--ctrl", "type=unixio,path=tpm.sock", "--terminate", "--flags", "not-need-init"])
+        self.sandbox().command([
+            "swtpm",
+            "socket",
+            "--tpm2",
+            "--tpmstate",
+            "dir=tpm",
+            "--ctrl",
+            "type=unixio,path=tpm.sock",
+            "--terminate",
+            "--flags",
+            "not-need-init",
+        ])
     }
 
     /// QEMU with its serial console on `serial`; it begins at once, so the TPM must be there.
@@ -56,11 +67,16 @@ impl Boot<'_> {
         add("-m", &q.memory_mib.to_string());
         add("-display", "none");
         add("-kernel", &self.machine.kernel);
-        add("-dtb", "machine.dtb");
+        if self.tpm {
+            add("-dtb", "machine.dtb");
+        } // Without one, QEMU's own tree is right: reading from a device that is not there would be a fault of the bus.
         add("-append", line.trim_end());
         add("-drive", "file=disk.img,if=none,id=disk,format=raw");
         add("-device", &q.disk_device);
-        add("-netdev", &format!("user,id=net,restrict={},hostfwd=tcp:127.0.0.1:{}-:7443", if self.outside { "off" } else { "on" }, self.port));
+        add(
+            "-netdev",
+            &format!("user,id=net,restrict={},hostfwd=tcp:127.0.0.1:{}-:7443", if self.outside { "off" } else { "on" }, self.port),
+        );
         add("-device", &q.net_device);
         add("-serial", serial);
         if self.tpm {

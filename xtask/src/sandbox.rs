@@ -41,7 +41,13 @@ pub struct Sandbox {
 
 impl Sandbox {
     pub fn new(tree: &Path) -> Self {
-        let env = [("PATH", "/usr/sbin:/usr/bin"), ("HOME", "/tmp"), ("LC_ALL", "C.UTF-8"), ("TZ", "UTC"), ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt")];
+        let env = [
+            ("PATH", "/usr/sbin:/usr/bin"),
+            ("HOME", "/tmp"),
+            ("LC_ALL", "C.UTF-8"),
+            ("TZ", "UTC"),
+            ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
+        ];
         Self {
             tree: tree.to_owned(),
             binds: Vec::new(),
@@ -192,7 +198,11 @@ fn bind(host: &Path, target: &Path, writable: bool) -> Result<()> {
         // In a user namespace, flags that the host's mount has must be kept when it is remounted.
         let kept = nix::sys::statvfs::statvfs(target)?.flags();
         let mut flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        for (have, keep) in [(nix::sys::statvfs::FsFlags::ST_NOSUID, MsFlags::MS_NOSUID), (nix::sys::statvfs::FsFlags::ST_NODEV, MsFlags::MS_NODEV), (nix::sys::statvfs::FsFlags::ST_RELATIME, MsFlags::MS_RELATIME)] {
+        for (have, keep) in [
+            (nix::sys::statvfs::FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+            (nix::sys::statvfs::FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+            (nix::sys::statvfs::FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+        ] {
             if kept.contains(have) {
                 flags |= keep;
             }
@@ -203,7 +213,8 @@ fn bind(host: &Path, target: &Path, writable: bool) -> Result<()> {
 }
 
 fn tmpfs(target: &Path) -> Result<()> {
-    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=1777")).with_context(|| format!("cannot mount {}", target.display()))
+    mount(Some("tmpfs"), target, Some("tmpfs"), MsFlags::MS_NOSUID, Some("mode=1777"))
+        .with_context(|| format!("cannot mount {}", target.display()))
 }
 
 fn devices(dev: &Path) -> Result<()> {
@@ -243,7 +254,8 @@ fn engine_mounts(root: &Path, state: &Path) -> Result<()> {
     for controller in ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"] {
         let dir = groups.join(controller);
         std::fs::create_dir_all(&dir)?;
-        mount(Some("cgroup"), &dir, Some("cgroup"), MsFlags::empty(), Some(controller)).with_context(|| format!("cannot mount the control group {controller}"))?;
+        mount(Some("cgroup"), &dir, Some("cgroup"), MsFlags::empty(), Some(controller))
+            .with_context(|| format!("cannot mount the control group {controller}"))?;
     }
     Ok(())
 }

@@ -65,7 +65,8 @@ impl Store {
     pub fn open() -> Result<Self> {
         let root = paths::cache()?;
         for sub in ["blobs", "steps", "tmp", "logs", "work"] {
-            std::fs::create_dir_all(root.join(sub)).with_context(|| format!("cannot make the cache {}; BASALT_CACHE=DIR names another place", root.display()))?;
+            std::fs::create_dir_all(root.join(sub))
+                .with_context(|| format!("cannot make the cache {}; BASALT_CACHE=DIR names another place", root.display()))?;
         }
         let lock = std::fs::File::create(root.join("lock"))?;
         if lock.try_lock().is_err() {
@@ -117,7 +118,8 @@ impl Store {
         std::fs::create_dir_all(&parent)?;
         let temporary = self.root.join("tmp").join(format!("{}-{}", name.replace('/', "-"), &key[..24]));
         std::fs::create_dir_all(temporary.join("out")).context(DISK_FULL)?;
-        build(&temporary.join("out")).with_context(|| format!("step {name} failed; nothing of it was kept. Its log: {}", self.log(name).display()))?;
+        build(&temporary.join("out"))
+            .with_context(|| format!("step {name} failed; nothing of it was kept. Its log: {}", self.log(name).display()))?;
         std::fs::write(temporary.join("inputs"), inputs.text()).context(DISK_FULL)?;
         std::fs::rename(&temporary, &dir).context(DISK_FULL)?;
         task.done(&key[..12]);
@@ -145,14 +147,15 @@ impl Store {
             return Ok(format!("{name}: nothing changed, the result is in the cache ({} inputs)\n", inputs.0.len()));
         }
         let parent = self.root.join("steps").join(name);
-        let newest = std::fs::read_dir(&parent).ok().and_then(|dir| {
-            dir.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).max()
-        });
+        let newest = std::fs::read_dir(&parent)
+            .ok()
+            .and_then(|dir| dir.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).max());
         let Some((_, newest)) = newest else {
             return Ok(format!("{name}: never built with this cache\n"));
         };
         let text = std::fs::read_to_string(newest.join("inputs"))?;
-        let old: BTreeMap<String, String> = text.lines().filter_map(|l| l.split_once("  ")).map(|(hash, name)| (name.to_owned(), hash.to_owned())).collect();
+        let old: BTreeMap<String, String> =
+            text.lines().filter_map(|l| l.split_once("  ")).map(|(hash, name)| (name.to_owned(), hash.to_owned())).collect();
         let mut answer = format!("{name}: will be built anew, because\n");
         for (name, hash) in &inputs.0 {
             match old.get(name) {

@@ -38,15 +38,24 @@ pub fn available(set: &str, locked: bool) -> Result<Lock> {
         bail!(
             "the mirror does not have {} {} ({}) any more ({} such packages), and --locked forbids to take newer ones.\n\
              Run `cargo xtask lock {set}`, or name a mirror that still has it: BASALT_MIRROR=URL",
-            first.name, first.version, first.architecture, gone.len()
+            first.name,
+            first.version,
+            first.architecture,
+            gone.len()
         );
     }
     progress::line(&format!("NOTICE: {} locked packages are gone from the mirror (first: {} {}).", gone.len(), first.name, first.version));
-    progress::line(&format!("NOTICE: resolving the set {set} anew: image/locks/{set}.toml changes, and so do the measurements. Commit it."));
+    progress::line(&format!(
+        "NOTICE: resolving the set {set} anew: image/locks/{set}.toml changes, and so do the measurements. Commit it."
+    ));
     let fresh = lock::refresh(set)?;
     let gone = fetch::packages(&fresh, set)?;
     if let Some(first) = gone.first() {
-        bail!("the mirror lists {} {} and does not have it; it is probably being updated: try again in a few minutes", first.name, first.version);
+        bail!(
+            "the mirror lists {} {} and does not have it; it is probably being updated: try again in a few minutes",
+            first.name,
+            first.version
+        );
     }
     Ok(fresh)
 }
@@ -124,8 +133,15 @@ pub fn with_data<T>(package: &Package, mut use_it: impl FnMut(&mut tar::Archive<
 /// What maintainer scripts would have done and a build needs: the alternatives, users, CA bundle, mount points.
 fn finish(out: &Path) -> Result<()> {
     let alternatives = [
-        ("usr/bin/sh", "dash"), ("usr/bin/awk", "mawk"), ("usr/bin/cc", "gcc"), ("usr/bin/c++", "g++"), ("usr/bin/which", "which.debianutils"), ("usr/bin/yacc", "bison.yacc"),
-        ("usr/bin/pkg-config", "pkgconf"), ("usr/sbin/iptables", "xtables-nft-multi"), ("usr/sbin/ip6tables", "xtables-nft-multi"),
+        ("usr/bin/sh", "dash"),
+        ("usr/bin/awk", "mawk"),
+        ("usr/bin/cc", "gcc"),
+        ("usr/bin/c++", "g++"),
+        ("usr/bin/which", "which.debianutils"),
+        ("usr/bin/yacc", "bison.yacc"),
+        ("usr/bin/pkg-config", "pkgconf"),
+        ("usr/sbin/iptables", "xtables-nft-multi"),
+        ("usr/sbin/ip6tables", "xtables-nft-multi"),
     ];
     for (link, target) in alternatives {
         let path = out.join(link);
@@ -152,7 +168,17 @@ fn finish(out: &Path) -> Result<()> {
     if !out.join("var/run").exists() {
         let _ = symlink("/run", out.join("var/run"));
     }
-    for name in ["usr/bin/mount", "usr/bin/su", "usr/bin/umount", "usr/bin/passwd", "usr/bin/newgrp", "usr/bin/chsh", "usr/bin/chfn", "usr/bin/gpasswd", "usr/sbin/unix_chkpwd"] {
+    for name in [
+        "usr/bin/mount",
+        "usr/bin/su",
+        "usr/bin/umount",
+        "usr/bin/passwd",
+        "usr/bin/newgrp",
+        "usr/bin/chsh",
+        "usr/bin/chfn",
+        "usr/bin/gpasswd",
+        "usr/sbin/unix_chkpwd",
+    ] {
         let path = out.join(name);
         if path.is_file() {
             std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755))?;

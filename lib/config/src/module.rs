@@ -112,7 +112,15 @@ impl TryFrom<RawModule> for Module {
         let mut crypto = raw.crypto;
         crypto.sort();
         crypto.dedup();
-        Ok(Self { image, command: raw.command, environment: raw.environment, network: raw.network, memory_mib: raw.memory_mib, pids: raw.pids, crypto })
+        Ok(Self {
+            image,
+            command: raw.command,
+            environment: raw.environment,
+            network: raw.network,
+            memory_mib: raw.memory_mib,
+            pids: raw.pids,
+            crypto,
+        })
     }
 }
 
@@ -122,7 +130,16 @@ impl From<Module> for RawModule {
             Image::Archive(archive) => (Some(archive), None),
             Image::Ship(ship) => (None, Some(ship)),
         };
-        Self { command: m.command, environment: m.environment, network: m.network, memory_mib: m.memory_mib, pids: m.pids, crypto: m.crypto, image, ship }
+        Self {
+            command: m.command,
+            environment: m.environment,
+            network: m.network,
+            memory_mib: m.memory_mib,
+            pids: m.pids,
+            crypto: m.crypto,
+            image,
+            ship,
+        }
     }
 }
 
@@ -141,7 +158,15 @@ mod tests {
     fn what_the_schema_cannot_say_is_refused() {
         let good = format!("[image]\ndigest = \"sha256:{}\"\narchive = \"/x\"\n", "a".repeat(64));
         parse::<Module>("m", &good).unwrap();
-        for key in ["privileged = true", "cap-add = [\"ALL\"]", "devices = []", "volumes = [\"/:/host\"]", "network = \"host\"", "pids = 0", "memory-mib = 1"] {
+        for key in [
+            "privileged = true",
+            "cap-add = [\"ALL\"]",
+            "devices = []",
+            "volumes = [\"/:/host\"]",
+            "network = \"host\"",
+            "pids = 0",
+            "memory-mib = 1",
+        ] {
             let error = parse::<Module>("m", &format!("{key}\n{good}"));
             assert!(error.is_err(), "{key}");
         }

@@ -67,7 +67,10 @@ impl TryFrom<RawNode> for Node {
 
     fn try_from(raw: RawNode) -> Result<Self, String> {
         crate::valid_name(&raw.hostname).map_err(|e| format!("hostname: {e}"))?;
-        raw.api.listen.parse::<std::net::SocketAddr>().map_err(|e| format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen))?;
+        raw.api
+            .listen
+            .parse::<std::net::SocketAddr>()
+            .map_err(|e| format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen))?;
         for (what, list) in [("owner.certificates", &raw.owner.certificates), ("ledger.approvers", raw.ledger.approvers())] {
             for (n, entry) in list.iter().enumerate() {
                 if entry.len() != 64 || !entry.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {

@@ -113,7 +113,10 @@ impl Log {
         }
         let s = &entry.statement;
         if !is_digest(&s.digest) {
-            return Err(LogError::NotAStatement { line, problem: format!("{:?} is not a digest: expected sha256: and 64 lower-case hex digits", s.digest) });
+            return Err(LogError::NotAStatement {
+                line,
+                problem: format!("{:?} is not a digest: expected sha256: and 64 lower-case hex digits", s.digest),
+            });
         }
         if s.seq != expected {
             return Err(LogError::Sequence { line, expected, found: s.seq });
@@ -125,7 +128,10 @@ impl Log {
         if found < needed {
             return Err(LogError::Signatures { line, found, needed });
         }
-        self.high_water = HighWater { seq: expected, head: Sha256::new().chain_update(self.high_water.head).chain_update(text.as_bytes()).finalize().into() };
+        self.high_water = HighWater {
+            seq: expected,
+            head: Sha256::new().chain_update(self.high_water.head).chain_update(text.as_bytes()).finalize().into(),
+        };
         let revoked = self.latest.get(&s.digest).is_some_and(|(old, _)| old.statement.status == Status::Revoked);
         if !revoked {
             self.latest.insert(s.digest.clone(), (entry, found));

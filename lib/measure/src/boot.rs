@@ -93,7 +93,9 @@ mod tests {
     #[test]
     fn the_root_hash_is_found_only_in_one_verity_table() {
         let hash = "a".repeat(64);
-        let line = format!("quiet dm-mod.create=\"root,,,ro,0 80 verity 1 /dev/vda2 /dev/vda2 4096 4096 10 11 sha256 {hash} 00 1 panic_on_corruption\" root=/dev/dm-0");
+        let line = format!(
+            "quiet dm-mod.create=\"root,,,ro,0 80 verity 1 /dev/vda2 /dev/vda2 4096 4096 10 11 sha256 {hash} 00 1 panic_on_corruption\" root=/dev/dm-0"
+        );
         assert_eq!(verity_root(&line), Some(hash.as_str()));
         assert_eq!(verity_root(&line.replace("verity", "linear")), None);
         assert_eq!(verity_root(&line.replace("sha256", "sha1")), None);

@@ -51,11 +51,8 @@ pub fn device_tree_digest(blob: &[u8]) -> Result<Digest, DeviceTreeError> {
         let start = offset as usize;
         start.checked_add(size as usize).and_then(|end| blob.get(start..end)).ok_or(Truncated(what))
     };
-    let mut reader = Reader {
-        structure: part(field(2)?, field(9)?, "structure block")?,
-        strings: part(field(3)?, field(8)?, "strings block")?,
-        at: 0,
-    };
+    let mut reader =
+        Reader { structure: part(field(2)?, field(9)?, "structure block")?, strings: part(field(3)?, field(8)?, "strings block")?, at: 0 };
     let mut lines = reader.lines()?;
     lines.sort();
     let mut hasher = Sha256::new();

@@ -60,10 +60,15 @@ pub fn verify_quote(key: &[u8], attest: &[u8], signature: &[u8], nonce: &[u8], p
     if r.sized()? != nonce {
         return Err(QuoteError::Nonce);
     }
-    let quote = Quote { clock: r.u64()?, reset_count: r.u32()?, restart_count: r.u32()?, firmware_version: {
-        let _safe = r.take(1)?;
-        r.u64()?
-    } };
+    let quote = Quote {
+        clock: r.u64()?,
+        reset_count: r.u32()?,
+        restart_count: r.u32()?,
+        firmware_version: {
+            let _safe = r.take(1)?;
+            r.u64()?
+        },
+    };
     let wanted: Vec<u32> = pcrs.keys().copied().collect();
     if r.u32()? != 1 || r.u16()? != ALG_SHA256 || r.selection()? != wanted {
         return Err(QuoteError::Selection(wanted));

@@ -82,18 +82,25 @@ pub fn verify<R: Read + Seek>(archive: &mut R, digest: &str, limits: &Limits) ->
     let value = parse("the manifest", &manifest)?;
     let media_type = text(&value, "mediaType").unwrap_or(MANIFEST_TYPES[0]).to_owned();
     if value["schemaVersion"] != 2 || !MANIFEST_TYPES.contains(&media_type.as_str()) {
-        return Err(OciError::Document { what: "the manifest", problem: format!("expected schemaVersion 2 and one of {MANIFEST_TYPES:?}, found {media_type:?}") });
+        return Err(OciError::Document {
+            what: "the manifest",
+            problem: format!("expected schemaVersion 2 and one of {MANIFEST_TYPES:?}, found {media_type:?}"),
+        });
     }
     let (config_digest, config_size, kind) = descriptor("the manifest's config", &value["config"])?;
     if !CONFIG_TYPES.contains(&kind.as_str()) {
-        return Err(OciError::Document { what: "the manifest's config", problem: format!("expected one of {CONFIG_TYPES:?}, found {kind:?}") });
+        return Err(OciError::Document {
+            what: "the manifest's config",
+            problem: format!("expected one of {CONFIG_TYPES:?}, found {kind:?}"),
+        });
     }
     let config = document(archive, &blobs, "the config", &config_digest, limits)?;
     same_size("the config", &config_digest, config_size, config.len() as u64)?;
     let config_value = parse("the config", &config)?;
     let architecture = text(&config_value, "architecture").unwrap_or_default().to_owned();
 
-    let listed = value["layers"].as_array().ok_or_else(|| OciError::Document { what: "the manifest", problem: "it lists no layers".into() })?;
+    let listed =
+        value["layers"].as_array().ok_or_else(|| OciError::Document { what: "the manifest", problem: "it lists no layers".into() })?;
     let diff_ids = config_value["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
     if listed.len() != diff_ids.len() || listed.is_empty() {
         return Err(OciError::Document { what: "the config", problem: format!("{} diff_ids for {} layers", diff_ids.len(), listed.len()) });
@@ -149,7 +156,10 @@ fn index<R: Read + Seek>(archive: &mut R, limits: &Limits) -> Result<BTreeMap<St
             // Not read: what is in the image follows from the digest that was asked for.
             continue;
         }
-        let hex = member.strip_prefix("blobs/sha256/").filter(|h| measure::unhex(h).is_some_and(|b| b.len() == 32)).ok_or_else(|| refuse("it is none of oci-layout, index.json, manifest.json, repositories, blobs/sha256/<64 hex digits>"))?;
+        let hex = member
+            .strip_prefix("blobs/sha256/")
+            .filter(|h| measure::unhex(h).is_some_and(|b| b.len() == 32))
+            .ok_or_else(|| refuse("it is none of oci-layout, index.json, manifest.json, repositories, blobs/sha256/<64 hex digits>"))?;
         let (offset, size) = (entry.raw_file_position(), entry.header().entry_size()?);
         let mut hasher = Sha256::new();
         let copied = io::copy(&mut entry, &mut HashWriter(&mut hasher))?;
@@ -178,7 +188,13 @@ impl io::Write for HashWriter<'_> {
     }
 }
 
-fn document<R: Read + Seek>(archive: &mut R, blobs: &BTreeMap<String, Member>, what: &'static str, digest: &str, limits: &Limits) -> Result<Vec<u8>, OciError> {
+fn document<R: Read + Seek>(
+    archive: &mut R,
+    blobs: &BTreeMap<String, Member>,
+    what: &'static str,
+    digest: &str,
+    limits: &Limits,
+) -> Result<Vec<u8>, OciError> {
     let member = blobs.get(digest).ok_or_else(|| OciError::Absent { what, digest: digest.to_owned() })?;
     if member.size > limits.json {
         return Err(OciError::Limit { what: "a JSON document in bytes", limit: limits.json });

@@ -15,7 +15,10 @@ pub(crate) fn check(packed: impl Read, kind: &str, digest: &str, left: &mut u64,
     } else if GZIP.contains(&kind) {
         Box::new(flate2::read::GzDecoder::new(packed))
     } else {
-        return Err(OciError::Layer { digest: digest.to_owned(), problem: format!("media type {kind:?}; known are {PLAIN:?} and {GZIP:?}") });
+        return Err(OciError::Layer {
+            digest: digest.to_owned(),
+            problem: format!("media type {kind:?}; known are {PLAIN:?} and {GZIP:?}"),
+        });
     };
     let mut hashed = Hashed { stream, hasher: Sha256::new(), left: *left };
     let refused = |problem: String| OciError::Layer { digest: digest.to_owned(), problem };

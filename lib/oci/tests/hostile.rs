@@ -108,7 +108,9 @@ fn refused(archive: &[u8], digest: &str, says: &str) {
 
 #[test]
 fn a_good_archive_passes_and_comes_out_in_canonical_form() {
-    let (archive, digest) = build(&Image { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" }).unwrap();
+    let (archive, digest) =
+        build(&Image { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" })
+            .unwrap();
     let image = check(&archive, &digest).unwrap();
     let out = emit(&mut Cursor::new(&archive), &image, "basalt/x:1", Vec::new()).unwrap();
     assert_eq!(check(&out, &digest).unwrap().layers.len(), 1);
@@ -175,7 +177,14 @@ fn members_that_have_no_business_in_an_image() {
     for name in ["../../etc/passwd", "/etc/passwd", "blobs/sha256/../../x", "blobs/sha256/abc", "blobs/sha512/x", "INDEX.JSON"] {
         refused(&with(name, tar::EntryType::Regular), &digest, "refused");
     }
-    for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Char, tar::EntryType::GNULongName, tar::EntryType::XHeader, tar::EntryType::GNUSparse] {
+    for kind in [
+        tar::EntryType::Symlink,
+        tar::EntryType::Link,
+        tar::EntryType::Char,
+        tar::EntryType::GNULongName,
+        tar::EntryType::XHeader,
+        tar::EntryType::GNUSparse,
+    ] {
         refused(&with("index.json", kind), &digest, "only plain files");
     }
     let mut twice = members_of(&archive);

@@ -141,7 +141,12 @@ fn bad_public_keys_are_refused() {
         assert_eq!(ed.suite.verify(&bytes(key), &[], &bytes(ed.pi)), Err(VrfError::PublicKey), "{key}");
     }
     let p = &VECTORS[0];
-    for key in ["", "00", "020000000000000000000000000000000000000000000000000000000000000001ff", "0460fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6"] {
+    for key in [
+        "",
+        "00",
+        "020000000000000000000000000000000000000000000000000000000000000001ff",
+        "0460fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6",
+    ] {
         assert_eq!(p.suite.verify(&bytes(key), &[], &bytes(p.pi)), Err(VrfError::PublicKey), "{key}");
     }
     // x is not on the curve.

@@ -24,7 +24,10 @@ fn run() -> Result<(), String> {
     let alpha = "6261 7361 6c74".replace(' ', ""); // "basalt"
     for suite in ["ECVRF-EDWARDS25519-SHA512-TAI", "ECVRF-P256-SHA256-TAI"] {
         let proof = call("/v1/vrf/prove", &json!({ "suite": suite, "alpha": alpha }))?;
-        println!("demo: proof {}", json!({ "suite": suite, "alpha": alpha, "public_key": proof["public_key"], "pi": proof["pi"], "beta": proof["beta"] }));
+        println!(
+            "demo: proof {}",
+            json!({ "suite": suite, "alpha": alpha, "public_key": proof["public_key"], "pi": proof["pi"], "beta": proof["beta"] })
+        );
         let request = json!({ "suite": suite, "alpha": alpha, "public_key": proof["public_key"], "pi": proof["pi"] });
         let verdict = call("/v1/vrf/verify", &request)?;
         if verdict["valid"] != true || verdict["beta"] != proof["beta"] {
@@ -53,7 +56,10 @@ fn call(path: &str, body: &Value) -> Result<Value, String> {
     let body = body.to_string();
     let mut socket = UnixStream::connect(SOCKET).map_err(|e| format!("{SOCKET}: {e}"))?;
     socket.set_read_timeout(Some(Duration::from_secs(30))).map_err(|e| e.to_string())?;
-    let request = format!("POST {path} HTTP/1.1\r\nhost: trustd\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nhost: trustd\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     socket.write_all(request.as_bytes()).map_err(|e| e.to_string())?;
     let mut answer = String::new();
     socket.read_to_string(&mut answer).map_err(|e| e.to_string())?;

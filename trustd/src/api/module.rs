@@ -50,7 +50,11 @@ impl Caller {
             return Ok(());
         }
         let name = serde_json::to_string(&wish).unwrap_or_default();
-        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", format!("the module {} may not use {name}: its file does not list it under crypto", self.module)))
+        Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "forbidden",
+            format!("the module {} may not use {name}: its file does not list it under crypto", self.module),
+        ))
     }
 }
 
@@ -74,7 +78,12 @@ impl Sockets {
         let listener = UnixListener::bind(&path)?;
         // Whoever can see it may use it: only one container does.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-        let caller = Arc::new(Caller { module: module.to_owned(), may: RwLock::new(settings.crypto.clone()), tpm: self.tpm.clone(), root: self.root.clone() });
+        let caller = Arc::new(Caller {
+            module: module.to_owned(),
+            may: RwLock::new(settings.crypto.clone()),
+            tpm: self.tpm.clone(),
+            root: self.root.clone(),
+        });
         let serving = tokio::spawn(axum::serve(listener, router(caller.clone())).into_future());
         open.insert(module.to_owned(), (caller, serving.abort_handle()));
         Ok(dir)

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Path, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
@@ -19,8 +19,8 @@ use tokio::io::AsyncWriteExt as _;
 use super::{Answer, ApiError, unhex, unknown};
 use crate::approvals::Approvals;
 use crate::audit::{Audit, Evidence};
-use crate::modules::Modules;
 use crate::init;
+use crate::modules::Modules;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const LARGEST_ARCHIVE: u64 = 2 << 30;
@@ -121,7 +121,11 @@ async fn upload(State(node): This, Path(name): Path<String>, body: Body) -> Answ
         size += chunk.len() as u64;
         if size > LARGEST_ARCHIVE {
             let _ = tokio::fs::remove_file(&temporary).await;
-            return Err(ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", format!("an archive has at most {LARGEST_ARCHIVE} bytes")));
+            return Err(ApiError::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "too-large",
+                format!("an archive has at most {LARGEST_ARCHIVE} bytes"),
+            ));
         }
         file.write_all(&chunk).await.map_err(failed)?;
     }

@@ -9,8 +9,8 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-use vrf::Suite;
 use crate::tpm::{Sealed, Tpm, TpmError};
+use vrf::Suite;
 
 pub struct RootKey(Zeroizing<Vec<u8>>);
 

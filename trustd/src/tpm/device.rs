@@ -10,8 +10,9 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Data, Digest as TpmDigest, DigestValues, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, KeyedHashScheme, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Private,
-    Public, PublicBuilder, PublicEccParametersBuilder, PublicKeyedHashParameters, SensitiveData, Signature, SignatureScheme, SymmetricDefinitionObject,
+    Data, Digest as TpmDigest, DigestValues, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, KeyedHashScheme,
+    PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Private, Public, PublicBuilder, PublicEccParametersBuilder,
+    PublicKeyedHashParameters, SensitiveData, Signature, SignatureScheme, SymmetricDefinitionObject,
 };
 use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use tss_esapi::{Context, Error, TctiNameConf};
@@ -66,7 +67,11 @@ impl Device {
         let data = Data::try_from(nonce.to_vec()).map_err(refused("Quote: the nonce"))?;
         // A primary key of a fixed template: the same key at every call, so there is nothing to store or to lose.
         self.with_primary(Hierarchy::Endorsement, attestation_key(), "Quote", |context, handle, public| {
-            let (attest, signature) = context.execute_with_session(Some(AuthSession::Password), |c| c.quote(handle, data.clone(), SignatureScheme::Null, selection(&[PLATFORM_PCR, MODULES_PCR])?)).map_err(refused("Quote"))?;
+            let (attest, signature) = context
+                .execute_with_session(Some(AuthSession::Password), |c| {
+                    c.quote(handle, data.clone(), SignatureScheme::Null, selection(&[PLATFORM_PCR, MODULES_PCR])?)
+                })
+                .map_err(refused("Quote"))?;
             let answer = |problem: &str| TpmError::Answer { what: "Quote", problem: problem.to_owned() };
             let Signature::EcDsa(ecdsa) = signature else { return Err(answer("the signature is not ECDSA")) };
             let signature = [ecdsa.signature_r().value(), ecdsa.signature_s().value()].map(padded);
@@ -82,7 +87,9 @@ impl Device {
         let secret = SensitiveData::try_from(secret.to_vec()).map_err(refused("Create: the secret"))?;
         self.with_primary(Hierarchy::Owner, storage_key(), "Create", |context, parent, _| {
             let made = context
-                .execute_with_session(Some(AuthSession::Password), |c| c.create(parent, sealed_object()?, None, Some(secret.clone()), None, None))
+                .execute_with_session(Some(AuthSession::Password), |c| {
+                    c.create(parent, sealed_object()?, None, Some(secret.clone()), None, None)
+                })
                 .map_err(refused("Create"))?;
             Ok(Sealed { public: made.out_public.marshall().map_err(refused("Create"))?, private: made.out_private.value().to_vec() })
         })
@@ -92,7 +99,9 @@ impl Device {
         let public = Public::unmarshall(&sealed.public).map_err(refused("Load: the public part"))?;
         let private = Private::try_from(sealed.private.clone()).map_err(refused("Load: the private part"))?;
         self.with_primary(Hierarchy::Owner, storage_key(), "Load", |context, parent, _| {
-            let handle = context.execute_with_session(Some(AuthSession::Password), |c| c.load(parent, private.clone(), public.clone())).map_err(refused("Load"))?;
+            let handle = context
+                .execute_with_session(Some(AuthSession::Password), |c| c.load(parent, private.clone(), public.clone()))
+                .map_err(refused("Load"))?;
             let secret = context.execute_with_session(Some(AuthSession::Password), |c| c.unseal(handle.into())).map_err(refused("Unseal"));
             flush(context, handle)?;
             Ok(secret?.value().to_vec())
@@ -108,7 +117,10 @@ impl Device {
         use_it: impl FnOnce(&mut Context, KeyHandle, Public) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
         let template = template.map_err(refused(what))?;
-        let made = self.0.execute_with_session(Some(AuthSession::Password), |c| c.create_primary(hierarchy, template, None, None, None, None)).map_err(refused(what))?;
+        let made = self
+            .0
+            .execute_with_session(Some(AuthSession::Password), |c| c.create_primary(hierarchy, template, None, None, None, None))
+            .map_err(refused(what))?;
         let result = use_it(&mut self.0, made.key_handle, made.out_public);
         flush(&mut self.0, made.key_handle)?;
         result
@@ -142,7 +154,12 @@ fn attestation_key() -> Result<Public, Error> {
         .with_restricted(true)
         .with_sign_encrypt(true)
         .build()?;
-    let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)), EccCurve::NistP256).with_restricted(true).build()?;
+    let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(
+        EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)),
+        EccCurve::NistP256,
+    )
+    .with_restricted(true)
+    .build()?;
     public(PublicAlgorithm::Ecc, attributes)?.with_ecc_parameters(parameters).with_ecc_unique_identifier(EccPoint::default()).build()
 }
 
@@ -163,7 +180,8 @@ fn storage_key() -> Result<Public, Error> {
 }
 
 fn sealed_object() -> Result<Public, Error> {
-    let attributes = ObjectAttributesBuilder::new().with_fixed_tpm(true).with_fixed_parent(true).with_user_with_auth(true).with_no_da(true).build()?;
+    let attributes =
+        ObjectAttributesBuilder::new().with_fixed_tpm(true).with_fixed_parent(true).with_user_with_auth(true).with_no_da(true).build()?;
     public(PublicAlgorithm::KeyedHash, attributes)?
         .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
         .with_keyed_hash_unique_identifier(TpmDigest::default())
@@ -171,5 +189,8 @@ fn sealed_object() -> Result<Public, Error> {
 }
 
 fn public(algorithm: PublicAlgorithm, attributes: tss_esapi::attributes::ObjectAttributes) -> Result<PublicBuilder, Error> {
-    Ok(PublicBuilder::new().with_public_algorithm(algorithm).with_name_hashing_algorithm(HashingAlgorithm::Sha256).with_object_attributes(attributes))
+    Ok(PublicBuilder::new()
+        .with_public_algorithm(algorithm)
+        .with_name_hashing_algorithm(HashingAlgorithm::Sha256)
+        .with_object_attributes(attributes))
 }

@@ -34,7 +34,12 @@ impl Swtpm {
             let mut child = Command::new("swtpm")
                 .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
                 .arg(format!("dir={}", state.display()))
-                .args(["--server", &format!("type=tcp,port={port},bindaddr=127.0.0.1,disconnect"), "--ctrl", &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1)])
+                .args([
+                    "--server",
+                    &format!("type=tcp,port={port},bindaddr=127.0.0.1,disconnect"),
+                    "--ctrl",
+                    &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1),
+                ])
                 .stdout(Stdio::null())
                 .spawn()
                 .unwrap();

@@ -44,7 +44,9 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         std::fs::remove_file(out.join(part))?;
     }
     let (sandbox, log) = plan.sandbox("disk")?;
-    sandbox.write(out, "/out").run(&log, ["xz", "--keep", "--threads=0", "--block-size=16MiB", "--arm64", "--lzma2=preset=6", &format!("/out/{image}")])
+    sandbox
+        .write(out, "/out")
+        .run(&log, ["xz", "--keep", "--threads=0", "--block-size=16MiB", "--arm64", "--lzma2=preset=6", &format!("/out/{image}")])
 }
 
 /// What the firmware hands to the kernel: the machine's own words, then the verity table
@@ -81,10 +83,30 @@ fn data_partition(plan: &Plan, out: &Path) -> Result<()> {
     File::create(out.join("data.ext4"))?.set_len(plan.machine.data_mib * MIB)?;
     let (sandbox, log) = plan.sandbox("disk")?;
     let uuid = "b5a17000-0000-4000-8000-000000000002";
-    sandbox.write(out, "/out").run(&log, [
-        "mke2fs", "-q", "-t", "ext4", "-b", "4096", "-I", "256", "-m", "0", "-L", "data", "-U", uuid, "-J", "size=4",
-        "-E", &format!("hash_seed={uuid},resize={MOST_BLOCKS},root_owner=0:0,nodiscard"), "/out/data.ext4",
-    ])
+    sandbox.write(out, "/out").run(
+        &log,
+        [
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-b",
+            "4096",
+            "-I",
+            "256",
+            "-m",
+            "0",
+            "-L",
+            "data",
+            "-U",
+            uuid,
+            "-J",
+            "size=4",
+            "-E",
+            &format!("hash_seed={uuid},resize={MOST_BLOCKS},root_owner=0:0,nodiscard"),
+            "/out/data.ext4",
+        ],
+    )
 }
 
 fn assemble(plan: &Plan, out: &Path, root: &Path, image: &Path) -> Result<()> {
@@ -131,7 +153,10 @@ fn set_time(path: &Path, epoch: u64) -> Result<()> {
 /// Writes `measurements.json` with the very functions that init measures with.
 fn predict(plan: &Plan, facts: &Facts, command_line: &str, dtb: &Path, out: &Path) -> Result<()> {
     let digest = |hex: &str| -> Result<Digest> { measure::unhex(hex).and_then(|b| b.try_into().ok()).context("a digest is malformed") };
-    ensure!(measure::verity_root(command_line) == Some(&facts.verity_root), "the command line's verity table is not found again by the code that init reads it with");
+    ensure!(
+        measure::verity_root(command_line) == Some(&facts.verity_root),
+        "the command line's verity table is not found again by the code that init reads it with"
+    );
     let events = measure::boot_events(&BootFacts {
         variant: &plan.variant,
         machine: &plan.machine_name,

@@ -64,7 +64,11 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 }
 
 fn unpack(recipe: &recipe::Kernel, lock: &lock::Lock, work: &Path) -> Result<()> {
-    let package = lock.package.iter().find(|p| p.name == recipe.package).with_context(|| format!("the lock of the set kernel has no {}", recipe.package))?;
+    let package = lock
+        .package
+        .iter()
+        .find(|p| p.name == recipe.package)
+        .with_context(|| format!("the lock of the set kernel has no {}", recipe.package))?;
     tree::with_data(package, |deb| {
         for entry in deb.entries()? {
             let entry = entry?;

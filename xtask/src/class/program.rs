@@ -19,10 +19,8 @@ pub fn vendor_inputs(inputs: &mut Inputs) -> Result<()> {
 
 /// All crates of Cargo.lock, fetched and checked by the host's cargo.
 pub fn vendor(out: &Path) -> Result<()> {
-    let output = host_cargo(&["vendor", "--locked", "--versioned-dirs", "--quiet"])
-        .arg(out.join("vendor"))
-        .output()
-        .context("cannot run cargo")?;
+    let output =
+        host_cargo(&["vendor", "--locked", "--versioned-dirs", "--quiet"]).arg(out.join("vendor")).output().context("cannot run cargo")?;
     ensure!(
         output.status.success(),
         "cargo could not fetch the crates of Cargo.lock; is there a network?\n{}",
@@ -74,7 +72,8 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
         .env("PKG_CONFIG_LIBDIR", "/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig")
         .run(&log, ["cargo", "build", "--release", "--locked", "--offline", "--target", TARGET, "--package", &recipe.package, "--bins"])?;
     let folder = target.join(TARGET).join("release");
-    std::fs::copy(folder.join(&recipe.package), out.join(&recipe.package)).with_context(|| format!("cargo built no {} in {}", recipe.package, folder.display()))?;
+    std::fs::copy(folder.join(&recipe.package), out.join(&recipe.package))
+        .with_context(|| format!("cargo built no {} in {}", recipe.package, folder.display()))?;
     Ok(())
 }
 

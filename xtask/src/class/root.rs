@@ -138,7 +138,9 @@ fn take(names: &[String], device: &Path, root: &Path) -> Result<()> {
             continue;
         }
         let from = device.join(&name);
-        let meta = from.symlink_metadata().with_context(|| format!("image/recipes/root.toml takes {name}, which no package of the set device has"))?;
+        let meta = from
+            .symlink_metadata()
+            .with_context(|| format!("image/recipes/root.toml takes {name}, which no package of the set device has"))?;
         parent(&root.join(&name))?;
         if meta.is_symlink() {
             let target = std::fs::read_link(&from)?;
@@ -206,7 +208,8 @@ fn engine_list(names: &[String], root: &Path) -> Result<FileList> {
     let mut list = FileList::default();
     for name in names {
         let path = root.join(name);
-        let data = std::fs::read(&path).with_context(|| format!("image/recipes/root.toml lists {name} under engine, which the root does not have"))?;
+        let data = std::fs::read(&path)
+            .with_context(|| format!("image/recipes/root.toml lists {name} under engine, which the root does not have"))?;
         list.add(&format!("/{name}"), &data);
     }
     Ok(list)
@@ -228,7 +231,8 @@ fn pack(plan: &Plan, recipe: &recipe::Root, root: &Path, out: &Path) -> Result<F
     let epoch = recipe::release()?.source_date_epoch;
     let (sandbox, log) = plan.sandbox("root")?;
     let sandbox = sandbox.write(out, "/out").read(root, "/in");
-    let mut make = vec!["mkfs.erofs".to_owned(), "--quiet".into(), format!("-T{epoch}"), "-U".into(), recipe.uuid.clone(), "--all-root".into()];
+    let mut make =
+        vec!["mkfs.erofs".to_owned(), "--quiet".into(), format!("-T{epoch}"), "-U".into(), recipe.uuid.clone(), "--all-root".into()];
     make.extend(recipe.erofs.iter().cloned());
     make.extend(["/out/root.img".into(), "/in".into()]);
     sandbox.run(&log, make)?;
@@ -237,13 +241,25 @@ fn pack(plan: &Plan, recipe: &recipe::Root, root: &Path, out: &Path) -> Result<F
     std::fs::File::options().write(true).open(&image)?.set_len(blocks * 4096)?;
     // A fixed salt: it only has to differ from image to image where hashes must not be compared, which is no aim here.
     let salt = hash::bytes(recipe.uuid.as_bytes());
-    let printed = sandbox.output(&log, [
-        "veritysetup", "format", "--hash=sha256", "--data-block-size=4096", "--hash-block-size=4096",
-        &format!("--uuid={}", recipe.uuid), &format!("--salt={salt}"), &format!("--data-blocks={blocks}"), &format!("--hash-offset={}", blocks * 4096),
-        "/out/root.img", "/out/root.img",
-    ])?;
+    let printed = sandbox.output(
+        &log,
+        [
+            "veritysetup",
+            "format",
+            "--hash=sha256",
+            "--data-block-size=4096",
+            "--hash-block-size=4096",
+            &format!("--uuid={}", recipe.uuid),
+            &format!("--salt={salt}"),
+            &format!("--data-blocks={blocks}"),
+            &format!("--hash-offset={}", blocks * 4096),
+            "/out/root.img",
+            "/out/root.img",
+        ],
+    )?;
     let printed = String::from_utf8(printed)?;
-    let verity_root = printed.lines().find_map(|l| l.strip_prefix("Root hash:")).context("veritysetup printed no root hash")?.trim().to_owned();
+    let verity_root =
+        printed.lines().find_map(|l| l.strip_prefix("Root hash:")).context("veritysetup printed no root hash")?.trim().to_owned();
     let none = String::new;
     Ok(Facts { verity_root, salt, data_blocks: blocks, init: none(), trustd: none(), engine: none(), configuration: none() })
 }
@@ -256,7 +272,8 @@ fn parent(path: &Path) -> Result<()> {
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<()> {
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).with_context(|| format!("cannot set the mode of {}", path.display()))
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))
 }
 
 /// Where the laid-out root of a build lies, for `cargo xtask size`.

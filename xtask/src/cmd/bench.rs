@@ -38,11 +38,19 @@ pub fn run(args: Args) -> Result<()> {
         engine.push(seconds(&console.wait_for("dockerd is ready", DEADLINE)?)?);
     }
     let mut kept = true;
-    for (what, mut times, most) in [("kernel start to handover", handover, HANDOVER_S), ("kernel start to engine answers", engine, ENGINE_S)] {
+    for (what, mut times, most) in
+        [("kernel start to handover", handover, HANDOVER_S), ("kernel start to engine answers", engine, ENGINE_S)]
+    {
         times.sort_by(f64::total_cmp);
         let median = times[times.len() / 2];
         kept &= median <= most;
-        println!("{what:34} median {median:6.2} s of {} boots ({:.2} to {:.2})   at most {most} s   {}", times.len(), times[0], times[times.len() - 1], if median <= most { "ok" } else { "TOO SLOW" });
+        println!(
+            "{what:34} median {median:6.2} s of {} boots ({:.2} to {:.2})   at most {most} s   {}",
+            times.len(),
+            times[0],
+            times[times.len() - 1],
+            if median <= most { "ok" } else { "TOO SLOW" }
+        );
     }
     println!("guest time under QEMU's emulation; an otherwise idle host is assumed");
     if !kept {

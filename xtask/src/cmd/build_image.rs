@@ -47,9 +47,11 @@ pub fn build(plan: &Plan) -> Result<PathBuf> {
 
 /// Copies a result (the cache's own file must not be written to by whoever uses the image); one that is there already stays.
 fn deliver(from: &Path, to: &Path) -> Result<()> {
-    let (source, stamp) = (from.canonicalize()?, to.with_file_name(format!(".{}.from", to.file_name().unwrap_or_default().to_string_lossy())));
+    let (source, stamp) =
+        (from.canonicalize()?, to.with_file_name(format!(".{}.from", to.file_name().unwrap_or_default().to_string_lossy())));
     let origin = source.to_string_lossy().into_owned();
-    let unchanged = std::fs::read_to_string(&stamp).is_ok_and(|s| s == origin) && to.metadata().and_then(|m| m.modified()).ok() == stamp.metadata().and_then(|m| m.modified()).ok();
+    let unchanged = std::fs::read_to_string(&stamp).is_ok_and(|s| s == origin)
+        && to.metadata().and_then(|m| m.modified()).ok() == stamp.metadata().and_then(|m| m.modified()).ok();
     if unchanged {
         return Ok(());
     }

@@ -52,7 +52,11 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn copy_checkout(to: &Path) -> Result<()> {
-    let listed = Command::new("git").args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(paths::repo()).output().context("cannot run git")?;
+    let listed = Command::new("git")
+        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
+        .current_dir(paths::repo())
+        .output()
+        .context("cannot run git")?;
     for name in String::from_utf8(listed.stdout)?.split('\0').filter(|n| !n.is_empty()) {
         let (from, to) = (paths::repo().join(name), to.join(name));
         if from.exists() {

@@ -28,7 +28,8 @@ pub fn run(args: Args) -> Result<()> {
     let image = super::build_image::build(&plan)?;
     TcpListener::bind(("127.0.0.1", args.port)).with_context(|| format!("port {} is taken; name another with --port", args.port))?;
     let dir = paths::repo().join("target/run").join(&plan.machine_name);
-    let same = std::fs::read_to_string(dir.join("of")).is_ok_and(|of| std::fs::read_to_string(image.with_file_name("image.sha256")).is_ok_and(|is| is == of));
+    let same = std::fs::read_to_string(dir.join("of"))
+        .is_ok_and(|of| std::fs::read_to_string(image.with_file_name("image.sha256")).is_ok_and(|is| is == of));
     if args.fresh || !same {
         // Another image has other measurements; the card is flashed, the TPM stays unless --fresh is given.
         std::fs::create_dir_all(&dir)?;

@@ -152,7 +152,8 @@ fn boot(filter: Option<&str>) -> Result<()> {
     let scratch = dev::scratch(&plan, "boot")?;
     // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
     drop(plan);
-    let mut command = crate::sandbox::host_cargo(&["test", "--package", "basalt-ci", "--quiet", "--", "--test-threads", "1", "--nocapture"]);
+    let mut command =
+        crate::sandbox::host_cargo(&["test", "--package", "basalt-ci", "--quiet", "--", "--test-threads", "1", "--nocapture"]);
     command
         .args(filter)
         .env("BASALT_XTASK", std::env::current_exe()?)
