@@ -1,4 +1,6 @@
 //! The scenarios on `virt`. Each boots its own card.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::time::Duration;
 

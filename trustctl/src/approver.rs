@@ -11,7 +11,7 @@ use trustctl::keys;
 
 /// Which log, and who signs.
 #[derive(clap::Args)]
-pub struct Signing {
+pub(crate) struct Signing {
     /// The log, a file of canonical JSON lines; fetch a node's with `trustctl log fetch`
     #[arg(long, default_value = "ledger.jsonl")]
     log: PathBuf,
@@ -24,7 +24,7 @@ pub struct Signing {
 }
 
 #[derive(clap::Args)]
-pub struct Approve {
+pub(crate) struct Approve {
     /// Digest of the image's manifest: sha256:...
     digest: String,
     /// How long the approval holds, in days
@@ -35,7 +35,7 @@ pub struct Approve {
 }
 
 #[derive(clap::Args)]
-pub struct Revoke {
+pub(crate) struct Revoke {
     /// Digest of the image's manifest: sha256:...
     digest: String,
     #[command(flatten)]
@@ -43,7 +43,7 @@ pub struct Revoke {
 }
 
 #[derive(Subcommand)]
-pub enum LogCommand {
+pub(crate) enum LogCommand {
     /// Print the statements of a log
     Show {
         #[arg(long, default_value = "ledger.jsonl")]
@@ -78,11 +78,11 @@ pub enum LogCommand {
     },
 }
 
-pub fn approve(args: &Approve, folder: &Path) -> Result<()> {
+pub(crate) fn approve(args: &Approve, folder: &Path) -> Result<()> {
     add(&args.signing, folder, &args.digest, Status::Approved, args.days)
 }
 
-pub fn revoke(args: &Revoke, folder: &Path) -> Result<()> {
+pub(crate) fn revoke(args: &Revoke, folder: &Path) -> Result<()> {
     // A revocation is final; its expiry says nothing and is as far off as can be said.
     add(&args.signing, folder, &args.digest, Status::Revoked, 365 * 100)
 }
@@ -108,7 +108,7 @@ fn add(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u64
     Ok(())
 }
 
-pub fn log(command: &LogCommand, folder: &Path, client: &Client) -> Result<()> {
+pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client) -> Result<()> {
     match command {
         LogCommand::Show { log } => {
             for entry in parse(&read(log)?)? {

@@ -10,7 +10,7 @@ use trustctl::client::Client;
 use trustctl::evidence;
 
 #[derive(Subcommand)]
-pub enum ModuleCommand {
+pub(crate) enum ModuleCommand {
     /// Send an archive and a module's file; it runs if its image is approved
     Apply {
         name: String,
@@ -26,14 +26,14 @@ pub enum ModuleCommand {
 }
 
 #[derive(clap::Args)]
-pub struct Quote {
+pub(crate) struct Quote {
     /// The image's measurements.json: every difference is named
     #[arg(long)]
     expect: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
-pub struct Vrf {
+pub(crate) struct Vrf {
     /// The suite, for example ECVRF-P256-SHA256-TAI
     #[arg(long)]
     suite: String,
@@ -49,7 +49,7 @@ pub struct Vrf {
 }
 
 #[derive(clap::ValueEnum, Clone, Copy)]
-pub enum ServiceVerb {
+pub(crate) enum ServiceVerb {
     Restart,
     Kill,
 }
@@ -57,7 +57,7 @@ pub enum ServiceVerb {
 /// What was asked for was answered, and the answer is no.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct DoesNotHold(String);
+pub(crate) struct DoesNotHold(String);
 
 fn print_json(value: &Value) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
@@ -68,7 +68,7 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
-pub fn status(client: &Client, as_json: bool) -> Result<()> {
+pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
     let s = client.get("/v1/status")?;
     if as_json {
         return print_json(&s);
@@ -90,7 +90,7 @@ pub fn status(client: &Client, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub fn modules(client: &Client, as_json: bool) -> Result<()> {
+pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {
     let answer = client.get("/v1/modules")?;
     if as_json {
         return print_json(&answer);
@@ -106,7 +106,7 @@ pub fn modules(client: &Client, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub fn module(client: &Client, command: &ModuleCommand) -> Result<()> {
+pub(crate) fn module(client: &Client, command: &ModuleCommand) -> Result<()> {
     match command {
         ModuleCommand::Apply { name, file, archive } => {
             let toml = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -120,7 +120,7 @@ pub fn module(client: &Client, command: &ModuleCommand) -> Result<()> {
     Ok(())
 }
 
-pub fn audit(client: &Client, as_json: bool) -> Result<()> {
+pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {
     let answer = client.get("/v1/audit")?;
     if as_json {
         return print_json(&answer);
@@ -131,7 +131,7 @@ pub fn audit(client: &Client, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
+pub(crate) fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
     let answer = client.post("/v1/quote", &json!({ "nonce": hex(&nonce) }))?;
@@ -165,7 +165,7 @@ pub fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
+pub(crate) fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
     let bytes = |what: &str, text: &str| unhex(text).with_context(|| format!("--{what}: expected hex digits"));
     let suite: vrf::Suite = serde_json::from_value(json!(args.suite)).with_context(|| format!("--suite {:?}", args.suite))?;
     let beta = suite
@@ -179,7 +179,7 @@ pub fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub fn service(client: &Client, verb: ServiceVerb, name: &str) -> Result<()> {
+pub(crate) fn service(client: &Client, verb: ServiceVerb, name: &str) -> Result<()> {
     let verb = match verb {
         ServiceVerb::Restart => "restart",
         ServiceVerb::Kill => "kill",
@@ -189,7 +189,7 @@ pub fn service(client: &Client, verb: ServiceVerb, name: &str) -> Result<()> {
     Ok(())
 }
 
-pub fn machine(client: &Client, verb: &str) -> Result<()> {
+pub(crate) fn machine(client: &Client, verb: &str) -> Result<()> {
     client.post(&format!("/v1/node/{verb}"), &json!({}))?;
     println!("asked: {verb}");
     Ok(())

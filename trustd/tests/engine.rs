@@ -1,4 +1,6 @@
 //! The gate against a real Docker Engine, in namespaces of its own: `cargo xtask test engine`.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -264,7 +266,7 @@ fn what_is_not_approved_or_altered_never_reaches_the_engine() {
             assert!(reason.starts_with(code), "{name}: {reason}");
         }
         let docker = node.docker().negotiate_version().await.unwrap();
-        assert!(docker.list_images(None).await.unwrap().is_empty());
+        assert!(docker.list_images(None::<bollard::query_parameters::ListImagesOptions>).await.unwrap().is_empty());
         assert!(Engine::connect(&node.settings.engine).await.unwrap().containers().await.unwrap().is_empty());
     });
 }

@@ -1,4 +1,6 @@
 //! The TPM's thread, the sealed root key and the audit log, against a software TPM.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
 
@@ -49,8 +51,9 @@ fn a_quote_verifies_and_its_logs_replay() {
         let mut pcrs: BTreeMap<u32, Pcr> = replay(evidence.modules_log.iter()).unwrap();
         pcrs.entry(PLATFORM_PCR).or_default();
         let bytes = |text: &str| unhex(text).unwrap();
-        let check =
-            |nonce: &[u8], pcrs| verify_quote(&bytes(&evidence.key), &bytes(&evidence.attest), &bytes(&evidence.signature), nonce, pcrs);
+        let check = |nonce: &[u8], pcrs: &BTreeMap<u32, Pcr>| {
+            verify_quote(&bytes(&evidence.key), &bytes(&evidence.attest), &bytes(&evidence.signature), nonce, pcrs)
+        };
         check(b"12345678", &pcrs).unwrap();
         assert!(check(b"87654321", &pcrs).is_err());
         pcrs.insert(MODULES_PCR, Pcr::default());

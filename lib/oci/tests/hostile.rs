@@ -1,4 +1,6 @@
 //! Every way known to us in which an archive can lie, performed.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{Cursor, Read as _, Write as _};
 

@@ -1,4 +1,6 @@
 //! The vectors of RFC 9381, appendix B.1 (examples 10 to 12) and B.3 (examples 16 to 18), and inputs that must be refused.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use basalt_vrf::{Suite, VrfError};
 use measure::unhex;

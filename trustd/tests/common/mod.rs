@@ -1,16 +1,15 @@
 //! The real parts that tests use: a software TPM, each test its own.
 
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use basalt_trustd::tpm::Tpm;
 
-pub struct Swtpm {
+pub(crate) struct Swtpm {
     child: Child,
-    pub tcti: String,
-    pub dir: PathBuf,
+    pub(crate) tcti: String,
 }
 
 impl Drop for Swtpm {
@@ -21,7 +20,7 @@ impl Drop for Swtpm {
 }
 
 impl Swtpm {
-    pub fn start(dir: &Path) -> Self {
+    pub(crate) fn start(dir: &Path) -> Self {
         assert!(std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(), "these tests need the tools tree: cargo xtask test unit");
         let state = dir.join("tpm");
         std::fs::create_dir_all(&state).unwrap();
@@ -46,7 +45,7 @@ impl Swtpm {
             let deadline = Instant::now() + Duration::from_secs(20);
             while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
                 if std::net::TcpStream::connect(("127.0.0.1", port + 1)).is_ok() {
-                    return Self { child, tcti: format!("swtpm:host=127.0.0.1,port={port}"), dir: dir.to_owned() };
+                    return Self { child, tcti: format!("swtpm:host=127.0.0.1,port={port}") };
                 }
                 std::thread::sleep(Duration::from_millis(10));
             }
@@ -56,7 +55,7 @@ impl Swtpm {
         panic!("swtpm does not start");
     }
 
-    pub async fn open(&self) -> Tpm {
+    pub(crate) async fn open(&self) -> Tpm {
         Tpm::open(&self.tcti).await.unwrap()
     }
 }

@@ -92,7 +92,9 @@ fn parse_all() -> Result<()> {
         let _: ::config::Service = config::read(&repo.join("image/root/etc/basalt/services").join(format!("{service}.toml")))?;
     }
     let _: ::config::Node = config::read(&repo.join("configs/node.toml"))?;
-    (crate::recipe::kernel()?, crate::recipe::root()?, crate::recipe::release()?);
+    crate::recipe::kernel()?;
+    crate::recipe::root()?;
+    crate::recipe::release()?;
     for set in tree::names()? {
         crate::lock::load(&set, true)?;
     }
