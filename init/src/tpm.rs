@@ -138,7 +138,7 @@ pub(crate) mod tests {
             let child = Command::new("swtpm")
                 .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
                 .arg(format!("dir={}", dir.path().display()))
-                .args(["--server", &format!("type=unixio,path={},disconnect", dir.path().join("s").display()), "--ctrl"])
+                .args(["--server", &format!("type=unixio,path={}", dir.path().join("s").display()), "--ctrl"])
                 .arg(format!("type=unixio,path={}", dir.path().join("c").display()))
                 .spawn()
                 .unwrap();
