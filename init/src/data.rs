@@ -20,10 +20,30 @@ pub(crate) fn mount(boot: &Boot) -> Result<(), Fatal> {
     let size = partition_size(&boot.data_partition)?;
     let data = File::open("/data").map_err(Fatal::io("open /data"))?;
     sys::ext4_grow(&data, size / 4096).map_err(Fatal::io("grow the data file system"))?;
+    empty_engine()?;
     mounts::make_dir("/data/engine", 0o710, None)?;
     mounts::make_dir("/data/containerd", 0o710, None)?;
     mounts::make_dir("/data/trustd", 0o700, Some((service::TRUSTD, service::TRUSTD)))?;
     Ok(())
+}
+
+/// Takes away what the engine kept: it is rebuilt from verified archives, so nothing that was altered or planted there
+/// between boots can run. Renamed first: after a power cut the next boot finds only leftovers.
+fn empty_engine() -> Result<(), Fatal> {
+    let attic = std::path::Path::new("/data/attic");
+    for name in ["engine", "containerd"] {
+        let from = std::path::Path::new("/data").join(name);
+        if from.symlink_metadata().is_ok() {
+            std::fs::create_dir_all(attic).map_err(Fatal::io("make /data/attic"))?;
+            let to = (0u32..).map(|n| attic.join(n.to_string())).find(|p| p.symlink_metadata().is_err());
+            let to = to.ok_or_else(|| Fatal::State("/data/attic is full".into()))?;
+            std::fs::rename(&from, to).map_err(Fatal::io(format!("put {} away", from.display())))?;
+        }
+    }
+    match std::fs::remove_dir_all(attic) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Fatal::io("empty /data/attic")(error)),
+        _ => Ok(()),
+    }
 }
 
 fn partition_size(partition: &str) -> Result<u64, Fatal> {

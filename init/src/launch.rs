@@ -6,9 +6,12 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 use config::Service;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
 
 use crate::cgroup;
+
+const OPEN_FILES: u64 = 65_536;
 
 /// The control group of a service.
 pub(crate) fn group(name: &str, service: &Service) -> String {
@@ -34,6 +37,8 @@ fn start(name: &str) -> Result<std::convert::Infallible, String> {
     }
     // init waits for signals with a descriptor and so blocks them; a service wants them.
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).map_err(|e| format!("signal mask: {e}"))?;
+    // What a container may hold open must not be what trustd or the engine lack.
+    setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES).map_err(|e| format!("limit of open files: {e}"))?;
     nix::unistd::setsid().map_err(|e| format!("new session: {e}"))?;
     let (program, args) = service.exec.split_first().ok_or_else(|| format!("{path}: exec is empty"))?;
     let mut command = Command::new(program);

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::io::Read as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -23,7 +23,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// A service that ran this long starts again without the pauses that it earned before.
 const STABLE: Duration = Duration::from_secs(30);
 /// How long a service may take to end when the node stops.
-const STOP_WITHIN: Duration = Duration::from_secs(15);
+const STOP_WITHIN: Duration = Duration::from_secs(25);
+/// How long the kernel may take to end what was killed; a process that waits for a disk cannot be waited for.
+const KILL_WITHIN: Duration = Duration::from_secs(3);
 const TICK_MS: u16 = 50;
 const KEPT_LOG: u64 = 256 * 1024;
 
@@ -113,8 +115,12 @@ impl Supervisor {
     fn wait(&mut self, signals: &SignalFd, control: &UnixDatagram) {
         let settled = self.units.iter().all(|u| matches!(u.state, State::Ready { .. }));
         let timeout = PollTimeout::from(if settled { 1000 } else { TICK_MS });
-        let mut sources: Vec<PollFd<'_>> =
-            vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(control.as_fd(), PollFlags::POLLIN)];
+        self.relay(timeout, &[signals.as_fd(), control.as_fd()]);
+    }
+
+    /// Passes on what services say, until one does, one of `others` can be read, or the time is over.
+    fn relay(&mut self, timeout: PollTimeout, others: &[BorrowedFd<'_>]) {
+        let mut sources: Vec<PollFd<'_>> = others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         for output in self.units.iter().flat_map(|u| &u.output) {
             let fd = match &output.source {
                 Source::Out(out) => out.as_fd(),
@@ -125,7 +131,7 @@ impl Supervisor {
         if poll(&mut sources, timeout).is_err() {
             return;
         }
-        let speaking: Vec<bool> = sources[2..].iter().map(|s| s.revents().is_some_and(|r| !r.is_empty())).collect();
+        let speaking: Vec<bool> = sources[others.len()..].iter().map(|s| s.revents().is_some_and(|r| !r.is_empty())).collect();
         let mut speaking = speaking.into_iter();
         for unit in &mut self.units {
             let name = unit.name.clone();
@@ -178,6 +184,18 @@ impl Supervisor {
         unit.pause = (unit.pause * 2).min(LONGEST_PAUSE);
     }
 
+    /// Waits for a child to end, and reads meanwhile what all of them say: a full pipe would hold them up.
+    fn gone_within(&mut self, pid: Pid, within: Duration) -> bool {
+        let deadline = Instant::now() + within;
+        loop {
+            match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return true,
+                Ok(_) if Instant::now() >= deadline => return false,
+                Ok(_) => self.relay(PollTimeout::from(10u16), &[]),
+            }
+        }
+    }
+
     fn fulfil(&mut self, wish: Wish) {
         let (name, signal) = match wish {
             Wish::Reboot => self.end(RebootMode::RB_AUTOBOOT),
@@ -201,18 +219,17 @@ impl Supervisor {
             // A service that ends now is not started again.
             let Some(pid) = self.units[n].pid.take() else { continue };
             let _ = kill(pid, Signal::SIGTERM);
-            let deadline = Instant::now() + STOP_WITHIN;
-            while !matches!(waitpid(pid, Some(WaitPidFlag::WNOHANG)), Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_)) {
-                if Instant::now() >= deadline {
-                    console::say(&format!("{} does not end and is killed", self.units[n].name));
-                    let _ = kill(pid, Signal::SIGKILL);
-                }
-                std::thread::sleep(Duration::from_millis(10));
+            if !self.gone_within(pid, STOP_WITHIN) {
+                console::say(&format!("{} does not end and is killed", self.units[n].name));
+                let _ = kill(pid, Signal::SIGKILL);
+                self.gone_within(pid, KILL_WITHIN);
             }
         }
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-        let deadline = Instant::now() + STOP_WITHIN;
-        while waitpid(None, None).is_ok() && Instant::now() < deadline {}
+        let deadline = Instant::now() + KILL_WITHIN;
+        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
         nix::unistd::sync();
         if let Err(error) = unmount_data() {
             console::say(&format!("/data cannot be unmounted ({error}); its journal is replayed at the next boot"));

@@ -35,8 +35,10 @@ fn floor() -> Result<SystemTime> {
 }
 
 pub(crate) fn keep(servers: &[String]) {
+    // As it was at the start: a wrong clock of our own must not become the floor that keeps the right time out.
+    let floor = floor().unwrap_or(UNIX_EPOCH);
     loop {
-        let synchronised = servers.iter().find_map(|server| match ask(server) {
+        let synchronised = servers.iter().find_map(|server| match ask(server, floor) {
             Ok(offset) => Some((server, offset)),
             Err(error) => {
                 println!("time server {server}: {error:#}");
@@ -55,7 +57,7 @@ pub(crate) fn keep(servers: &[String]) {
     }
 }
 
-fn ask(server: &str) -> Result<SystemTime> {
+fn ask(server: &str, floor: SystemTime) -> Result<SystemTime> {
     let address =
         (server, 123).to_socket_addrs().context("its name is not known")?.find(|a| a.is_ipv4()).context("it has no IPv4 address")?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
@@ -68,7 +70,7 @@ fn ask(server: &str) -> Result<SystemTime> {
     let mut answer = [0; 128];
     let n = socket.recv(&mut answer).context("no answer")?;
     let time = UNIX_EPOCH + crate::sntp::parse(&answer[..n], nonce).context("the answer is not usable")?;
-    if time < floor()? {
+    if time < floor {
         bail!("its time is before the floor of this node");
     }
     Ok(time)

@@ -144,7 +144,11 @@ impl Client {
 /// Nodes are known by their certificate, as hosts are to ssh: remembered at first contact, compared from then on.
 fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
     let path = folder.join("known_nodes");
-    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        // Unreadable is not empty: then any node would pass as new.
+        other => other.with_context(|| format!("cannot read {}", path.display()))?,
+    };
     match text.lines().filter_map(|l| l.split_once(' ')).find(|(a, _)| *a == address) {
         Some((_, expected)) if expected == fingerprint => Ok(()),
         Some((_, expected)) => bail!(
@@ -161,7 +165,10 @@ fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
                 .append(true)
                 .open(&path)
                 .with_context(|| format!("cannot write {}", path.display()))?;
-            std::io::Write::write_all(&mut file, format!("{address} {fingerprint}\n").as_bytes())?;
+            std::io::Write::write_all(
+                &mut file,
+                format!("{}{address} {fingerprint}\n", if text.is_empty() || text.ends_with('\n') { "" } else { "\n" }).as_bytes(),
+            )?;
             Ok(())
         }
     }

@@ -52,63 +52,85 @@ struct State {
     records: Vec<Record>,
     /// Hash over all lines of the kept log, so that none can be taken out unseen.
     head: String,
+    /// A step began and its end is not known.
+    unsure: bool,
 }
 
 impl Audit {
     /// Reads the logs, compares them with the registers, and finishes what a kill interrupted.
     pub async fn open(tpm: Tpm, platform_log: &Path, run: &Path, data: &Path) -> Result<Self, AuditError> {
         let platform = read_log(platform_log)?;
-        let log = run.join("modules.log");
-        let mut records = if log.exists() { read_log(&log)? } else { Vec::new() };
-        let kept = data.join("audit.jsonl");
-        let head = std::fs::read(&kept).map(|all| hex(&Sha256::digest(all))).unwrap_or_default();
-
-        let expected = values(platform_log, &platform, &records)?;
         let found = tpm.read(PLATFORM_PCR).await?;
-        same(PLATFORM_PCR, expected.0, found)?;
-        let found = tpm.read(MODULES_PCR).await?;
-        let intent = run.join("intent");
+        same(PLATFORM_PCR, values(platform_log, &platform, &[])?.0, found)?;
+        let kept = data.join("audit.jsonl");
+        let text = std::fs::read_to_string(&kept).unwrap_or_default();
+        let head = text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
+        let audit = Self { state: Mutex::new(State { records: Vec::new(), head, unsure: true }), tpm, platform, run: run.to_owned(), kept };
+        let mut state = audit.state.lock().await;
+        audit.recover(&mut state).await?;
+        drop(state);
+        Ok(audit)
+    }
+
+    /// Brings memory, log and register to one state: an interrupted step is finished or dropped.
+    async fn recover(&self, state: &mut State) -> Result<(), AuditError> {
+        let (log, intent) = (self.run.join("modules.log"), self.run.join("intent"));
+        let mut records = if log.exists() { read_whole_lines(&log)? } else { Vec::new() };
+        let found = self.tpm.read(MODULES_PCR).await?;
+        let mut finished = None;
         if let Ok(text) = std::fs::read_to_string(&intent) {
             // A kill while the intent was written leaves the old one or none: files::write is whole or nothing.
-            let pending = parse_log(&text, records.len() as u64).map_err(|source| AuditError::Log { path: intent.clone(), source });
-            if let Ok([record]) = pending.as_deref() {
-                let mut after = expected.1;
+            if let Ok([record]) = parse_log(&text, records.len() as u64).as_deref() {
+                let mut after = values(&log, &self.platform, &records)?.1;
                 after.extend(&record.event().digest());
                 if found == after {
                     append(&log, record)?;
                     records.push(record.clone());
+                    finished = Some(record.clone());
                 }
             }
             files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
         }
-        let expected = values(&log, &platform, &records)?;
-        same(MODULES_PCR, expected.1, found)?;
-        Ok(Self { state: Mutex::new(State { records, head }), tpm, platform, run: run.to_owned(), kept })
+        same(MODULES_PCR, values(&log, &self.platform, &records)?.1, found)?;
+        state.records = records;
+        state.unsure = false;
+        if let Some(record) = finished {
+            self.keep(state, &record.content.kind, &record.content.data);
+        }
+        Ok(())
     }
 
     /// Extends PCR 15 with an event and logs it. When this returns, nothing can undo it.
     pub async fn record(&self, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
         let mut state = self.state.lock().await;
+        if state.unsure {
+            self.recover(&mut state).await?;
+        }
         let event = Event::new(MODULES_PCR, kind, data.to_string());
         let record = Record::new(state.records.len() as u64, &event);
         let (intent, log) = (self.run.join("intent"), self.run.join("modules.log"));
+        // Until the end it is open how far this got; after an error the next call finds out.
+        state.unsure = true;
         files::write(&intent, record.line().as_bytes()).map_err(|source| AuditError::Io { path: intent.clone(), source })?;
         self.tpm.extend(MODULES_PCR, event.digest()).await?;
         append(&log, &record)?;
         files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
-        self.keep(&mut state, kind, data)?;
-        println!("audit: {kind} {data}");
         state.records.push(record);
+        state.unsure = false;
+        println!("audit: {kind} {data}");
+        self.keep(&mut state, kind, &event.data);
         Ok(())
     }
 
-    /// The log that outlives boots: each line carries the hash of all before it.
-    fn keep(&self, state: &mut State, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
+    /// The log that outlives boots: each line carries the hash of all before it. The registers do not depend on it, so a
+    /// full disk is said and not held against the step.
+    fn keep(&self, state: &mut State, kind: &str, data: &str) {
         let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
         let line = serde_json::json!({ "before": state.head, "data": data, "kind": kind, "time": time }).to_string() + "\n";
-        files::append(&self.kept, line.as_bytes()).map_err(|source| AuditError::Io { path: self.kept.clone(), source })?;
-        state.head = hex(&Sha256::new().chain_update(state.head.as_bytes()).chain_update(line.as_bytes()).finalize());
-        Ok(())
+        match files::append(&self.kept, line.as_bytes()) {
+            Ok(()) => state.head = chained(&state.head, &line),
+            Err(error) => println!("audit: {} cannot be written: {error}", self.kept.display()),
+        }
     }
 
     pub async fn evidence(&self, nonce: Vec<u8>) -> Result<Evidence, AuditError> {
@@ -132,6 +154,21 @@ impl Audit {
     pub async fn records(&self) -> Vec<Record> {
         self.state.lock().await.records.clone()
     }
+}
+
+fn chained(head: &str, line: &str) -> String {
+    hex(&Sha256::new().chain_update(head.as_bytes()).chain_update(line.as_bytes()).finalize())
+}
+
+/// A kill while a line was appended leaves a part of it; the intent beside it says what it was to be.
+fn read_whole_lines(path: &Path) -> Result<Vec<Record>, AuditError> {
+    let io = |source| AuditError::Io { path: path.to_owned(), source };
+    let text = std::fs::read_to_string(path).map_err(io)?;
+    let whole = text.rfind('\n').map_or(0, |n| n + 1);
+    if whole < text.len() {
+        files::write(path, &text.as_bytes()[..whole]).map_err(io)?;
+    }
+    read_log(path)
 }
 
 fn append(log: &Path, record: &Record) -> Result<(), AuditError> {

@@ -4,6 +4,7 @@
 //! the full digest of its manifest and from one template; what the engine says it will run is compared before it runs.
 
 use std::collections::HashMap;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use bollard::Docker;
@@ -18,7 +19,8 @@ use futures_util::StreamExt as _;
 /// A container of ours has this label; its value is the module's name.
 pub const LABEL: &str = "basalt.module";
 const STOP_WITHIN_S: i32 = 10;
-const TIMEOUT_S: u64 = 180;
+/// Also for the load of a large image, of which the engine says nothing before it is done.
+const TIMEOUT_S: u64 = 900;
 const OLDEST_API: &bollard::ClientVersion = bollard::API_DEFAULT_VERSION;
 
 #[derive(Debug, thiserror::Error)]
@@ -75,25 +77,37 @@ impl Engine {
         if self.has(&digest).await {
             return Ok(());
         }
-        let io = |source| EngineError::Io { path: archive.to_owned(), source };
-        let (reader, writer) = tokio::io::duplex(1 << 18);
+        let (sender, receiver) = tokio::sync::mpsc::channel(8);
         let (path, name) = (archive.to_owned(), name.to_owned());
-        // Verified bytes only; if they change on the way, the stream breaks off and the engine gets no whole archive.
+        // Verified bytes only; if they change on the way, the stream ends in an error and the engine gets no whole archive.
         let emitting = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
-            let mut source = std::fs::File::open(&path).map_err(|source| EngineError::Io { path, source })?;
-            let bridge = tokio_util::io::SyncIoBridge::new(writer);
-            let mut bridge = oci::emit(&mut source, &image, &name, bridge)?;
-            bridge.shutdown().map_err(|source| EngineError::Archive(source.into()))
+            let result = (|| {
+                let mut source = std::fs::File::open(&path).map_err(|source| EngineError::Io { path, source })?;
+                oci::emit(&mut source, &image, &name, std::io::BufWriter::with_capacity(1 << 17, Pipe(sender.clone())))?
+                    .flush()
+                    .map_err(oci::OciError::Io)?;
+                Ok(())
+            })();
+            if result.is_err() {
+                let _ = sender.blocking_send(Err(std::io::Error::other("the archive is not what was verified")));
+            }
+            result
         });
-        let mut answers = Box::pin(self.0.import_image_stream(
-            ImportImageOptions { quiet: true, ..Default::default() },
-            tokio_util::io::ReaderStream::new(reader),
-            None,
-        ));
+        let body = futures_util::stream::unfold(receiver, |mut r| async { r.recv().await.map(|item| (item, r)) });
+        let mut answers = Box::pin(self.0.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, body, None));
+        let mut refusal = None;
         while let Some(answer) = answers.next().await {
-            answer.map_err(refused("load the image"))?;
+            if let Err(error) = answer {
+                refusal = Some(error);
+                break;
+            }
         }
-        emitting.await.map_err(|e| io(std::io::Error::other(e)))??;
+        drop(answers);
+        // What is wrong with the archive says more than that the engine did not like its end.
+        emitting.await.map_err(|e| EngineError::Io { path: archive.to_owned(), source: std::io::Error::other(e) })??;
+        if let Some(error) = refusal {
+            return Err(refused("load the image")(error));
+        }
         if !self.has(&digest).await {
             return Err(EngineError::Other { what: "the loaded image", expected: digest, found: "no such image".into() });
         }
@@ -110,7 +124,7 @@ impl Engine {
         let body = template(module, digest, settings, socket_dir);
         let id = self.0.create_container(Some(options), body).await.map_err(refused("create the container"))?.id;
         let started = async {
-            self.inspect(&id, digest).await?;
+            self.inspect(&id, digest, socket_dir).await?;
             self.0.start_container(&id, None).await.map_err(refused("start the container"))
         };
         match started.await {
@@ -122,15 +136,24 @@ impl Engine {
         }
     }
 
-    async fn inspect(&self, id: &str, digest: &str) -> Result<(), EngineError> {
+    async fn inspect(&self, id: &str, digest: &str, socket_dir: &Path) -> Result<(), EngineError> {
         let found = self.0.inspect_container(id, None).await.map_err(refused("show the container"))?;
         let host = found.host_config.unwrap_or_default();
+        let mounts: Vec<String> = found
+            .mounts
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|m| m.destination.as_deref() != Some("/tmp"))
+            .map(|m| format!("{} at {} writable {}", m.source.unwrap_or_default(), m.destination.unwrap_or_default(), m.rw.unwrap_or(true)))
+            .collect();
         let checks = [
             ("its image", digest.to_owned(), found.image.unwrap_or_default()),
             ("privileged", "false".into(), host.privileged.unwrap_or_default().to_string()),
             ("added capabilities", "[]".into(), format!("{:?}", host.cap_add.unwrap_or_default())),
             ("devices", "0".into(), host.devices.unwrap_or_default().len().to_string()),
             ("read-only root", "true".into(), host.readonly_rootfs.unwrap_or_default().to_string()),
+            ("what is mounted", format!("[\"{} at /run/basalt writable false\"]", socket_dir.display()), format!("{mounts:?}")),
+            ("dropped capabilities", "[\"ALL\"]".into(), format!("{:?}", host.cap_drop.unwrap_or_default())),
             ("host process ids", String::new(), host.pid_mode.unwrap_or_default()),
         ];
         match checks.into_iter().find(|(_, expected, found)| expected != found) {
@@ -162,6 +185,20 @@ impl Engine {
             text.push_str(&part.map_err(refused("show a container's log"))?.to_string());
         }
         Ok(text)
+    }
+}
+
+/// Sends what is written as the parts of a stream.
+struct Pipe(tokio::sync::mpsc::Sender<std::io::Result<bytes::Bytes>>);
+
+impl std::io::Write for Pipe {
+    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(bytes::Bytes::copy_from_slice(data)));
+        sent.map(|()| data.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
     }
 }
 

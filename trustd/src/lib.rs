@@ -39,7 +39,14 @@ pub async fn run(settings: Settings) -> Result<()> {
     let sockets = Arc::new(Sockets::new(settings.modules.clone(), tpm, root));
 
     let tls = TlsListener::bind(&node.api.listen, &node.owner.certificates, &settings.data.join("tls")).await?;
-    let router = owner::router(Arc::new(owner::Node { boot, modules: modules.clone(), approvals, audit, init: settings.init.clone() }));
+    let router = owner::router(Arc::new(owner::Node {
+        boot,
+        modules: modules.clone(),
+        approvals,
+        audit,
+        init: settings.init.clone(),
+        uploads: Default::default(),
+    }));
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;

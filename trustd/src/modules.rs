@@ -12,7 +12,9 @@ use config::{Archive, Image, Module};
 use ledger::Decision;
 use serde::Serialize;
 use serde_json::json;
+use sha2::{Digest as _, Sha256};
 use tokio::sync::{Mutex, Notify};
+use tokio::time::Instant;
 
 use crate::approvals::Approvals;
 use crate::audit::Audit;
@@ -24,6 +26,11 @@ const PERIOD: Duration = Duration::from_secs(2);
 /// After a start that failed, a module waits this long, twice as long each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// A module that ran this long has its earlier failures forgotten.
+const STABLE: Duration = Duration::from_secs(60);
+const LIST_WITHIN: Duration = Duration::from_secs(60);
+/// Loading a large image takes its time on a small machine.
+const SETTLE_WITHIN: Duration = Duration::from_secs(900);
 
 /// What became of a module.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,13 +51,27 @@ pub enum State {
     },
 }
 
+#[derive(Clone)]
 pub struct Unit {
     pub settings: Module,
     pub digest: String,
     archive: PathBuf,
     pub state: State,
+    since: Instant,
     pause: Duration,
-    not_before: Option<tokio::time::Instant>,
+    not_before: Option<Instant>,
+}
+
+/// What a container of this boot was started with.
+struct Started {
+    digest: String,
+    settings: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    End,
+    Start,
 }
 
 pub struct Modules {
@@ -157,140 +178,193 @@ impl Modules {
                 engine
             }
         };
-        let containers = engine.containers().await?;
+        let containers = tokio::time::timeout(LIST_WITHIN, engine.containers()).await??;
         let names: Vec<String> = self.units.lock().await.keys().cloned().collect();
-        let ours = self.started();
+        let ours = self.started()?;
+        let mut problem = None;
         for container in &containers {
             let known = container.module.as_ref().is_some_and(|m| names.contains(m))
-                && ours.get(&container.id).is_some_and(|digest| *digest == container.image);
+                && ours.get(&container.id).is_some_and(|started| started.digest == container.image);
             if !known {
-                engine.remove(&container.id).await?;
-                self.audit.record("unknown-removed", &json!({ "container": container.id, "image": container.image })).await?;
+                let said = self.audit.record("unknown-removed", &json!({ "container": container.id, "image": container.image })).await;
+                let removed = engine.remove(&container.id).await;
+                problem = problem.or(said.err().map(anyhow::Error::from)).or(removed.err().map(anyhow::Error::from));
             }
         }
-        for name in names {
-            self.settle(&name, &engine, &containers, &ours, sockets).await?;
+        // First everything that must end, then what may start: one that is slow to start keeps no other from being stopped.
+        for phase in [Phase::End, Phase::Start] {
+            for name in &names {
+                let settled = tokio::time::timeout(SETTLE_WITHIN, self.settle(phase, name, &engine, &containers, &ours, sockets)).await;
+                if let Err(error) = settled.map_err(anyhow::Error::from).and_then(|r| r) {
+                    println!("module {name}: {error:#}");
+                    self.fail(name, format!("{error:#}")).await;
+                }
+            }
         }
-        Ok(())
+        problem.map_or(Ok(()), Err)
     }
 
-    /// Brings one module to where it should be.
+    /// Brings one module to where it should be, as far as the phase goes.
     async fn settle(
         &self,
+        phase: Phase,
         name: &str,
         engine: &Engine,
         containers: &[Container],
-        ours: &BTreeMap<String, String>,
+        ours: &BTreeMap<String, Started>,
         sockets: &api::module::Sockets,
     ) -> anyhow::Result<()> {
-        let (digest, archive, settings, before, not_before) = {
+        let wish = {
             let units = self.units.lock().await;
             let Some(unit) = units.get(name) else { return Ok(()) };
-            (unit.digest.clone(), unit.archive.clone(), unit.settings.clone(), unit.state.clone(), unit.not_before)
+            unit.clone()
         };
+        let digest = wish.digest.as_str();
+        let settings = fingerprint(&wish.settings);
         let container = containers.iter().find(|c| c.module.as_deref() == Some(name) && ours.contains_key(&c.id));
-        let decision = self.approvals.decide(&digest);
-        let evidence = match decision {
-            Decision::Allow(evidence) => evidence,
-            Decision::Deny(reason) => {
-                if let Some(container) = container {
-                    engine.stop(&container.id).await?;
-                    self.forget(&container.id)?;
-                    self.audit.record("module-stopped", &json!({ "digest": digest, "module": name })).await?;
-                }
-                return self.refuse(name, &digest, &before, reason.code(), reason.to_string()).await;
-            }
-        };
-        match container {
-            Some(c) if c.running && c.image == digest => {
-                self.set(name, State::Running { container: c.id.clone() }, true).await;
+        let decision = self.approvals.decide(digest);
+        if phase == Phase::End {
+            let Some(container) = container else { return Ok(()) };
+            let started = &ours[&container.id];
+            let allowed = matches!(decision, Decision::Allow(_));
+            if allowed && container.running && started.digest == digest && started.settings == settings {
+                // The folder is mounted in the container; a socket that trustd lost when it was started again is opened anew.
+                sockets.open(name, &wish.settings).await?;
+                self.running(name, &container.id).await;
                 return Ok(());
             }
-            Some(old) => {
-                engine.stop(&old.id).await?;
-                self.forget(&old.id)?;
-                self.audit.record("module-stopped", &json!({ "digest": old.image, "module": name })).await?;
-                self.set(name, State::Failed { reason: "it ended; its log says why".into() }, false).await;
-                if old.image == digest {
-                    // Not at once: a module that keeps ending must not keep the node busy.
-                    return Ok(());
-                }
+            // Said first, so that a kill in between loses nothing; done in any case.
+            let said = self.audit.record("module-stopped", &json!({ "digest": started.digest, "module": name })).await;
+            engine.stop(&container.id).await?;
+            self.forget(&container.id)?;
+            if allowed && !container.running {
+                self.fail(name, "it ended; it is started again after a pause".into()).await;
             }
-            None => {}
+            return Ok(said?);
         }
-        if not_before.is_some_and(|t| tokio::time::Instant::now() < t) {
+        let evidence = match decision {
+            Decision::Allow(evidence) => evidence,
+            Decision::Deny(reason) => return self.refuse(name, &wish, reason.code(), reason.to_string()).await,
+        };
+        if container.is_some_and(|c| c.running && ours[&c.id].digest == digest && ours[&c.id].settings == settings)
+            || wish.not_before.is_some_and(|t| Instant::now() < t)
+        {
             return Ok(());
         }
-        let image = match verify(&archive, &digest).await {
+        let image = match verify(&wish.archive, digest).await {
             Ok(image) => image,
-            Err(error) => return self.refuse(name, &digest, &before, "archive", error.to_string()).await,
-        };
-        self.audit.record("module-approved", &json!({ "digest": digest, "module": name, "seq": evidence.seq })).await?;
-        let started = async {
-            engine.load(&archive, image, &format!("basalt.local/{name}:{}", &digest["sha256:".len()..])).await?;
-            let dir = sockets.open(name, &settings).await?;
-            engine.start(name, &digest, &settings, &dir).await.map_err(anyhow::Error::from)
-        };
-        match started.await {
-            Ok(container) => {
-                self.remember(&container, &digest)?;
-                self.audit.record("module-started", &json!({ "digest": digest, "module": name })).await?;
-                self.set(name, State::Running { container }, true).await;
-            }
             Err(error) => {
-                println!("module {name}: {error:#}");
-                self.set(name, State::Failed { reason: format!("{error:#}") }, false).await;
+                self.refuse(name, &wish, "archive", error.to_string()).await?;
+                self.pause(name).await;
+                return Ok(());
             }
+        };
+        let event = json!({ "digest": digest, "module": name, "seq": evidence.seq, "settings": settings });
+        self.audit.record("module-approved", &event).await?;
+        engine.load(&wish.archive, image, &format!("basalt.local/{name}:{}", &digest["sha256:".len()..])).await?;
+        let dir = sockets.open(name, &wish.settings).await?;
+        // Verifying and loading take time, in which the approval can have been revoked.
+        if let Decision::Deny(reason) = self.approvals.decide(digest) {
+            return self.refuse(name, &wish, reason.code(), reason.to_string()).await;
         }
+        let container = engine.start(name, digest, &wish.settings, &dir).await?;
+        // A kill before this is written leaves a container that the next round removes as unknown.
+        let said = self.audit.record("module-started", &json!({ "digest": digest, "module": name, "settings": settings })).await;
+        if let Err(error) = said {
+            engine.remove(&container).await?;
+            return Err(error.into());
+        }
+        self.remember(&container, digest, &settings)?;
+        self.running(name, &container).await;
         Ok(())
     }
 
     /// Says no; a no that was said already is not repeated in the log.
-    async fn refuse(&self, name: &str, digest: &str, before: &State, code: &str, reason: String) -> anyhow::Result<()> {
-        let tagged = format!("{code}: {reason}");
-        let same = matches!(before, State::Refused { reason } if reason.split(':').next() == Some(code));
+    async fn refuse(&self, name: &str, wish: &Unit, code: &str, reason: String) -> anyhow::Result<()> {
+        let same = matches!(&wish.state, State::Refused { reason } if reason.split(':').next() == Some(code));
         if !same {
-            self.audit.record("module-refused", &json!({ "digest": digest, "module": name, "reason": code })).await?;
+            self.audit.record("module-refused", &json!({ "digest": wish.digest, "module": name, "reason": code })).await?;
             println!("module {name} is refused: {reason}");
         }
-        self.set(name, State::Refused { reason: tagged }, true).await;
+        self.with(name, |unit| unit.state = State::Refused { reason: format!("{code}: {reason}") }).await;
         Ok(())
     }
 
-    async fn set(&self, name: &str, state: State, good: bool) {
+    async fn with(&self, name: &str, change: impl FnOnce(&mut Unit)) {
         if let Some(unit) = self.units.lock().await.get_mut(name) {
-            unit.state = state;
-            if good {
-                unit.pause = FIRST_PAUSE;
-                unit.not_before = None;
-            } else {
-                unit.not_before = Some(tokio::time::Instant::now() + unit.pause);
-                unit.pause = (unit.pause * 2).min(LONGEST_PAUSE);
-            }
+            change(unit);
         }
     }
 
-    /// Containers that were started in this boot, with their images. The folder is gone after a reboot.
-    fn started(&self) -> BTreeMap<String, String> {
-        let read = std::fs::read_dir(self.settings.run.join("containers"));
-        read.into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|e| Some((e.file_name().into_string().ok()?, std::fs::read_to_string(e.path()).ok()?)))
-            .collect()
+    /// It runs; once it has for a while, earlier failures are forgotten.
+    async fn running(&self, name: &str, container: &str) {
+        self.with(name, |unit| {
+            if !matches!(&unit.state, State::Running { container: c } if c == container) {
+                unit.state = State::Running { container: container.to_owned() };
+                unit.since = Instant::now();
+            } else if unit.since.elapsed() >= STABLE {
+                unit.pause = FIRST_PAUSE;
+            }
+            unit.not_before = None;
+        })
+        .await;
     }
 
-    fn remember(&self, container: &str, digest: &str) -> Result<(), ModuleError> {
+    async fn fail(&self, name: &str, reason: String) {
+        self.with(name, |unit| unit.state = State::Failed { reason }).await;
+        self.pause(name).await;
+    }
+
+    /// Nothing is tried with this module for a while, longer each time.
+    async fn pause(&self, name: &str) {
+        self.with(name, |unit| {
+            unit.not_before = Some(Instant::now() + unit.pause);
+            unit.pause = (unit.pause * 2).min(LONGEST_PAUSE);
+        })
+        .await;
+    }
+
+    /// Containers that were started in this boot. The folder is gone after a reboot.
+    fn started(&self) -> Result<BTreeMap<String, Started>, ModuleError> {
+        let dir = self.settings.run.join("containers");
+        let entries = match std::fs::read_dir(&dir) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            other => other.map_err(io(&dir))?,
+        };
+        let mut started = BTreeMap::new();
+        for entry in entries {
+            let entry = entry.map_err(io(&dir))?;
+            let text = std::fs::read_to_string(entry.path()).map_err(io(&entry.path()))?;
+            // A file that is being written has another form and counts for nothing.
+            if let (Ok(id), Some((digest, settings))) = (entry.file_name().into_string(), text.split_once(' ')) {
+                started.insert(id, Started { digest: digest.to_owned(), settings: settings.to_owned() });
+            }
+        }
+        Ok(started)
+    }
+
+    fn remember(&self, container: &str, digest: &str, settings: &str) -> Result<(), ModuleError> {
         let dir = self.settings.run.join("containers");
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
         let path = dir.join(container);
-        files::write(&path, digest.as_bytes()).map_err(io(&path))
+        files::write(&path, format!("{digest} {settings}").as_bytes()).map_err(io(&path))
     }
 
     fn forget(&self, container: &str) -> Result<(), ModuleError> {
         let path = self.settings.run.join("containers").join(container);
         files::remove(&path).map_err(io(&path))
     }
+}
+
+/// What a module's settings come to: another command or another right is another fingerprint, in the log and in the quote.
+fn fingerprint(settings: &Module) -> String {
+    let mut settings = settings.clone();
+    if let Image::Archive(archive) = &mut settings.image {
+        // Where the archive lies does not matter; what is in it is the digest's affair.
+        archive.archive.clear();
+    }
+    let text = serde_json::to_string(&settings).unwrap_or_default();
+    format!("sha256:{}", measure::hex(&Sha256::digest(text.as_bytes())))
 }
 
 /// Reads a whole archive and checks every byte, away from the threads that answer.
@@ -309,5 +383,13 @@ fn parse(name: &str, text: &str) -> Result<Unit, String> {
     let Image::Archive(Archive { digest, archive }) = settings.image.clone() else {
         return Err("on a node, a module names its image by digest and archive".into());
     };
-    Ok(Unit { settings, digest, archive: archive.into(), state: State::Waiting, pause: FIRST_PAUSE, not_before: None })
+    Ok(Unit {
+        settings,
+        digest,
+        archive: archive.into(),
+        state: State::Waiting,
+        since: Instant::now(),
+        pause: FIRST_PAUSE,
+        not_before: None,
+    })
 }

@@ -107,7 +107,8 @@ impl Drop for Console {
     }
 }
 
-fn start_tpm(boot: &Boot<'_>) -> Result<Child> {
+/// Starts the software TPM and waits until it listens: QEMU does not wait for it.
+pub fn start_tpm(boot: &Boot<'_>) -> Result<Child> {
     let log = std::fs::File::create(boot.dir.join("swtpm.log"))?;
     let mut child = boot.tpm()?.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start swtpm")?;
     let deadline = Instant::now() + Duration::from_secs(30);

@@ -46,6 +46,7 @@ pub fn packages(lock: &Lock, set: &str) -> Result<Vec<Package>> {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(20)))
         .timeout_recv_response(Some(Duration::from_secs(60)))
+        .timeout_recv_body(Some(Duration::from_secs(1800)))
         .http_status_as_error(false)
         .build()
         .into();
@@ -88,10 +89,8 @@ fn fetch_one(agent: &ureq::Agent, package: &Package, task: &Task) -> Result<(), 
         for attempt in 0..3 {
             match download(agent, &url, package, task) {
                 Ok(()) => return Ok(()),
-                Err(gone @ Failure::Gone) => {
-                    last = gone;
-                    break;
-                }
+                // Gone only if every mirror says so: one that cannot be reached may still have it.
+                Err(Failure::Gone) => break,
                 Err(other) => last = other,
             }
             std::thread::sleep(Duration::from_secs(1 << attempt));
@@ -113,18 +112,18 @@ fn download(agent: &ureq::Agent, url: &str, package: &Package, task: &Task) -> R
         404 | 410 => return Err(Failure::Gone),
         status => return Err(other(anyhow::anyhow!("the mirror answered with HTTP status {status}"))),
     }
-    save(&mut response.body_mut().as_reader(), &package.sha256, Some(package.size), task).map_err(other)
+    let target = blob(&package.sha256).map_err(other)?;
+    save_to(&mut response.body_mut().as_reader(), &target, &package.sha256, package.size, task).map_err(other)
 }
 
-/// Copies a stream into the cache under the hash that it must have.
-fn save(from: &mut dyn std::io::Read, sha256: &str, size: Option<u64>, task: &Task) -> Result<()> {
-    let target = blob(sha256)?;
-    let mut temporary = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(Path::new("/")))?;
+/// Copies a stream to a place in the cache, if it has the hash and the size that it must have.
+fn save_to(from: &mut dyn std::io::Read, target: &Path, sha256: &str, size: u64, task: &Task) -> Result<()> {
+    let mut temporary = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(Path::new("/"))).context(store::DISK_FULL)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut got = 0;
     // One byte more than promised is enough to know that it is too long.
-    let mut from = from.take(size.map_or(u64::MAX, |s| s + 1));
+    let mut from = from.take(size + 1);
     loop {
         let n = from.read(&mut buffer)?;
         if n == 0 {
@@ -135,9 +134,7 @@ fn save(from: &mut dyn std::io::Read, sha256: &str, size: Option<u64>, task: &Ta
         got += n as u64;
         task.advance(n as u64);
     }
-    if let Some(size) = size
-        && got != size
-    {
+    if got != size {
         bail!("expected {size} bytes, found {got}");
     }
     let found = measure::hex(&hasher.finalize());
@@ -147,6 +144,52 @@ fn save(from: &mut dyn std::io::Read, sha256: &str, size: Option<u64>, task: &Ta
         );
     }
     temporary.as_file().sync_all()?;
-    temporary.persist(&target)?;
+    temporary.persist(target)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(dir: &Path) -> usize {
+        std::fs::read_dir(dir).unwrap().count()
+    }
+
+    #[test]
+    fn only_the_right_bytes_get_into_the_cache() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = Task::begin("test", "");
+        let right = crate::hash::bytes(b"content");
+        let save = |data: &[u8], size| save_to(&mut &data[..], &dir.path().join(&right), &right, size, &task);
+        for (data, size, says) in
+            [(&b"Content"[..], 7, "wrong content"), (b"conten", 7, "found 6"), (b"content and more", 7, "found 8"), (b"", 7, "found 0")]
+        {
+            let error = save(data, size).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+            assert_eq!(kept(dir.path()), 0, "nothing half-done is left");
+        }
+        save(b"content", 7).unwrap();
+        assert_eq!(std::fs::read(dir.path().join(&right)).unwrap(), b"content");
+    }
+
+    /// A mirror that breaks the connection off in the middle.
+    #[test]
+    fn a_download_that_breaks_off_leaves_nothing() {
+        struct Broken(usize);
+        impl std::io::Read for Broken {
+            fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+                if self.0 == 0 {
+                    return Err(std::io::ErrorKind::ConnectionReset.into());
+                }
+                self.0 -= 1;
+                buffer.fill(7);
+                Ok(buffer.len())
+            }
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("x");
+        assert!(save_to(&mut Broken(3), &target, &"0".repeat(64), 1 << 20, &Task::begin("test", "")).is_err());
+        assert_eq!(kept(dir.path()), 0);
+    }
 }

@@ -55,6 +55,12 @@ fn approver_path() -> Result<PathBuf> {
     Ok(trustctl::keys::folder()?.join("approver.key"))
 }
 
+/// The public key of the user's own approver, or nothing: the shipped log depends on it.
+pub fn own_approver() -> Result<String> {
+    let path = approver_path()?;
+    if path.exists() { Ok(trustctl::keys::public_hex(&trustctl::keys::load_approver(&path)?)) } else { Ok("none".into()) }
+}
+
 /// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
 /// by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {

@@ -141,6 +141,10 @@ impl Plan {
                 self.build(&need)?;
             }
         }
+        if *step == Step::Kernel && found.is_none() {
+            // Here and not while building: a renewed lock is another key.
+            tree::available("kernel", self.locked)?;
+        }
         // Building a tree can have renewed a lock.
         let inputs = self.inputs(step)?;
         let doing = match step {

@@ -84,6 +84,24 @@ impl Store {
         self.root.join("logs").join(format!("{step}.log"))
     }
 
+    /// A place for what a step needs while it runs; emptied at the next start if the step is interrupted.
+    pub fn scratch(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Removes results, work and (unless they are to be kept) downloads.
+    pub fn clear(&self, downloads: bool) -> Result<()> {
+        for name in ["steps", "work", "logs", "blobs", "tools"] {
+            let dir = self.root.join(name);
+            if dir.exists() && (downloads || name != "blobs") {
+                let gone = self.root.join("tmp").join(format!("gone-{name}"));
+                std::fs::rename(&dir, &gone)?;
+                remove(&gone)?;
+            }
+        }
+        Ok(())
+    }
+
     /// A folder that stays from build to build (cargo's target folder), private to `name`.
     pub fn work(&self, name: &str) -> Result<PathBuf> {
         let dir = self.root.join("work").join(name);
@@ -118,8 +136,11 @@ impl Store {
         std::fs::create_dir_all(&parent)?;
         let temporary = self.root.join("tmp").join(format!("{}-{}", name.replace('/', "-"), &key[..24]));
         std::fs::create_dir_all(temporary.join("out")).context(DISK_FULL)?;
-        build(&temporary.join("out"))
-            .with_context(|| format!("step {name} failed; nothing of it was kept. Its log: {}", self.log(name).display()))?;
+        let made = build(&temporary.join("out"));
+        if made.is_err() {
+            remove(&temporary)?;
+        }
+        made.with_context(|| format!("step {name} failed; nothing of it was kept. Its log: {}", self.log(name).display()))?;
         std::fs::write(temporary.join("inputs"), inputs.text()).context(DISK_FULL)?;
         std::fs::rename(&temporary, &dir).context(DISK_FULL)?;
         task.done(&key[..12]);
@@ -135,8 +156,11 @@ impl Store {
         }
         results.sort();
         results.reverse();
-        for (_, old) in results.into_iter().skip(KEPT_RESULTS) {
-            remove(&old)?;
+        for (n, (_, old)) in results.into_iter().skip(KEPT_RESULTS).enumerate() {
+            // Moved away whole first: an interrupted removal must not leave half a result in its place.
+            let gone = self.root.join("tmp").join(format!("gone-{n}"));
+            std::fs::rename(old, &gone)?;
+            remove(&gone)?;
         }
         Ok(())
     }

@@ -21,7 +21,8 @@ pub struct Policy {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct HighWater {
     pub seq: u64,
-    /// `SHA-256(head before, line)` over all lines, starting from 32 zero bytes.
+    /// `SHA-256(head before, signed bytes)` over all statements, starting from 32 zero bytes. Signatures are not in it:
+    /// a further approver may add his later.
     pub head: [u8; 32],
 }
 
@@ -88,6 +89,9 @@ impl Log {
         if text.lines().count() > MOST_LINES {
             return Err(LogError::TooLong);
         }
+        if text.contains('\r') || !(text.is_empty() || text.ends_with('\n')) {
+            return Err(LogError::NotCanonical { line: text.lines().count() });
+        }
         for line in text.lines() {
             log.append(policy, line)?;
             if log.high_water.seq == seen.seq && log.high_water.head != seen.head {
@@ -111,6 +115,7 @@ impl Log {
         if entry.line() != text {
             return Err(LogError::NotCanonical { line });
         }
+        entry.well_signed(&policy.name, &policy.approvers).map_err(|problem| LogError::NotAStatement { line, problem })?;
         let s = &entry.statement;
         if !is_digest(&s.digest) {
             return Err(LogError::NotAStatement {
@@ -130,7 +135,7 @@ impl Log {
         }
         self.high_water = HighWater {
             seq: expected,
-            head: Sha256::new().chain_update(self.high_water.head).chain_update(text.as_bytes()).finalize().into(),
+            head: Sha256::new().chain_update(self.high_water.head).chain_update(s.signed_bytes(&policy.name)).finalize().into(),
         };
         let revoked = self.latest.get(&s.digest).is_some_and(|(old, _)| old.statement.status == Status::Revoked);
         if !revoked {
@@ -164,15 +169,17 @@ impl Log {
     }
 }
 
-/// The longer of two copies of one log; `None` if neither continues the other.
+/// The longer of two copies of one log; `None` if their statements part. Signatures do not count: both copies are checked
+/// by whoever uses them.
 pub fn longer<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
-    if a.starts_with(b) {
-        Some(a)
-    } else if b.starts_with(a) {
-        Some(b)
-    } else {
-        None
-    }
+    let statements = |text: &str| -> Vec<Option<crate::Statement>> {
+        text.lines().map(|line| serde_json::from_str::<Entry>(line).ok().map(|entry| entry.statement)).collect()
+    };
+    let (one, two) = (statements(a), statements(b));
+    let common = one.len().min(two.len());
+    // A line that is no statement is like no other, not even one that is the same.
+    let same = a == b || (0..common).all(|n| one[n].is_some() && one[n] == two[n]);
+    same.then_some(if two.len() > one.len() { b } else { a })
 }
 
 fn is_digest(text: &str) -> bool {
@@ -231,16 +238,19 @@ mod tests {
     fn too_few_the_same_twice_strangers_and_other_ledgers_do_not_count() {
         let refused = |text: &str| matches!(replay(2, text), Err(LogError::Signatures { needed: 2, .. }));
         assert!(refused(&line(1, 9, Status::Approved, &[1])));
-        assert!(refused(&line(1, 9, Status::Approved, &[1, 7])));
+        // A stranger's signature, or the same one twice, has no business in a line at all.
+        let stowaway = |text: &str| matches!(replay(2, text), Err(LogError::NotAStatement { .. }));
+        assert!(stowaway(&line(1, 9, Status::Approved, &[1, 7])));
         let mut twice = Entry::new(Statement { digest: digest(9), exp: 2000, iat: 1000, seq: 1, status: Status::Approved });
         twice.sign("home", &key(1));
         twice.signatures.push(twice.signatures[0].clone());
-        assert!(refused(&twice.line()));
+        assert!(stowaway(&(twice.line() + "\n")));
         let mut other = Entry::new(twice.statement.clone());
         other.sign("office", &key(1));
         other.sign("office", &key(2));
-        assert!(refused(&other.line()));
-        assert!(matches!(replay(2, &line(1, 9, Status::Revoked, &[7])), Err(LogError::Signatures { needed: 1, .. })));
+        assert!(stowaway(&(other.line() + "\n")));
+        assert!(stowaway(&line(1, 9, Status::Revoked, &[7])));
+        assert!(matches!(replay(2, &line(1, 9, Status::Revoked, &[])), Err(LogError::Signatures { needed: 1, .. })));
     }
 
     #[test]
@@ -268,6 +278,10 @@ mod tests {
         assert_eq!(Log::replay(&policy(1), &fork, &seen).unwrap_err(), LogError::Forked { seq: 2 });
         assert_eq!(longer(&one, &(one.clone() + &two)), Some((one.clone() + &two).as_str()));
         assert_eq!(longer(&two, &one), None);
+        // A second approver's later signature is no fork.
+        let both = line(1, 9, Status::Approved, &[1, 2]);
+        assert_eq!(longer(&both, &one), Some(both.as_str()));
+        assert!(Log::replay(&policy(1), &(both + &two), &seen).is_ok());
     }
 
     #[test]
@@ -275,6 +289,8 @@ mod tests {
         let good = line(1, 9, Status::Approved, &[1]);
         assert!(matches!(replay(1, &good.replacen(':', ": ", 1)), Err(LogError::NotCanonical { .. })));
         assert!(matches!(replay(1, &good.replacen('{', "{\"x\":1,", 1)), Err(LogError::NotAStatement { .. })));
+        assert!(matches!(replay(1, &good.replace('\n', "\r\n")), Err(LogError::NotCanonical { .. })));
+        assert!(matches!(replay(1, good.trim_end()), Err(LogError::NotCanonical { .. })));
         assert!(matches!(replay(1, "\n"), Err(LogError::NotAStatement { .. })));
         assert!(Policy::new("x", &["00".repeat(32)], 1).is_err());
         assert!(Policy::new("x", &[], 1).is_err());

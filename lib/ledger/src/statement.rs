@@ -76,6 +76,20 @@ impl Entry {
             .count()
     }
 
+    /// Every signature is by one of these approvers, holds, and is there once: nothing else may stand in a line.
+    pub(crate) fn well_signed(&self, ledger: &str, approvers: &[VerifyingKey]) -> Result<(), String> {
+        for (n, signature) in self.signatures.iter().enumerate() {
+            if self.signatures[..n].iter().any(|s| s.key == signature.key) {
+                return Err(format!("the approver {:?} signed twice", signature.key));
+            }
+            let alone = Self { signatures: vec![signature.clone()], statement: self.statement.clone() };
+            if alone.signers(ledger, approvers) != 1 {
+                return Err(format!("the signature by {:?} is not one of a pinned approver for the ledger {ledger:?}", signature.key));
+            }
+        }
+        Ok(())
+    }
+
     /// The line of the log, without its newline.
     pub fn line(&self) -> String {
         canonical(self)

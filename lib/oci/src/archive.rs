@@ -97,6 +97,13 @@ pub fn verify<R: Read + Seek>(archive: &mut R, digest: &str, limits: &Limits) ->
     let config = document(archive, &blobs, "the config", &config_digest, limits)?;
     same_size("the config", &config_digest, config_size, config.len() as u64)?;
     let config_value = parse("the config", &config)?;
+    if config_value["config"]["Volumes"].as_object().is_some_and(|v| !v.is_empty()) {
+        // The engine would make each a writable folder without limit, beside trustd's own.
+        return Err(OciError::Document {
+            what: "the config",
+            problem: "it declares Volumes; what a module may write is the module's file to say".into(),
+        });
+    }
     let architecture = text(&config_value, "architecture").unwrap_or_default().to_owned();
 
     let listed =

@@ -9,7 +9,35 @@ use crate::archive::{HashWriter, OciError, Verified};
 ///
 /// The layers are hashed once more on the way: if the source changed meanwhile, the archive stays unfinished.
 pub fn emit<R: Read + Seek, W: Write>(source: &mut R, image: &Verified, name: &str, out: W) -> Result<W, OciError> {
-    let mut tar = tar::Builder::new(out);
+    let broken = std::cell::Cell::new(false);
+    let mut tar = tar::Builder::new(Fuse { out, broken: &broken });
+    match write(&mut tar, source, image, name) {
+        Ok(()) => Ok(tar.into_inner()?.out),
+        Err(error) => {
+            // The builder would write the archive's end when it goes, and make it look whole.
+            broken.set(true);
+            Err(error)
+        }
+    }
+}
+
+/// Passes on what is written until it is broken.
+struct Fuse<'a, W> {
+    out: W,
+    broken: &'a std::cell::Cell<bool>,
+}
+
+impl<W: Write> Write for Fuse<'_, W> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        if self.broken.get() { Err(io::Error::other("the archive stays unfinished")) } else { self.out.write(data) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+fn write<R: Read + Seek, W: Write>(tar: &mut tar::Builder<W>, source: &mut R, image: &Verified, name: &str) -> Result<(), OciError> {
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -20,10 +48,10 @@ pub fn emit<R: Read + Seek, W: Write>(source: &mut R, image: &Verified, name: &s
             "annotations": { "io.containerd.image.name": name },
         }],
     });
-    append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
-    append(&mut tar, "index.json", index.to_string().as_bytes())?;
-    append(&mut tar, &blob(&image.digest), &image.manifest)?;
-    append(&mut tar, &blob(&image.config_digest), &image.config)?;
+    append(tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    append(tar, "index.json", index.to_string().as_bytes())?;
+    append(tar, &blob(&image.digest), &image.manifest)?;
+    append(tar, &blob(&image.config_digest), &image.config)?;
     let mut written = std::collections::BTreeSet::new();
     for layer in &image.layers {
         if !written.insert(&layer.digest) {
@@ -38,7 +66,7 @@ pub fn emit<R: Read + Seek, W: Write>(source: &mut R, image: &Verified, name: &s
             return Err(OciError::Mismatch { what: "the layer", digest: layer.digest.clone(), expected: layer.digest.clone(), found });
         }
     }
-    tar.into_inner().map_err(Into::into)
+    Ok(())
 }
 
 pub(crate) fn blob(digest: &str) -> String {

@@ -80,7 +80,7 @@ impl<'de> Visitor<'de> for Strict {
         let inner = self.deeper()?;
         let (mut object, mut folded) = (Map::new(), std::collections::BTreeSet::new());
         while let Some(key) = map.next_key::<String>()? {
-            if !folded.insert(key.to_lowercase()) {
+            if !folded.insert(key.to_uppercase().to_lowercase()) {
                 return Err(A::Error::custom(format!("the key {key:?} is there twice (upper and lower case are the same to the engine)")));
             }
             object.insert(key, map.next_value_seed(inner)?);
@@ -96,7 +96,15 @@ mod tests {
     #[test]
     fn keys_that_the_engine_would_merge_are_refused() {
         assert!(parse(br#"{"a":[1,{"b":null}],"c":-1.5}"#).is_ok());
-        for bad in [&br#"{"a":1,"a":2}"#[..], br#"{"Config":1,"config":2}"#, br#"{"x":{"a":1,"A":1}}"#, b"{} {}", b"{", b""] {
+        for bad in [
+            &br#"{"a":1,"a":2}"#[..],
+            br#"{"Config":1,"config":2}"#,
+            br#"{"x":{"a":1,"A":1}}"#,
+            "{\"layers\":1,\"layer\u{17f}\":2}".as_bytes(),
+            b"{} {}",
+            b"{",
+            b"",
+        ] {
             assert!(parse(bad).is_err(), "{}", String::from_utf8_lossy(bad));
         }
         assert!(parse("[".repeat(100).as_bytes()).is_err());

@@ -13,7 +13,7 @@ pub(crate) fn check(packed: impl Read, kind: &str, digest: &str, left: &mut u64,
     let stream: Box<dyn Read + '_> = if PLAIN.contains(&kind) {
         Box::new(packed)
     } else if GZIP.contains(&kind) {
-        Box::new(flate2::read::GzDecoder::new(packed))
+        Box::new(flate2::read::MultiGzDecoder::new(packed))
     } else {
         return Err(OciError::Layer {
             digest: digest.to_owned(),
@@ -34,16 +34,23 @@ pub(crate) fn check(packed: impl Read, kind: &str, digest: &str, left: &mut u64,
     Ok(format!("sha256:{}", measure::hex(&hashed.hasher.finalize())))
 }
 
+/// Long names and attributes come as members of their own, which are read whole: so much is enough for any honest one.
+const LONGEST_EXTENSION: u64 = 64 * 1024;
+
 fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), String> {
     let mut tar = tar::Archive::new(stream);
-    for (n, entry) in tar.entries().map_err(|e| e.to_string())?.enumerate() {
-        let entry = entry.map_err(|e| e.to_string())?;
+    for (n, entry) in tar.entries().map_err(|e| e.to_string())?.raw(true).enumerate() {
+        let mut entry = entry.map_err(|e| e.to_string())?;
         if n >= limits.members {
             return Err(format!("more than {} members", limits.members));
         }
+        let kind = entry.header().entry_type();
+        if kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+            extension(&mut entry, kind.is_pax_local_extensions() || kind.is_pax_global_extensions())?;
+            continue;
+        }
         let path = entry.path().map_err(|e| e.to_string())?;
         inside(&path).map_err(|why| format!("member {:?}: {why}", path.display()))?;
-        let kind = entry.header().entry_type();
         if kind.is_character_special() || kind.is_block_special() {
             return Err(format!("member {:?} is a device", path.display()));
         }
@@ -53,6 +60,28 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// A name that is given beside a member: as a whole (GNU), or as one of several `LENGTH KEY=VALUE` records (POSIX pax).
+///
+/// The target of a link is judged like a name. Symbolic links may well be absolute, but none needs a name so long.
+fn extension(entry: &mut tar::Entry<'_, impl Read>, pax: bool) -> Result<(), String> {
+    if entry.size() > LONGEST_EXTENSION {
+        return Err(format!("a name or attribute of {} bytes; {LONGEST_EXTENSION} are allowed", entry.size()));
+    }
+    let mut data = Vec::new();
+    entry.read_to_end(&mut data).map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&data);
+    let names: Vec<&str> = if pax {
+        text.lines()
+            .filter_map(|l| l.split_once(' ')?.1.split_once('='))
+            .filter(|(key, _)| *key == "path" || *key == "linkpath")
+            .map(|(_, v)| v)
+            .collect()
+    } else {
+        vec![text.trim_end_matches('\0')]
+    };
+    names.into_iter().try_for_each(|name| inside(std::path::Path::new(name)).map_err(|why| format!("the long name {name:?}: {why}")))
 }
 
 /// A path that stays below the folder in which it is unpacked.

@@ -265,6 +265,41 @@ fn an_archive_that_changes_after_it_was_checked_stays_unfinished() {
     let at = archive.windows(2).position(|w| w == [0x1f, 0x8b]).unwrap();
     let mut changed = archive;
     changed[at + 20] ^= 1;
-    let error = emit(&mut Cursor::new(&changed), &image, "n", Vec::new()).unwrap_err();
+    let mut out = Vec::new();
+    let error = emit(&mut Cursor::new(&changed), &image, "n", &mut out).unwrap_err();
     assert!(matches!(error, OciError::Mismatch { .. }), "{error}");
+    // No end marker: nobody can take it for a whole archive.
+    assert!(!out.ends_with(&[0; 1024]));
+}
+
+#[test]
+fn volumes_and_giant_names_are_refused() {
+    let mut parts = Parts::new(&[("x", tar::EntryType::Regular, b"p")]);
+    parts.config["config"] = json!({ "Volumes": { "/data": {} } });
+    let (archive, digest) = parts.archive();
+    refused(&archive, &digest, "Volumes");
+    for (kind, data, says) in [
+        (tar::EntryType::GNULongName, vec![b'a'; 100_000], "are allowed"),
+        (tar::EntryType::GNULongName, b"../../etc/shadow\0".to_vec(), "leaves the image"),
+        (tar::EntryType::XHeader, b"28 path=../../../etc/shadow\n".to_vec(), "leaves the image"),
+    ] {
+        let mut tar = tar::Builder::new(Vec::new());
+        let mut header = tar::Header::new_ustar();
+        header.as_mut_bytes()[..1].copy_from_slice(b"x");
+        header.set_entry_type(kind);
+        header.set_size(data.len() as u64);
+        header.set_cksum();
+        tar.append(&header, data.as_slice()).unwrap();
+        let (archive, digest) = Parts::of_layer(tar.into_inner().unwrap()).archive();
+        refused(&archive, &digest, says);
+    }
+    // A second gzip member belongs to the layer, as the engine has it.
+    let mut two = Parts::new(&[("x", tar::EntryType::Regular, b"p")]);
+    let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(6));
+    gz.write_all(&[0; 512]).unwrap();
+    two.packed.extend(gz.finish().unwrap());
+    two.manifest["layers"][0]["digest"] = sha(&two.packed).into();
+    two.manifest["layers"][0]["size"] = two.packed.len().into();
+    let (archive, digest) = two.archive();
+    refused(&archive, &digest, "unpacked layer");
 }

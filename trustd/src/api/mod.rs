@@ -44,6 +44,14 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message)
     }
 
+    /// Something on the node is busy; the same call may go through later.
+    pub fn tpm(error: crate::tpm::TpmError) -> Self {
+        match error {
+            crate::tpm::TpmError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error),
+            other => Self::node(other),
+        }
+    }
+
     pub fn not_found(message: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", message)
     }

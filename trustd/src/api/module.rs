@@ -98,6 +98,7 @@ fn router(caller: Arc<Caller>) -> Router {
         .route("/v1/random", post(random))
         .route("/v1/hash", post(hash))
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(caller)
 }
@@ -180,7 +181,7 @@ async fn random(State(caller): Who, request: Request<RandomRequest>) -> Answer<R
     if !(1..=MOST_RANDOM).contains(&bytes) {
         return Err(ApiError::request(format!("bytes: expected 1 to {MOST_RANDOM}, found {bytes}")));
     }
-    let random = caller.tpm.random(bytes).await.map_err(ApiError::node)?;
+    let random = caller.tpm.random(bytes).await.map_err(ApiError::tpm)?;
     Ok(Json(RandomAnswer { random: measure::hex(&random) }))
 }
 

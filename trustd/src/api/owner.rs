@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
 use super::{Answer, ApiError, unhex, unknown};
-use crate::approvals::Approvals;
+use crate::approvals::{ApprovalError, Approvals};
 use crate::audit::{Audit, Evidence};
 use crate::init;
-use crate::modules::Modules;
+use crate::modules::{ModuleError, Modules};
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const LARGEST_ARCHIVE: u64 = 2 << 30;
@@ -33,6 +33,7 @@ pub struct Node {
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
     pub init: std::path::PathBuf,
+    pub uploads: tokio::sync::Mutex<()>,
 }
 
 type This = State<Arc<Node>>;
@@ -50,6 +51,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/v1/services/{name}/{verb}", post(service))
         .route("/v1/node/{verb}", post(machine))
         .fallback(unknown)
+        .method_not_allowed_fallback(unknown)
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
         .with_state(node)
 }
@@ -104,7 +106,10 @@ struct Apply {
 
 async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json<Apply>, JsonRejection>) -> Answer<Value> {
     let Json(Apply { toml }) = request?;
-    node.modules.apply(&name, &toml).await.map_err(ApiError::request)?;
+    node.modules.apply(&name, &toml).await.map_err(|error| match error {
+        ModuleError::Config(_) => ApiError::request(error),
+        ModuleError::Io { .. } => ApiError::node(error),
+    })?;
     Ok(Json(json!({ "applied": name })))
 }
 
@@ -112,6 +117,8 @@ async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json
 async fn upload(State(node): This, Path(name): Path<String>, body: Body) -> Answer<Value> {
     Module::valid_name(&name).map_err(ApiError::request)?;
     let path = node.modules.archive_path(&name);
+    // One upload of a module at a time: a second one must not write into what the first has put in place.
+    let _alone = node.uploads.lock().await;
     let temporary = path.with_extension("upload");
     let failed = |e: std::io::Error| ApiError::node(format!("{}: {e}", temporary.display()));
     let mut file = tokio::fs::File::create(&temporary).await.map_err(failed)?;
@@ -175,7 +182,10 @@ async fn ledger_text(State(node): This) -> Answer<LedgerText> {
 
 /// Replaces the log by one that continues it.
 async fn ledger_extend(State(node): This, request: Result<Json<LedgerText>, JsonRejection>) -> Answer<Value> {
-    let seq = node.approvals.extend(&request?.0.log).map_err(|e| ApiError::new(StatusCode::CONFLICT, "ledger", e))?;
+    let seq = node.approvals.extend(&request?.0.log).map_err(|error| match error {
+        ApprovalError::Log(_) | ApprovalError::Fork => ApiError::new(StatusCode::CONFLICT, "ledger", error),
+        ApprovalError::Io { .. } | ApprovalError::HighWater { .. } => ApiError::node(error),
+    })?;
     node.modules.wake();
     Ok(Json(json!({ "statements": seq })))
 }

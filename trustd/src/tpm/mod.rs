@@ -88,6 +88,13 @@ impl Tpm {
         Ok(Self(sender))
     }
 
+    /// For what must not be lost: waits for a place in the queue.
+    async fn insist<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request) -> Result<T, TpmError> {
+        let (to, answer) = oneshot::channel();
+        self.0.send(make(to)).await.map_err(|_| TpmError::Gone)?;
+        answer.await.map_err(|_| TpmError::Gone)?
+    }
+
     async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request) -> Result<T, TpmError> {
         let (to, answer) = oneshot::channel();
         self.0.try_send(make(to)).map_err(|e| match e {
@@ -103,23 +110,23 @@ impl Tpm {
     }
 
     pub async fn read(&self, pcr: u32) -> Result<Pcr, TpmError> {
-        self.ask(|to| Request::Read(pcr, to)).await
+        self.insist(|to| Request::Read(pcr, to)).await
     }
 
     pub async fn extend(&self, pcr: u32, digest: Digest) -> Result<(), TpmError> {
-        self.ask(|to| Request::Extend(pcr, digest, to)).await
+        self.insist(|to| Request::Extend(pcr, digest, to)).await
     }
 
     /// A quote over PCR 14 and 15 (SHA-256) for a verifier's nonce.
     pub async fn quote(&self, nonce: Vec<u8>) -> Result<SignedQuote, TpmError> {
-        self.ask(|to| Request::Quote(nonce, to)).await
+        self.insist(|to| Request::Quote(nonce, to)).await
     }
 
     pub async fn seal(&self, secret: Vec<u8>) -> Result<Sealed, TpmError> {
-        self.ask(|to| Request::Seal(secret, to)).await
+        self.insist(|to| Request::Seal(secret, to)).await
     }
 
     pub async fn unseal(&self, sealed: Sealed) -> Result<Vec<u8>, TpmError> {
-        self.ask(|to| Request::Unseal(sealed, to)).await
+        self.insist(|to| Request::Unseal(sealed, to)).await
     }
 }

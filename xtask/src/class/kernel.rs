@@ -17,8 +17,8 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
 
 pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let recipe = recipe::kernel()?;
-    let lock = tree::available("kernel", plan.locked)?;
-    let work = tempfile::tempdir_in(plan.store.work("kernel")?)?;
+    let lock = lock::load("kernel", true)?;
+    let work = tempfile::tempdir_in(plan.store.scratch())?;
     unpack(&recipe, &lock, work.path())?;
     let source = std::fs::read_dir(work.path())?.flatten().map(|e| e.file_name()).next().context("the source archive is empty")?;
     std::fs::rename(work.path().join(source), work.path().join("src"))?;

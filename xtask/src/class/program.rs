@@ -45,7 +45,7 @@ fn age(dir: &Path) -> Result<()> {
 
 pub fn inputs(name: &str, inputs: &mut Inputs) -> Result<()> {
     let recipe = recipe::program(name)?;
-    inputs.path(&format!("image/recipes/programs/{name}.toml"))?.path("Cargo.toml")?;
+    inputs.path(&format!("image/recipes/programs/{name}.toml"))?.path("Cargo.toml")?.path("xtask/src/class/program.rs")?;
     for source in &recipe.sources {
         inputs.path(source)?;
     }
@@ -107,7 +107,6 @@ struct Members {
 /// Copies the workspace's manifests and the sources of this program into a folder of its own.
 ///
 /// Other members get an empty crate in place of their sources (cargo wants one), so a change there cannot matter here.
-/// Only what differs is written: cargo judges by modification times.
 pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
     let repo = paths::repo();
     let workspace: Workspace = config::read(&repo.join("Cargo.toml"))?;
@@ -132,12 +131,12 @@ pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
             std::fs::remove_file(stage.join(old))?;
         }
     }
+    // Written anew each time: cargo judges by times, and other programs' stages share its target folder. What it makes of an
+    // older state of our own crates must never pass as fresh; they compile in seconds.
     for (path, data) in &wanted {
         let target = stage.join(path);
-        if std::fs::read(&target).ok().as_ref() != Some(data) {
-            std::fs::create_dir_all(target.parent().unwrap_or(stage))?;
-            std::fs::write(&target, data)?;
-        }
+        std::fs::create_dir_all(target.parent().unwrap_or(stage))?;
+        std::fs::write(&target, data)?;
     }
     Ok(())
 }

@@ -28,11 +28,14 @@ pub struct Facts {
 }
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
+    // The rule itself counts.
+    inputs.path("xtask/src/class/root.rs")?.path("xtask/src/elf.rs")?.path("xtask/src/keys.rs")?;
     inputs.path("image/recipes/root.toml")?.path("image/root")?.path("image/release.toml")?.path("configs/modules")?;
     inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.path(&format!("configs/variants/{}.toml", plan.variant))?;
     if paths::repo().join("configs/ledger.jsonl").exists() {
         inputs.path("configs/ledger.jsonl")?;
     }
+    inputs.add("own approver", keys::own_approver()?);
     // With the user's keys in it.
     inputs.add("configs/node.toml and keys", hash::bytes(toml::to_string(&keys::node()?)?.as_bytes()));
     Ok(())

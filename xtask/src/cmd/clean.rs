@@ -2,7 +2,8 @@
 
 use anyhow::Result;
 
-use crate::{paths, progress, store};
+use crate::store::Store;
+use crate::{paths, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -12,13 +13,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let cache = paths::cache()?;
-    for name in ["steps", "tmp", "work", "logs", "blobs"] {
-        if (name == "blobs" && args.keep_downloads) || !cache.join(name).exists() {
-            continue;
-        }
-        store::remove(&cache.join(name))?;
-    }
-    progress::line(&format!("{} is empty", cache.display()));
+    // Waits for a build that is under way.
+    Store::open()?.clear(!args.keep_downloads)?;
+    progress::line(&format!("{} is empty{}", paths::cache()?.display(), if args.keep_downloads { " but for the downloads" } else { "" }));
     Ok(())
 }

@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
     drop(plan);
     let boot = Boot { tools: &tools, machine: &machine, dir: &dir, port: args.port, tpm: true, outside: true };
     boot.unpack()?;
-    let mut tpm = boot.tpm()?.stdout(Stdio::null()).spawn()?;
+    let mut tpm = crate::console::start_tpm(&boot)?;
     progress::line(&format!(
         "\nThe node's console follows; Ctrl-A X ends it. From another terminal:\n  cargo run -qp trustctl -- --node 127.0.0.1:{} status\n",
         args.port

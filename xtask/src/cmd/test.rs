@@ -155,6 +155,7 @@ fn boot(filter: Option<&str>) -> Result<()> {
     let plan = plan()?;
     let image = super::build_image::build(&plan)?;
     let tools = plan.tools()?;
+    super::size::check(&plan)?;
     let scratch = dev::scratch(&plan, "boot")?;
     // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
     drop(plan);
