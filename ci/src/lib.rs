@@ -94,6 +94,24 @@ impl Card {
         Ok(at)
     }
 
+    /// Runs a line of shell in the tools tree on the data file system, as `data.img`; the node must be off.
+    pub fn with_data(&self, script: &str) -> Result<String> {
+        use std::os::unix::fs::FileExt as _;
+        let disk = std::fs::File::options().read(true).write(true).open(self.disk())?;
+        let mut entry = [0; 8];
+        // The third entry of the partition table: first sector and length.
+        disk.read_exact_at(&mut entry, 446 + 32 + 8)?;
+        let sectors = |at: usize| u64::from(u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])) * 512;
+        let (start, length) = (sectors(0), sectors(4));
+        let part = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(self.dir.join("data.img"))?;
+        part.set_len(length)?;
+        copy_differing(&disk, start, &part, 0, length)?;
+        let sandbox = xtask::sandbox::Sandbox::new(&self.tools).write(&self.dir, "/work").cwd("/work");
+        let said = sandbox.output(&self.dir.join("data.log"), ["sh", "-c", script])?;
+        copy_differing(&part, 0, &disk, start, length)?;
+        Ok(String::from_utf8(said)?)
+    }
+
     /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the predicted one.
     pub fn attest(&self) -> Result<trustctl::evidence::Checked> {
         let mut nonce = [0u8; 32];
@@ -110,6 +128,21 @@ impl Card {
             if wish(&found) { Ok(found) } else { Err(found.to_string()) }
         })
     }
+}
+
+/// Copies the blocks in which two ranges differ; what is a hole in both stays one.
+fn copy_differing(from: &std::fs::File, at: u64, to: &std::fs::File, to_at: u64, length: u64) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let (mut one, mut two) = (vec![0; 1 << 20], vec![0; 1 << 20]);
+    for offset in (0..length).step_by(1 << 20) {
+        let n = (length - offset).min(1 << 20) as usize;
+        from.read_exact_at(&mut one[..n], at + offset)?;
+        to.read_exact_at(&mut two[..n], to_at + offset)?;
+        if one[..n] != two[..n] {
+            to.write_all_at(&one[..n], to_at + offset)?;
+        }
+    }
+    Ok(())
 }
 
 /// Polls until there is an answer; the last refusal is part of the error.

@@ -222,6 +222,12 @@ fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
         console.wait_for(moment, BOOT_WITHIN).unwrap();
         console.cut();
     }
+    // Somebody has the card in hands and puts something among what the engine keeps (the journal is replayed first).
+    std::fs::write(card.dir.join("planted"), "evil").unwrap();
+    card.with_data("e2fsck -fy data.img >&2; [ $? -le 1 ] && debugfs -w -R 'write planted engine/planted' data.img >&2").unwrap();
+    let there = card.with_data("debugfs -R 'ls -p engine' data.img").unwrap();
+    assert!(there.contains("planted"), "{there}");
+
     let mut console = card.boot_to_ready().unwrap();
     console.wait_for("module-started", SOON).unwrap();
     card.wait_for_module("demo", SOON, running).unwrap();
@@ -229,4 +235,6 @@ fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
     card.client().post("/v1/node/poweroff", &json!({})).unwrap();
     console.wait_for("down", SOON).unwrap();
     console.wait_for_end(Duration::from_secs(60)).unwrap();
+    let there = card.with_data("debugfs -R 'ls -p engine' data.img").unwrap();
+    assert!(there.contains("/..//") && !there.contains("planted"), "the engine's folder is made anew at each boot: {there}");
 }
