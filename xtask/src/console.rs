@@ -46,6 +46,14 @@ impl Console {
         Ok(Self { qemu, tpm, lines, text: String::new() })
     }
 
+    /// The next line, which is then part of `text`.
+    fn next(&mut self, deadline: Instant) -> Result<String, RecvTimeoutError> {
+        let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now()))?;
+        self.text.push_str(&line);
+        self.text.push('\n');
+        Ok(line)
+    }
+
     /// The first line from now on that contains this.
     pub fn wait_for(&mut self, wanted: &str, within: Duration) -> Result<String> {
         self.wait_for_any(&[wanted], within)
@@ -55,14 +63,9 @@ impl Console {
     pub fn wait_for_any(&mut self, wanted: &[&str], within: Duration) -> Result<String> {
         let deadline = Instant::now() + within;
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    self.text.push_str(&line);
-                    self.text.push('\n');
-                    if wanted.iter().any(|w| line.contains(w)) {
-                        return Ok(line);
-                    }
-                }
+            match self.next(deadline) {
+                Ok(line) if wanted.iter().any(|w| line.contains(w)) => return Ok(line),
+                Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     bail!("the console did not say {wanted:?} within {} s; it said:\n{}", within.as_secs(), self.text)
                 }
@@ -75,11 +78,8 @@ impl Console {
     pub fn wait_for_end(&mut self, within: Duration) -> Result<()> {
         let deadline = Instant::now() + within;
         loop {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => {
-                    self.text.push_str(&line);
-                    self.text.push('\n');
-                }
+            match self.next(deadline) {
+                Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
                 Err(RecvTimeoutError::Timeout) => bail!("the machine did not end within {} s; it said:\n{}", within.as_secs(), self.text),
             }
