@@ -16,7 +16,7 @@ pub fn needs(plan: &Plan, tools: Step) -> Vec<Step> {
 }
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
-    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.add("form", "packed");
+    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.path("xtask/src/class/dtb.rs")?;
     Ok(())
 }
 

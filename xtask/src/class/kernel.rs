@@ -9,7 +9,7 @@ use crate::store::Inputs;
 use crate::{lock, paths, recipe, tree};
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
-    inputs.path("image/recipes/kernel.toml")?.path("image/kernel")?;
+    inputs.path("image/recipes/kernel.toml")?.path("image/kernel")?.path("xtask/src/class/kernel.rs")?;
     inputs.add("lock kernel", lock::load("kernel", plan.locked)?.hash());
     inputs.add("source-date-epoch", recipe::release()?.source_date_epoch.to_string());
     Ok(())
