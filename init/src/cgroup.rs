@@ -23,13 +23,12 @@ pub(crate) fn prepare() -> Result<(), Fatal> {
         let file = format!("{dir}/cgroup.subtree_control");
         std::fs::write(&file, CONTROLLERS).map_err(Fatal::io(format!("write {file}")))?;
     }
-    let mut devices = Vec::new();
-    for path in ["/dev/tpm0", "/dev/tpmrm0"] {
-        let number = std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}")))?.rdev();
-        devices.push((nix::sys::stat::major(number) as u32, nix::sys::stat::minor(number) as u32));
-    }
+    let number = |path: &str| std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}"))).map(|m| m.rdev());
+    let (raw, managed) = (number("/dev/tpm0")?, number("/dev/tpmrm0")?);
+    let raw = (nix::sys::stat::major(raw) as u32, nix::sys::stat::minor(raw) as u32);
     let group = File::open(NODE).map_err(Fatal::io(format!("open {NODE}")))?;
-    sys::attach_device_filter(&group, &deny(&devices)).map_err(Fatal::io("attach the TPM's device filter"))?;
+    sys::attach_device_filter(&group, &deny(nix::sys::stat::major(managed) as u32, raw))
+        .map_err(Fatal::io("attach the TPM's device filter"))?;
     prove_denied().map_err(Fatal::State)
 }
 
@@ -51,8 +50,11 @@ pub(crate) fn prove_denied() -> Result<(), String> {
     Ok(())
 }
 
-/// The filter: a program of the cgroup device type that returns 0 for these character devices and 1 for all others.
-fn deny(devices: &[(u32, u32)]) -> Vec<u64> {
+/// The filter: a program of the cgroup device type that returns 0 for the TPM's character devices and 1 for all others.
+///
+/// The major number of `/dev/tpmrm0` is the TPM's alone, and every further TPM's (one that was unbound and bound again comes
+/// back as `tpm1`) are under it. Only `/dev/tpm0` has a number among the miscellaneous devices (kernel: drivers/char/tpm/tpm-chip.c).
+fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
     const LOAD: u8 = 0x61; // dst = *(u32 *)(src + offset)
     const AND: u8 = 0x54;
     const JUMP_NE: u8 = 0x55;
@@ -63,18 +65,21 @@ fn deny(devices: &[(u32, u32)]) -> Vec<u64> {
     let ins = |code: u8, dst: u64, src: u64, offset: i16, value: i32| {
         u64::from(code) | dst << 8 | src << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
     };
-    // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx
-    let mut program = vec![ins(LOAD, 2, 1, 0, 0), ins(AND, 2, 0, 0, 0xffff), ins(LOAD, 3, 1, 4, 0), ins(LOAD, 4, 1, 8, 0)];
-    let rest = devices.len() as i16 * 2;
-    program.push(ins(JUMP_NE, 2, 0, rest, CHAR));
-    for (n, (major, minor)) in devices.iter().enumerate() {
-        // Past what remains for the other devices and the two instructions that allow.
-        let to_deny = (devices.len() - 1 - n) as i16 * 2 + 2;
-        program.push(ins(JUMP_NE, 3, 0, 1, *major as i32));
-        program.push(ins(JUMP_EQ, 4, 0, to_deny, *minor as i32));
-    }
-    program.extend([ins(MOVE, 0, 0, 0, 1), ins(EXIT, 0, 0, 0, 0), ins(MOVE, 0, 0, 0, 0), ins(EXIT, 0, 0, 0, 0)]);
-    program
+    vec![
+        // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx
+        ins(LOAD, 2, 1, 0, 0),
+        ins(AND, 2, 0, 0, 0xffff),
+        ins(LOAD, 3, 1, 4, 0),
+        ins(LOAD, 4, 1, 8, 0),
+        ins(JUMP_NE, 2, 0, 3, CHAR),
+        ins(JUMP_EQ, 3, 0, 4, major as i32),
+        ins(JUMP_NE, 3, 0, 1, raw.0 as i32),
+        ins(JUMP_EQ, 4, 0, 2, raw.1 as i32),
+        ins(MOVE, 0, 0, 0, 1),
+        ins(EXIT, 0, 0, 0, 0),
+        ins(MOVE, 0, 0, 0, 0),
+        ins(EXIT, 0, 0, 0, 0),
+    ]
 }
 
 #[cfg(test)]
@@ -114,14 +119,16 @@ mod tests {
     }
 
     #[test]
-    fn only_the_named_character_devices_are_denied() {
-        let program = deny(&[(10, 224), (250, 65536)]);
+    fn the_tpm_is_denied_under_every_number_it_can_have() {
+        let program = deny(250, (10, 224));
         let access = 0x6 << 16; // read and write
-        assert_eq!(run(&program, [access | 2, 10, 224]), 0);
-        assert_eq!(run(&program, [access | 2, 250, 65536]), 0);
+        assert_eq!(run(&program, [access | 2, 10, 224]), 0, "tpm0");
+        assert_eq!(run(&program, [access | 2, 250, 65536]), 0, "tpmrm0");
+        assert_eq!(run(&program, [access | 2, 250, 1]), 0, "tpm1, after unbind and bind");
+        assert_eq!(run(&program, [access | 2, 250, 65537]), 0, "tpmrm1");
         assert_eq!(run(&program, [access | 1, 10, 224]), 1, "a block device");
+        assert_eq!(run(&program, [access | 1, 250, 1]), 1, "a block device");
         assert_eq!(run(&program, [access | 2, 10, 225]), 1);
-        assert_eq!(run(&program, [access | 2, 250, 224]), 1);
         assert_eq!(run(&program, [access | 2, 1, 3]), 1, "/dev/null");
     }
 }
