@@ -32,6 +32,8 @@ pub struct Program {
     pub package: String,
     /// Linked without any shared library.
     pub r#static: bool,
+    /// Profile of Cargo.toml.
+    pub profile: String,
     pub sources: Vec<String>,
 }
 

@@ -70,8 +70,23 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
         .env("AR_aarch64_unknown_linux_gnu", "aarch64-linux-gnu-ar")
         .env("PKG_CONFIG_ALLOW_CROSS", "1")
         .env("PKG_CONFIG_LIBDIR", "/usr/lib/aarch64-linux-gnu/pkgconfig:/usr/share/pkgconfig")
-        .run(&log, ["cargo", "build", "--release", "--locked", "--offline", "--target", TARGET, "--package", &recipe.package, "--bins"])?;
-    let folder = target.join(TARGET).join("release");
+        .run(
+            &log,
+            [
+                "cargo",
+                "build",
+                "--profile",
+                &recipe.profile,
+                "--locked",
+                "--offline",
+                "--target",
+                TARGET,
+                "--package",
+                &recipe.package,
+                "--bins",
+            ],
+        )?;
+    let folder = target.join(TARGET).join(&recipe.profile);
     std::fs::copy(folder.join(&recipe.package), out.join(&recipe.package))
         .with_context(|| format!("cargo built no {} in {}", recipe.package, folder.display()))?;
     Ok(())
@@ -90,8 +105,7 @@ pub fn offline_cargo(plan: &Plan, sandbox: Sandbox, target: &Path) -> Result<San
         .env("CARGO_HOME", "/work/cargo-home")
         .env("CARGO_TARGET_DIR", "/work")
         .env("CARGO_BUILD_JOBS", Plan::jobs().to_string())
-        .env("CARGO_INCREMENTAL", "0")
-        .env("RUSTC_BOOTSTRAP_SYNTHETIC_TARGET", "0"))
+        .env("CARGO_INCREMENTAL", "0"))
 }
 
 #[derive(Deserialize)]
