@@ -186,6 +186,20 @@ fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
         let stranger = card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
         assert!(text(&stranger["status"]["reason"]).starts_with("unknown"), "{stranger}");
     }
+    // The module was never restarted when trustd was, and its socket works again: proofs that are newer than the last kill.
+    let proofs = || {
+        let log = card.client().get("/v1/modules/demo/log").map(|v| text(&v["log"])).map_err(|e| e.to_string())?;
+        Ok(log.lines().filter(|l| l.starts_with("demo: proof number") && l.ends_with("verified")).count())
+    };
+    let before = wait(SOON, "the demo's log", proofs).unwrap();
+    let _ = card.client().post("/v1/services/trustd/kill", &json!({}));
+    console.wait_for("trustd ended (SIGKILL)", SOON).unwrap();
+    console.wait_for("trustd is ready", SOON).unwrap();
+    wait(SOON, "two more proofs", || match proofs()? {
+        n if n >= before + 2 => Ok(()),
+        n => Err(format!("{n} proofs, {before} before")),
+    })
+    .unwrap();
     // The logs still explain the registers: nothing was lost or adopted.
     let checked = card.attest().unwrap();
     assert!(checked.modules.iter().all(|r| r.content.kind != "module-started" || !r.content.data.contains("stranger")));

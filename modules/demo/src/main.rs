@@ -7,38 +7,47 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 const SOCKET: &str = "/run/basalt/trustd.sock";
+const SUITES: [&str; 2] = ["ECVRF-EDWARDS25519-SHA512-TAI", "ECVRF-P256-SHA256-TAI"];
+/// "basalt"
+const ALPHA: &str = "626173616c74";
+const PAUSE: Duration = Duration::from_secs(15);
 
 fn main() {
     if let Err(error) = run() {
         println!("demo: failed: {error}");
         std::process::exit(1);
     }
-    // A module runs until it is stopped.
-    loop {
-        std::thread::sleep(Duration::from_secs(3600));
+    // A module runs until it is stopped, and outlives a trustd that is started anew: its socket comes back at the same place.
+    for number in 2u64.. {
+        std::thread::sleep(PAUSE);
+        match prove_and_verify(SUITES[0]) {
+            Ok(_) => println!("demo: proof number {number} verified"),
+            Err(error) => println!("demo: proof number {number} failed: {error}"),
+        }
     }
 }
 
 fn run() -> Result<(), String> {
     look_for_the_tpm();
-    let alpha = "6261 7361 6c74".replace(' ', ""); // "basalt"
-    for suite in ["ECVRF-EDWARDS25519-SHA512-TAI", "ECVRF-P256-SHA256-TAI"] {
-        let proof = call("/v1/vrf/prove", &json!({ "suite": suite, "alpha": alpha }))?;
-        println!(
-            "demo: proof {}",
-            json!({ "suite": suite, "alpha": alpha, "public_key": proof["public_key"], "pi": proof["pi"], "beta": proof["beta"] })
-        );
-        let request = json!({ "suite": suite, "alpha": alpha, "public_key": proof["public_key"], "pi": proof["pi"] });
-        let verdict = call("/v1/vrf/verify", &request)?;
-        if verdict["valid"] != true || verdict["beta"] != proof["beta"] {
-            return Err(format!("the proof does not verify: {verdict}"));
-        }
+    for suite in SUITES {
+        println!("demo: proof {}", prove_and_verify(suite)?);
         println!("demo: verified {suite}");
     }
     let random = call("/v1/random", &json!({ "bytes": 16 }))?;
     println!("demo: random {}", random["random"]);
     println!("demo: done");
     Ok(())
+}
+
+/// A proof with all that is needed to verify it elsewhere.
+fn prove_and_verify(suite: &str) -> Result<Value, String> {
+    let proof = call("/v1/vrf/prove", &json!({ "suite": suite, "alpha": ALPHA }))?;
+    let request = json!({ "suite": suite, "alpha": ALPHA, "public_key": proof["public_key"], "pi": proof["pi"] });
+    let verdict = call("/v1/vrf/verify", &request)?;
+    if verdict["valid"] != true || verdict["beta"] != proof["beta"] {
+        return Err(format!("the proof does not verify: {verdict}"));
+    }
+    Ok(json!({ "suite": suite, "alpha": ALPHA, "public_key": proof["public_key"], "pi": proof["pi"], "beta": proof["beta"] }))
 }
 
 /// A container has no business with the TPM; the log shows that it cannot.
