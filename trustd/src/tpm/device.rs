@@ -143,17 +143,18 @@ fn padded(number: &[u8]) -> Vec<u8> {
     bytes
 }
 
+/// An object that never leaves this TPM; no password, so the lockout against guessing has nothing to count.
+fn bound_to_tpm() -> ObjectAttributesBuilder {
+    ObjectAttributesBuilder::new().with_fixed_tpm(true).with_fixed_parent(true).with_user_with_auth(true).with_no_da(true)
+}
+
+fn restricted_key() -> ObjectAttributesBuilder {
+    bound_to_tpm().with_sensitive_data_origin(true).with_restricted(true)
+}
+
 /// ECDSA P-256 with SHA-256, restricted to what the TPM itself makes.
 fn attestation_key() -> Result<Public, Error> {
-    let attributes = ObjectAttributesBuilder::new()
-        .with_fixed_tpm(true)
-        .with_fixed_parent(true)
-        .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
-        .with_no_da(true)
-        .with_restricted(true)
-        .with_sign_encrypt(true)
-        .build()?;
+    let attributes = restricted_key().with_sign_encrypt(true).build()?;
     let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(
         EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)),
         EccCurve::NistP256,
@@ -164,15 +165,7 @@ fn attestation_key() -> Result<Public, Error> {
 }
 
 fn storage_key() -> Result<Public, Error> {
-    let attributes = ObjectAttributesBuilder::new()
-        .with_fixed_tpm(true)
-        .with_fixed_parent(true)
-        .with_sensitive_data_origin(true)
-        .with_user_with_auth(true)
-        .with_no_da(true)
-        .with_restricted(true)
-        .with_decrypt(true)
-        .build()?;
+    let attributes = restricted_key().with_decrypt(true).build()?;
     let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(SymmetricDefinitionObject::AES_128_CFB, EccCurve::NistP256)
         .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
         .build()?;
@@ -180,8 +173,7 @@ fn storage_key() -> Result<Public, Error> {
 }
 
 fn sealed_object() -> Result<Public, Error> {
-    let attributes =
-        ObjectAttributesBuilder::new().with_fixed_tpm(true).with_fixed_parent(true).with_user_with_auth(true).with_no_da(true).build()?;
+    let attributes = bound_to_tpm().build()?;
     public(PublicAlgorithm::KeyedHash, attributes)?
         .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
         .with_keyed_hash_unique_identifier(TpmDigest::default())
