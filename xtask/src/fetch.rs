@@ -113,12 +113,15 @@ fn download(agent: &ureq::Agent, url: &str, package: &Package, task: &Task) -> R
         status => return Err(other(anyhow::anyhow!("the mirror answered with HTTP status {status}"))),
     }
     let target = blob(&package.sha256).map_err(other)?;
-    save_to(&mut response.body_mut().as_reader(), &target, &package.sha256, package.size, task).map_err(other)
+    let scratch = paths::cache().map_err(other)?.join("tmp");
+    save_to(&mut response.body_mut().as_reader(), &scratch, &target, &package.sha256, package.size, task).map_err(other)
 }
 
 /// Copies a stream to a place in the cache, if it has the hash and the size that it must have.
-fn save_to(from: &mut dyn std::io::Read, target: &Path, sha256: &str, size: u64, task: &Task) -> Result<()> {
-    let mut temporary = tempfile::NamedTempFile::new_in(target.parent().unwrap_or(Path::new("/"))).context(store::DISK_FULL)?;
+///
+/// Until then it lies in the scratch folder, which the next build empties whatever became of this one.
+fn save_to(from: &mut dyn std::io::Read, scratch: &Path, target: &Path, sha256: &str, size: u64, task: &Task) -> Result<()> {
+    let mut temporary = tempfile::NamedTempFile::new_in(scratch).context(store::DISK_FULL)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     let mut got = 0;
@@ -161,7 +164,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let task = Task::begin("test", "");
         let right = crate::hash::bytes(b"content");
-        let save = |data: &[u8], size| save_to(&mut &data[..], &dir.path().join(&right), &right, size, &task);
+        let save = |data: &[u8], size| save_to(&mut &data[..], dir.path(), &dir.path().join(&right), &right, size, &task);
         for (data, size, says) in
             [(&b"Content"[..], 7, "wrong content"), (b"conten", 7, "found 6"), (b"content and more", 7, "found 8"), (b"", 7, "found 0")]
         {
@@ -189,7 +192,7 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("x");
-        assert!(save_to(&mut Broken(3), &target, &"0".repeat(64), 1 << 20, &Task::begin("test", "")).is_err());
+        assert!(save_to(&mut Broken(3), dir.path(), &target, &"0".repeat(64), 1 << 20, &Task::begin("test", "")).is_err());
         assert_eq!(kept(dir.path()), 0);
     }
 }

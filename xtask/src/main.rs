@@ -38,6 +38,11 @@ enum Command {
     Enter { spec: String },
     #[command(hide = true)]
     EnterSecond { spec: String },
+    #[command(hide = true, trailing_var_arg = true)]
+    AsUser {
+        #[arg(allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         Command::Clean(args) => cmd::clean::run(args),
         Command::Enter { spec } => sandbox::enter(&spec),
         Command::EnterSecond { spec } => sandbox::enter_second(&spec),
+        Command::AsUser { command } => sandbox::as_user(&command),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

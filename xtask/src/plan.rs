@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 
 use crate::machine::{self, Machine};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{ENVIRONMENT, Sandbox};
 use crate::store::{Built, Inputs, Store};
 use crate::{class, config, lock, paths, recipe, tree};
 
@@ -101,6 +101,12 @@ impl Plan {
         let mut inputs = Inputs::default();
         for need in self.needs(step)? {
             inputs.step(&self.planned(&need)?);
+        }
+        // Trees and crates are fetched by the host; all else is made inside.
+        if !matches!(step, Step::Tree(_) | Step::Vendor) {
+            for (name, value) in ENVIRONMENT {
+                inputs.add(format!("environment {name}"), value);
+            }
         }
         match step {
             Step::Tree(set) => tree::inputs(&lock::load(set, self.locked)?, &mut inputs),

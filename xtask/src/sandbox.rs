@@ -17,6 +17,21 @@ use serde::{Deserialize, Serialize};
 
 use crate::paths;
 
+/// What every program inside finds in its environment; part of every step's inputs.
+pub const ENVIRONMENT: [(&str, &str); 5] = [
+    ("PATH", "/usr/sbin:/usr/bin"),
+    ("HOME", "/tmp"),
+    ("LC_ALL", "C.UTF-8"),
+    ("TZ", "UTC"),
+    ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
+];
+
+const NO_NAMESPACES: &str = "the host does not allow new namespaces: run as root, or allow them to users \
+    (Debian: sysctl kernel.unprivileged_userns_clone=1; Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)";
+
+/// Neither root nor a number that the caller is likely to have.
+const ORDINARY_USER: u32 = 4242;
+
 #[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Net {
     /// Not even a loopback interface that is up.
@@ -41,17 +56,10 @@ pub struct Sandbox {
 
 impl Sandbox {
     pub fn new(tree: &Path) -> Self {
-        let env = [
-            ("PATH", "/usr/sbin:/usr/bin"),
-            ("HOME", "/tmp"),
-            ("LC_ALL", "C.UTF-8"),
-            ("TZ", "UTC"),
-            ("SSL_CERT_FILE", "/etc/ssl/certs/ca-certificates.crt"),
-        ];
         Self {
             tree: tree.to_owned(),
             binds: Vec::new(),
-            env: env.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
+            env: ENVIRONMENT.map(|(k, v)| (k.to_owned(), v.to_owned())).to_vec(),
             cwd: "/".into(),
             net: Net::None,
             engine: None,
@@ -145,17 +153,31 @@ pub fn enter(spec: &str) -> Result<()> {
     if !uid.is_root() {
         flags |= CloneFlags::CLONE_NEWUSER;
     }
-    unshare(flags).context(
-        "the host does not allow new namespaces: run as root, or allow them to users \
-         (Debian: sysctl kernel.unprivileged_userns_clone=1; Ubuntu: sysctl kernel.apparmor_restrict_unprivileged_userns=0)",
-    )?;
+    unshare(flags).context(NO_NAMESPACES)?;
     if !uid.is_root() {
-        std::fs::write("/proc/self/setgroups", "deny")?;
-        std::fs::write("/proc/self/uid_map", format!("0 {uid} 1"))?;
-        std::fs::write("/proc/self/gid_map", format!("0 {gid} 1"))?;
+        map_user(0, uid, gid)?;
     }
     let status = Command::new("/proc/self/exe").arg("enter-second").arg(spec).status()?;
     std::process::exit(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
+}
+
+/// In a new user namespace: this user of the host is `inside`, and there is no other.
+fn map_user(inside: u32, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> Result<()> {
+    std::fs::write("/proc/self/setgroups", "deny")?;
+    std::fs::write("/proc/self/uid_map", format!("{inside} {uid} 1"))?;
+    std::fs::write("/proc/self/gid_map", format!("{inside} {gid} 1"))?;
+    Ok(())
+}
+
+/// `xtask as-user COMMAND...`: the command as an ordinary user that may touch what the caller owns and has no privilege.
+pub fn as_user(argv: &[String]) -> Result<()> {
+    let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+    unshare(CloneFlags::CLONE_NEWUSER).context(NO_NAMESPACES)?;
+    map_user(ORDINARY_USER, uid, gid)?;
+    let (program, args) = argv.split_first().context("nothing to run")?;
+    // What the new namespace gives its first process is dropped by exec, since the user is not root there.
+    let error = Command::new(program).args(args).exec();
+    bail!("cannot run {program}: {error}")
 }
 
 /// `xtask enter-second SPEC`: the first process inside.

@@ -1,11 +1,12 @@
-//! `cargo xtask repro`: the same image again, from another folder, with another cache, user mask, time zone and job count.
+//! `cargo xtask repro`: the same image again, from another folder, with another cache, as another user, with another user mask,
+//! time zone, locale and job count.
 
 use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{hash, paths, progress};
+use crate::{hash, paths, progress, store};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,7 +21,12 @@ pub fn run(args: Args) -> Result<()> {
     let plan = args.image.plan()?;
     super::build_image::build(&plan)?;
     let out = paths::output(&plan.machine_name);
-    let other = tempfile::tempdir_in(plan.store.work("repro")?)?;
+    let work = plan.store.work("repro")?;
+    for left in std::fs::read_dir(&work)? {
+        // Of a run that was killed.
+        store::remove(&left?.path())?;
+    }
+    let other = tempfile::tempdir_in(work)?;
     let (checkout, cache) = (other.path().join("another/checkout"), other.path().join("another-cache"));
     copy_checkout(&checkout)?;
     std::fs::create_dir_all(&cache)?;
@@ -33,11 +39,24 @@ pub fn run(args: Args) -> Result<()> {
         anyhow::ensure!(status.success(), "cannot copy the kernel's result");
     }
     drop(plan);
-    progress::line("building again in another folder with an empty cache");
+    progress::line("building again in another folder with an empty cache, as an ordinary user");
     let script = "umask 077 && exec \"$@\"";
     let cargo = std::env::var("CARGO").unwrap_or("cargo".into());
-    let status = Command::new("sh")
-        .args(["-c", script, "sh", &cargo, "xtask", "build-image", "--machine", &args.image.machine, "--variant", &args.image.variant])
+    let status = Command::new("/proc/self/exe")
+        .args([
+            "as-user",
+            "sh",
+            "-c",
+            script,
+            "sh",
+            &cargo,
+            "xtask",
+            "build-image",
+            "--machine",
+            &args.image.machine,
+            "--variant",
+            &args.image.variant,
+        ])
         .current_dir(&checkout)
         .env("BASALT_CACHE", &cache)
         .env("BASALT_CONFIG", trustctl::keys::folder()?)
