@@ -3,21 +3,24 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
-use config::Boot;
+use config::Machine;
 use nix::mount::MsFlags;
 
 use crate::{Fatal, console, mounts, service, sys};
 
 const SECTOR: u64 = 512;
+/// The partition's number.
+const DATA: u8 = 3;
 /// Partitions end on a multiple of 1 MiB.
 const ALIGN: u64 = 2048;
 
-pub(crate) fn mount(boot: &Boot) -> Result<(), Fatal> {
-    grow_partition(boot)?;
+pub(crate) fn mount(machine: &Machine) -> Result<(), Fatal> {
+    grow_partition(machine)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    nix::mount::mount(Some(boot.data_partition.as_str()), "/data", Some("ext4"), flags, Some("errors=remount-ro"))
-        .map_err(|e| Fatal::io(format!("mount {} at /data; if the card is damaged, flash it again", boot.data_partition))(e.into()))?;
-    let size = partition_size(&boot.data_partition)?;
+    let partition = machine.partition(DATA);
+    nix::mount::mount(Some(partition.as_str()), "/data", Some("ext4"), flags, Some("errors=remount-ro"))
+        .map_err(|e| Fatal::io(format!("mount {partition} at /data; if the card is damaged, flash it again"))(e.into()))?;
+    let size = partition_size(&partition)?;
     let data = File::open("/data").map_err(Fatal::io("open /data"))?;
     sys::ext4_grow(&data, size / 4096).map_err(Fatal::io("grow the data file system"))?;
     empty_engine()?;
@@ -52,20 +55,19 @@ fn partition_size(partition: &str) -> Result<u64, Fatal> {
 }
 
 /// Lets the last partition reach the end of the disk: one sector is written, so a power cut leaves the old or the new table.
-fn grow_partition(boot: &Boot) -> Result<(), Fatal> {
-    let disk = File::options().read(true).write(true).open(&boot.disk).map_err(Fatal::io(format!("open {}", boot.disk)))?;
-    let sectors = sys::block_size(&disk).map_err(Fatal::io(format!("read the size of {}", boot.disk)))? / SECTOR;
+fn grow_partition(machine: &Machine) -> Result<(), Fatal> {
+    let disk = File::options().read(true).write(true).open(&machine.disk).map_err(Fatal::io(format!("open {}", machine.disk)))?;
+    let sectors = sys::block_size(&disk).map_err(Fatal::io(format!("read the size of {}", machine.disk)))? / SECTOR;
     let mut table = [0; 512];
-    disk.read_exact_at(&mut table, 0).map_err(Fatal::io(format!("read the partition table of {}", boot.disk)))?;
-    let Some((start, length)) = grown(&table, boot.data_partition_number, sectors).map_err(Fatal::State)? else { return Ok(()) };
-    let entry = 446 + 16 * usize::from(boot.data_partition_number - 1);
+    disk.read_exact_at(&mut table, 0).map_err(Fatal::io(format!("read the partition table of {}", machine.disk)))?;
+    let Some((start, length)) = grown(&table, DATA, sectors).map_err(Fatal::State)? else { return Ok(()) };
+    let entry = 446 + 16 * usize::from(DATA - 1);
     table[entry + 12..entry + 16].copy_from_slice(&length.to_le_bytes());
     disk.write_all_at(&table, 0)
         .and_then(|()| disk.sync_all())
-        .map_err(Fatal::io(format!("write the partition table of {}", boot.disk)))?;
+        .map_err(Fatal::io(format!("write the partition table of {}", machine.disk)))?;
     let (from, size) = (u64::from(start) * SECTOR, u64::from(length) * SECTOR);
-    sys::resize_partition(&disk, boot.data_partition_number, from, size)
-        .map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
+    sys::resize_partition(&disk, DATA, from, size).map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
     console::say(&format!("the data partition now has {} MiB", size >> 20));
     Ok(())
 }

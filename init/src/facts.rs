@@ -1,5 +1,6 @@
 //! What init finds on the machine: the raw material of the boot events.
 
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -33,26 +34,53 @@ pub(crate) fn verity_root(command_line: &str) -> Result<String, Fatal> {
 }
 
 pub(crate) fn file(path: &str) -> Result<Digest, Fatal> {
-    Ok(Sha256::digest(read(path)?).into())
+    digest(Path::new(path)).map_err(Fatal::io(format!("read {path}")))
+}
+
+/// Piece by piece: a file read whole costs the kernel a fresh page for every 4096 bytes of it.
+fn digest(path: &Path) -> std::io::Result<Digest> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut piece = vec![0; 1 << 17];
+    loop {
+        match file.read(&mut piece)? {
+            0 => return Ok(hasher.finalize().into()),
+            n => hasher.update(&piece[..n]),
+        }
+    }
 }
 
 /// All regular files below /etc.
 pub(crate) fn configuration() -> Result<Digest, Fatal> {
-    fn visit(dir: &Path, list: &mut FileList) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(dir)? {
-            let entry = entry?;
-            let kind = entry.file_type()?;
-            if kind.is_dir() {
-                visit(&entry.path(), list)?;
-            } else if kind.is_file() {
-                list.add(&entry.path().to_string_lossy(), &std::fs::read(entry.path())?);
-            }
-        }
-        Ok(())
-    }
     let mut list = FileList::default();
-    visit(Path::new("/etc"), &mut list).map_err(Fatal::io("read the files below /etc"))?;
+    add_files(Path::new("/etc"), &mut list, &|path| path).map_err(Fatal::io("read the files below /etc"))?;
     Ok(list.digest())
+}
+
+/// All files of the boot partition, which is there only while this looks.
+///
+/// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
+pub(crate) fn boot_partition(device: &str) -> Result<Digest, Fatal> {
+    let mounted = crate::mounts::BootPartition::mount(device)?;
+    let mut list = FileList::default();
+    // FAT does not tell capitals from small letters.
+    add_files(Path::new(mounted.path()), &mut list, &|path| path.to_ascii_lowercase())
+        .map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
+    mounted.unmount()?;
+    Ok(list.digest())
+}
+
+fn add_files(dir: &Path, list: &mut FileList, name: &dyn Fn(String) -> String) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(dir)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            add_files(&entry.path(), list, name)?;
+        } else if kind.is_file() {
+            list.add_digest(&name(entry.path().to_string_lossy().into_owned()), digest(&entry.path())?);
+        }
+    }
+    Ok(())
 }
 
 fn read(path: &str) -> Result<Vec<u8>, Fatal> {

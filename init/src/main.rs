@@ -20,7 +20,7 @@ mod supervisor;
 mod sys;
 mod tpm;
 
-use config::Boot;
+use config::{Boot, Machine};
 
 /// Why the node stops.
 #[derive(Debug, thiserror::Error)]
@@ -64,11 +64,13 @@ fn boot() -> Result<std::convert::Infallible, Fatal> {
     mounts::early()?;
     let text = std::fs::read_to_string("/etc/basalt/boot.toml").map_err(Fatal::io("read /etc/basalt/boot.toml"))?;
     let boot: Boot = config::parse("/etc/basalt/boot.toml", &text)?;
-    console::say(&format!("Basalt {} ({} {})", boot.version, boot.variant, boot.machine));
-    measuring::measure(&boot)?;
+    let command_line = facts::command_line()?;
+    let machine = Machine::from_command_line(&command_line)?;
+    console::say(&format!("Basalt {} ({} {})", boot.version, boot.variant, machine.name));
+    measuring::measure(&boot, &machine, &command_line)?;
     console::say("handover: the platform is measured");
     mounts::late()?;
-    data::mount(&boot)?;
+    data::mount(&machine)?;
     cgroup::prepare()?;
     supervisor::run(service::load()?)
 }

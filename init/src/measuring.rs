@@ -3,8 +3,8 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use config::Boot;
-use measure::{BootFacts, Event, MODULES_PCR, PLATFORM_PCR, Record, boot_events, hex};
+use config::{Boot, Machine};
+use measure::{BootFacts, Digest, Event, MODULES_PCR, PLATFORM_PCR, Record, boot_events, hex};
 
 use crate::tpm::Tpm;
 use crate::{Fatal, facts};
@@ -12,24 +12,38 @@ use crate::{Fatal, facts};
 /// The platform's log; trustd appends nothing to it.
 const LOG: &str = "/run/measure/platform.log";
 
-pub(crate) fn measure(boot: &Boot) -> Result<(), Fatal> {
-    let mut tpm = Tpm::open(Duration::from_secs(boot.tpm_wait_s))?;
-    untouched(&mut tpm)?;
-    let command_line = facts::command_line()?;
-    let events = boot_events(&BootFacts {
-        variant: &boot.variant,
-        machine: &boot.machine,
-        command_line: &command_line,
-        device_tree: facts::device_tree()?,
-        verity_root: &facts::verity_root(&command_line)?,
-        init: facts::file("/proc/self/exe")?,
-        trustd: facts::file(facts::TRUSTD)?,
-        engine: facts::file("/usr/share/basalt/engine.list")?,
-        configuration: facts::configuration()?,
-    });
+/// Of the partitions, the firmware's.
+const BOOT: u8 = 1;
+
+pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Result<(), Fatal> {
+    let partition = machine.partition(BOOT);
+    // The larger part of the reading, beside the rest and beside the wait for the TPM.
+    let (mut tpm, events) = std::thread::scope(|scope| {
+        let boot_partition = scope.spawn(|| facts::boot_partition(&partition));
+        let trustd = scope.spawn(|| facts::file(facts::TRUSTD));
+        let mut tpm = Tpm::open(Duration::from_secs(machine.tpm_wait_s))?;
+        untouched(&mut tpm)?;
+        let events = boot_events(&BootFacts {
+            variant: &boot.variant,
+            machine: &machine.name,
+            command_line,
+            device_tree: facts::device_tree()?,
+            verity_root: &facts::verity_root(command_line)?,
+            init: facts::file("/proc/self/exe")?,
+            engine: facts::file("/usr/share/basalt/engine.list")?,
+            configuration: facts::configuration()?,
+            trustd: joined(trustd)?,
+            boot_partition: joined(boot_partition)?,
+        });
+        Ok::<_, Fatal>((tpm, events))
+    })?;
     crate::mounts::make_dir("/run/measure", 0o755, None)?;
     let mut log = std::fs::File::options().create_new(true).append(true).open(LOG).map_err(Fatal::io(format!("create {LOG}")))?;
     extend(&mut tpm, &events, &mut log)
+}
+
+fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<Digest, Fatal>>) -> Result<Digest, Fatal> {
+    thread.join().unwrap_or_else(|_| Err(Fatal::State("a thread that reads for a measurement panicked".into())))
 }
 
 /// Nobody measured before init: what is in the registers then would be unexplained.

@@ -15,6 +15,27 @@ pub(crate) fn early() -> Result<(), Fatal> {
     on("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=755,size=20%")
 }
 
+/// The firmware's partition, to be looked at.
+pub(crate) struct BootPartition;
+
+impl BootPartition {
+    const PLACE: &str = "/boot";
+
+    pub(crate) fn mount(device: &str) -> Result<Self, Fatal> {
+        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        on(device, Self::PLACE, "vfat", flags, "")?;
+        Ok(Self)
+    }
+
+    pub(crate) fn path(&self) -> &str {
+        Self::PLACE
+    }
+
+    pub(crate) fn unmount(self) -> Result<(), Fatal> {
+        nix::mount::umount(Self::PLACE).map_err(|e| Fatal::io("unmount the boot partition")(e.into()))
+    }
+}
+
 /// After the handover.
 pub(crate) fn late() -> Result<(), Fatal> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;

@@ -36,8 +36,9 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
     let quote = verify_quote(&bytes("key")?, &bytes("attest")?, &bytes("signature")?, nonce, &pcrs)
         .context("the logs and the TPM's quote do not fit together")?;
     if let Some(expected) = expected {
+        let expected = expected.board_of(&platform).context("the measurements name no board")?;
         if let Some(divergence) = compare(&expected.events, &platform) {
-            bail!("this boot is not the expected image: {divergence}");
+            bail!("this boot is not the expected image on the board {}: {divergence}", expected.board);
         }
         let found = hex(&pcrs[&PLATFORM_PCR].0);
         ensure!(

@@ -62,17 +62,29 @@ pub fn new_owner(dir: &Path) -> Result<Owner> {
     Owner::load(dir)
 }
 
+/// The file of the builder's key.
+pub const BUILDER: &str = "builder.key";
+
 pub fn new_approver(dir: &Path) -> Result<SigningKey> {
+    new_signing(dir, "approver")
+}
+
+/// A key for one who signs: `approver` or `builder`.
+pub fn new_signing(dir: &Path, who: &str) -> Result<SigningKey> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
     let key = SigningKey::from_bytes(&seed);
-    write_private(&dir.join("approver.key"), key.to_pkcs8_pem(LineEnding::LF)?.as_bytes())?;
+    write_private(&dir.join(format!("{who}.key")), key.to_pkcs8_pem(LineEnding::LF)?.as_bytes())?;
     Ok(key)
 }
 
 pub fn load_approver(path: &Path) -> Result<SigningKey> {
+    load(path, "approver")
+}
+
+pub fn load(path: &Path, who: &str) -> Result<SigningKey> {
     let text = std::fs::read_to_string(path)
-        .with_context(|| format!("no approver's key at {}; make one with `trustctl key new approver`", path.display()))?;
+        .with_context(|| format!("no {who}'s key at {}; make one with `trustctl key new {who}`", path.display()))?;
     SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
 }
 

@@ -3,4 +3,5 @@
 
 pub mod client;
 pub mod evidence;
+pub mod image;
 pub mod keys;

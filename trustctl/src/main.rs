@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod approver;
+mod builder;
 mod node;
 
 use std::path::PathBuf;
@@ -65,6 +66,8 @@ enum Command {
     Quote(node::Quote),
     /// Verify the proof of a verifiable random function
     Vrf(node::Vrf),
+    /// Check an image offline: signature of its manifest, every file, the prediction
+    VerifyImage(builder::VerifyImage),
     /// Restart a service, or kill it as a crash would
     Service {
         #[arg(value_enum)]
@@ -94,6 +97,8 @@ enum Whose {
     Owner,
     /// Decides what runs on nodes
     Approver,
+    /// Signs the manifests of images
+    Builder,
 }
 
 fn main() -> ExitCode {
@@ -127,6 +132,7 @@ fn run(cli: Cli) -> Result<()> {
         Command::Audit => node::audit(&client, cli.json),
         Command::Quote(args) => node::quote(&client, &args, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
+        Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
         Command::Service { verb, name } => node::service(&client, verb, &name),
         Command::Reboot => node::machine(&client, "reboot"),
         Command::Poweroff => node::machine(&client, "poweroff"),
@@ -137,6 +143,11 @@ fn new_key(whose: Whose, folder: &std::path::Path) -> Result<()> {
     match whose {
         Whose::Owner => println!("owner.certificates = [\"{}\"]", keys::new_owner(folder)?.fingerprint()),
         Whose::Approver => println!("ledger.approvers = [\"{}\"]", keys::public_hex(&keys::new_approver(folder)?)),
+        Whose::Builder => {
+            println!("{}", keys::public_hex(&keys::new_signing(folder, "builder")?));
+            println!("Who checks your images names it: trustctl verify-image DIR --builder KEY");
+            return Ok(());
+        }
     }
     println!(
         "The key is in {}. Put the line above into configs/node.toml; an image that names none pins your keys by itself.",
@@ -150,6 +161,10 @@ fn show_keys(folder: &std::path::Path) -> Result<()> {
     println!(
         "approver  {}",
         keys::load_approver(&folder.join("approver.key")).map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k))
+    );
+    println!(
+        "builder   {}",
+        keys::load(&folder.join(keys::BUILDER), "builder").map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k))
     );
     Ok(())
 }

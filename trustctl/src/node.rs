@@ -57,9 +57,9 @@ pub(crate) enum ServiceVerb {
 /// What was asked for was answered, and the answer is no.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct DoesNotHold(String);
+pub(crate) struct DoesNotHold(pub(crate) String);
 
-fn print_json(value: &Value) -> Result<()> {
+pub(crate) fn print_json(value: &Value) -> Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

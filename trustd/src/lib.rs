@@ -28,6 +28,7 @@ use crate::settings::Settings;
 pub async fn run(settings: Settings) -> Result<()> {
     let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
     let node: config::Node = read(&settings.etc.join("node.toml"))?;
+    let machine = config::Machine::from_command_line(&std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)?;
     for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
@@ -41,6 +42,7 @@ pub async fn run(settings: Settings) -> Result<()> {
     let tls = TlsListener::bind(&node.api.listen, &node.owner.certificates, &settings.data.join("tls")).await?;
     let router = owner::router(Arc::new(owner::Node {
         boot,
+        machine: machine.name,
         modules: modules.clone(),
         approvals,
         audit,

@@ -51,6 +51,35 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
     Some(found)
 }
 
+const ET_DYN: u16 = 3;
+const PT_GNU_RELRO: u32 = 0x6474_e552;
+
+/// What a program or library lacks of `PIE` and `RELRO`; None for a file that is not ELF.
+pub fn lacks(path: &Path) -> Result<Option<std::collections::BTreeSet<String>>> {
+    let data = std::fs::read(path)?;
+    if !data.starts_with(b"\x7fELF\x02\x01") {
+        return Ok(None);
+    }
+    let broken = || format!("{} is a broken ELF file", path.display());
+    let u16_at = |at: usize| Some(u16::from_le_bytes(data.get(at..at + 2)?.try_into().ok()?));
+    let u32_at = |at: usize| Some(u32::from_le_bytes(data.get(at..at + 4)?.try_into().ok()?));
+    let header = || {
+        let table = usize::try_from(u64::from_le_bytes(data.get(32..40)?.try_into().ok()?)).ok()?;
+        let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
+        let kinds: Option<Vec<u32>> = (0..count).map(|n| u32_at(table.checked_add(n * size)?)).collect();
+        Some((u16_at(16)?, kinds?))
+    };
+    let (kind, segments) = header().with_context(broken)?;
+    let mut lacks = std::collections::BTreeSet::new();
+    if kind != ET_DYN {
+        lacks.insert("PIE".to_owned());
+    }
+    if !segments.contains(&PT_GNU_RELRO) {
+        lacks.insert("RELRO".to_owned());
+    }
+    Ok(Some(lacks))
+}
+
 /// A path without `.`, `..` and the names from before the merged /usr.
 pub fn normalise(path: &str) -> String {
     let mut parts: Vec<&str> = Vec::new();

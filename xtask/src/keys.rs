@@ -51,6 +51,18 @@ fn approver() -> Result<SigningKey> {
     Ok(key)
 }
 
+/// Who signs the manifests of what is built here.
+pub fn builder() -> Result<SigningKey> {
+    let dir = trustctl::keys::folder()?;
+    let path = dir.join(trustctl::keys::BUILDER);
+    if path.exists() {
+        return trustctl::keys::load(&path, "builder");
+    }
+    let key = trustctl::keys::new_signing(&dir, "builder")?;
+    progress::line(&format!("made the builder's key {} (mode 0600): it signs the manifest of every image built here", path.display()));
+    Ok(key)
+}
+
 fn approver_path() -> Result<PathBuf> {
     Ok(trustctl::keys::folder()?.join("approver.key"))
 }

@@ -1,11 +1,14 @@
 //! Basalt's build system. `cargo xtask help` lists the commands; each is a file under `cmd/`.
 
+pub mod bmap;
 pub mod class;
 pub mod cmd;
 pub mod config;
 pub mod console;
+pub mod drives;
 pub mod elf;
 pub mod fetch;
+pub mod firmware;
 pub mod hash;
 pub mod keys;
 pub mod lock;

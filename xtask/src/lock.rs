@@ -19,7 +19,7 @@ pub struct Sets {
 }
 
 #[derive(Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Set {
     pub architecture: String,
     #[serde(default)]
@@ -30,6 +30,18 @@ pub struct Set {
     /// Take the packages without what they depend on.
     #[serde(default)]
     pub alone: bool,
+    /// Where this set's packages are taken from, if not from where all are.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub suites: Vec<String>,
+    /// Take package lists that are signed and past the date until which they are valid, as mirrors of sid may have them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_expired: bool,
+}
+
+impl Set {
+    fn suites<'a>(&'a self, sets: &'a Sets) -> &'a [String] {
+        if self.suites.is_empty() { &sets.suites } else { &self.suites }
+    }
 }
 
 #[derive(Serialize, Deserialize, Clone)]
@@ -74,7 +86,7 @@ fn request(sets: &Sets, name: &str) -> Result<String> {
         let known: Vec<_> = sets.set.keys().map(String::as_str).collect();
         bail!("there is no package set {name:?} in image/sets.toml; there are: {}", known.join(", "));
     };
-    Ok(hash::bytes(serde_json::to_string(&(&sets.suites, set))?.as_bytes()))
+    Ok(hash::bytes(serde_json::to_string(&(set.suites(sets), set))?.as_bytes()))
 }
 
 /// The lock of a set; made or made anew where it does not answer the request, unless `locked`.
@@ -184,7 +196,7 @@ impl Apt {
         std::fs::write(dir.join("status"), "")?;
         let keys = paths::repo().join("image/keys/debian-trixie.gpg");
         let mut sources = String::new();
-        for suite in &sets.suites {
+        for suite in set.suites(sets) {
             let (archive, rest) =
                 suite.split_once('/').with_context(|| format!("suite {suite:?} in image/sets.toml is not ARCHIVE/SUITE COMPONENT"))?;
             if let Some(base) = mirror::bases(archive)?.first() {
@@ -198,8 +210,8 @@ impl Apt {
             "Dir \"{d}\";\nDir::State \"{d}/state\";\nDir::State::status \"{d}/status\";\nDir::Cache \"{d}/cache\";\nDir::Etc \"{d}/etc\";\n\
              Dir::Etc::main \"{d}/none\";\nDir::Etc::parts \"{d}/etc/apt.conf.d\";\nDir::Log \"{d}/log\";\n\
              APT::Architecture \"{}\";\nAPT::Architectures {{ {architectures}}};\nAPT::Install-Recommends \"false\";\nAPT::Install-Suggests \"false\";\n\
-             Acquire::Languages \"none\";\nAcquire::ForceHash \"SHA256\";\nAPT::Sandbox::User \"\";\n",
-            set.architecture
+             Acquire::Languages \"none\";\nAcquire::ForceHash \"SHA256\";\nAPT::Sandbox::User \"\";\nAcquire::Check-Valid-Until \"{}\";\n",
+            set.architecture, !set.allow_expired
         );
         let config = dir.join("apt.conf");
         std::fs::write(&config, text)?;

@@ -1,9 +1,9 @@
-//! Machines: each board is a file of data under configs/machines/.
+//! Machines: each is a file of data under configs/machines/; nothing in this program knows one by name.
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{config, paths};
+use crate::{config, hash, paths};
 
 #[derive(Deserialize, Serialize, Clone)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -19,11 +19,30 @@ pub struct Machine {
     pub data_mib: u64,
     /// The kernel image that the boot partition carries.
     pub kernel: String,
-    /// How the device tree is had.
+    /// What the firmware reads: config.txt of the boot partition.
+    pub config_txt: String,
+    /// Files of the package set `firmware` = their names on the boot partition.
+    #[serde(default)]
+    pub firmware: std::collections::BTreeMap<String, String>,
+    /// The boards that boot this image. The first is the one that QEMU plays.
+    pub boards: Vec<Board>,
+    /// How the device trees are had.
     pub device_tree: DeviceTree,
     /// How long init waits for the TPM, in seconds.
     pub tpm_wait_s: u64,
-    pub qemu: Qemu,
+    /// None: QEMU has no such board, the image is built and never booted here.
+    pub qemu: Option<Qemu>,
+}
+
+#[derive(Deserialize, Serialize, Clone)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Board {
+    pub name: String,
+    /// The device tree's file, which the firmware picks by the board.
+    pub dtb: String,
+    /// Sections of config.txt that are for this board, beside `[all]`.
+    #[serde(default)]
+    pub sections: Vec<String>,
 }
 
 #[derive(Deserialize, Serialize, Clone)]
@@ -31,25 +50,74 @@ pub struct Machine {
 pub enum DeviceTree {
     /// QEMU makes it: dumped once with the settings of `[qemu]`, then shipped in the boot partition.
     Qemu,
-    /// The kernel's own, a file that image/recipes/kernel.toml lists.
-    Kernel { file: String },
+    /// The kernel's own, files that image/recipes/kernel.toml lists, with overlays of image/device-tree/ merged in.
+    Kernel {
+        overlays: Vec<String>,
+        /// What must be in every board's tree then; the emulator cannot show all of it.
+        expect: Vec<Expect>,
+    },
+}
+
+impl DeviceTree {
+    pub fn is_of_a_real_board(&self) -> bool {
+        matches!(self, Self::Kernel { .. })
+    }
+}
+
+#[derive(Deserialize, Serialize, Clone)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Expect {
+    pub node: String,
+    pub property: String,
+    /// As fdtget prints it: strings and decimal numbers, separated by spaces.
+    pub value: String,
 }
 
 #[derive(Deserialize, Serialize, Clone)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Qemu {
     pub machine: String,
-    pub cpu: String,
-    pub cpus: u32,
-    pub memory_mib: u32,
+    /// Processor, memory and the like, where the board leaves a choice.
+    #[serde(default)]
+    pub options: Vec<String>,
     pub tpm_device: String,
-    pub disk_device: String,
+    /// How the card is attached: the end of `-drive`, and a device where that names none.
+    pub drive: String,
+    pub disk_device: Option<String>,
     pub net_device: String,
+    /// What the board's own firmware puts before the words of cmdline.txt, with a space at its end.
+    #[serde(default)]
+    pub firmware_words: String,
+    /// What QEMU lacks of the board: merged into the device tree by whoever plays the firmware, never part of an image.
+    pub overlay: Option<String>,
+    /// Arguments of fdtput, one edit each.
+    #[serde(default)]
+    pub edits: Vec<Vec<String>>,
 }
 
 impl Machine {
     pub fn partition(&self, number: u32) -> String {
         format!("{}{}{number}", self.disk, self.partition_infix)
+    }
+
+    /// What init must know of the machine, as it stands on the command line.
+    pub fn words(&self, name: &str) -> String {
+        let partitions = format!("{}{}", self.disk, self.partition_infix);
+        ::config::Machine { name: name.to_owned(), disk: self.disk.clone(), partitions, tpm_wait_s: self.tpm_wait_s }.words()
+    }
+
+    /// Of all that an image can depend on: what QEMU lacks of a board is not part of it.
+    pub fn hash_without_qemu(&self) -> Result<String> {
+        let bare = Self { qemu: None, ..self.clone() };
+        Ok(hash::bytes(serde_json::to_string(&bare)?.as_bytes()))
+    }
+
+    /// The board that QEMU plays.
+    pub fn first_board(&self) -> Result<&Board> {
+        match self.boards.first() {
+            Some(board) => Ok(board),
+            None => bail!("the machine names no board"),
+        }
     }
 }
 
@@ -62,5 +130,7 @@ pub fn load(name: &str) -> Result<Machine> {
     if !path.exists() {
         bail!("there is no machine {name:?}; configs/machines has: {}", names()?.join(", "));
     }
-    config::read(&path)
+    let machine: Machine = config::read(&path)?;
+    ensure!(!machine.boards.is_empty(), "{}: boards names none; at least one is needed", path.display());
+    Ok(machine)
 }

@@ -14,6 +14,8 @@ struct Cli {
 enum Command {
     /// Build the image of a machine into target/image/MACHINE/
     BuildImage(cmd::build_image::Args),
+    /// Write an image to a card, read it back and compare
+    Flash(cmd::flash::Args),
     /// Boot the image in QEMU with a software TPM, its console in this terminal
     Run(cmd::run::Args),
     /// Run all checks and tests, or those of one group
@@ -28,6 +30,8 @@ enum Command {
     Why(cmd::why::Args),
     /// Print the sizes that are promised in the README
     Size(cmd::size::Args),
+    /// Put kernel configuration and programs before judges that nobody here wrote
+    Harden(cmd::harden::Args),
     /// Measure the times that are promised in the README
     Bench(cmd::bench::Args),
     /// Build twice in different surroundings and compare every byte
@@ -48,6 +52,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::BuildImage(args) => cmd::build_image::run(args),
+        Command::Flash(args) => cmd::flash::run(args),
         Command::Run(args) => cmd::run::run(args),
         Command::Test(args) => cmd::test::run(args),
         Command::Build(args) => cmd::build::run(args),
@@ -55,6 +60,7 @@ fn main() -> ExitCode {
         Command::Lock(args) => cmd::lock::run(args),
         Command::Why(args) => cmd::why::run(args),
         Command::Size(args) => cmd::size::run(args),
+        Command::Harden(args) => cmd::harden::run(args),
         Command::Bench(args) => cmd::bench::run(args),
         Command::Repro(args) => cmd::repro::run(args),
         Command::Clean(args) => cmd::clean::run(args),

@@ -21,7 +21,10 @@ pub enum Step {
     Module(String),
     DeviceTree,
     Root,
+    Packed,
     Disk,
+    Parts,
+    Manifest,
 }
 
 pub struct Plan {
@@ -62,7 +65,7 @@ impl Plan {
             Ok(())
         }
         let mut found = Vec::new();
-        visit(self, Step::Disk, &mut found)?;
+        visit(self, Step::Manifest, &mut found)?;
         Ok(found)
     }
 
@@ -74,8 +77,11 @@ impl Plan {
             Step::Program(name) => name.clone(),
             Step::Module(name) => format!("module-{name}"),
             Step::DeviceTree => format!("dtb-{}", self.machine_name),
-            Step::Root => format!("root-{}", self.machine_name),
+            Step::Root => "root".into(),
+            Step::Packed => "root-packed".into(),
             Step::Disk => format!("disk-{}", self.machine_name),
+            Step::Parts => format!("parts-{}", self.machine_name),
+            Step::Manifest => format!("manifest-{}", self.machine_name),
         }
     }
 
@@ -93,7 +99,22 @@ impl Plan {
                 needs.extend(class::module::names()?.into_iter().map(Step::Module));
                 needs
             }
-            Step::Disk => vec![tools(), Step::Kernel, Step::DeviceTree, Step::Root],
+            Step::Packed => vec![tools(), Step::Root],
+            Step::Disk => {
+                let mut needs = vec![tools(), Step::Kernel, Step::DeviceTree, Step::Root, Step::Packed];
+                if !self.machine.firmware.is_empty() {
+                    needs.push(Step::Tree("firmware".into()));
+                }
+                needs
+            }
+            Step::Parts => {
+                let mut needs = vec![tools(), Step::Vendor, Step::Tree("device".into())];
+                if !self.machine.firmware.is_empty() {
+                    needs.push(Step::Tree("firmware".into()));
+                }
+                needs
+            }
+            Step::Manifest => vec![Step::Kernel, Step::Disk, Step::Parts],
         })
     }
 
@@ -116,7 +137,10 @@ impl Plan {
             Step::Module(name) => class::module::inputs(name, &mut inputs)?,
             Step::DeviceTree => class::dtb::inputs(self, &mut inputs)?,
             Step::Root => class::root::inputs(self, &mut inputs)?,
+            Step::Packed => class::packed::inputs(&mut inputs)?,
             Step::Disk => class::disk::inputs(self, &mut inputs)?,
+            Step::Parts => class::parts::inputs(self, &mut inputs)?,
+            Step::Manifest => class::manifest::inputs(&mut inputs)?,
         }
         Ok(inputs)
     }
@@ -157,6 +181,7 @@ impl Plan {
             Step::Kernel => "configuring and compiling, some 9 minutes on two cores",
             Step::Program(_) => "compiling for the device",
             Step::Vendor => "fetching crates",
+            Step::Packed => "compressing the root for the download",
             Step::Disk => "assembling the image",
             _ => "",
         };
@@ -168,7 +193,10 @@ impl Plan {
             Step::Module(name) => class::module::build(self, name, out),
             Step::DeviceTree => class::dtb::build(self, out),
             Step::Root => class::root::build(self, out),
+            Step::Packed => class::packed::build(self, out),
             Step::Disk => class::disk::build(self, out),
+            Step::Parts => class::parts::build(self, out),
+            Step::Manifest => class::manifest::build(self, out),
         })
     }
 

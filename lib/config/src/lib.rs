@@ -9,7 +9,7 @@ mod module;
 mod node;
 mod service;
 
-pub use boot::{Boot, Tpm};
+pub use boot::{Boot, Machine, Tpm};
 pub use module::{Archive, CryptoUse, Image, Module, Network, Ship};
 pub use node::{Api, Dhcp, Ledger, Node, Owner};
 pub use service::{Ready, Service};

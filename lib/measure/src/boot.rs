@@ -2,15 +2,18 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Digest, Event, MODULES_PCR, PLATFORM_PCR, Pcr, hex, log::Record};
+use crate::log::{Record, compare};
+use crate::{Digest, Event, MODULES_PCR, PLATFORM_PCR, Pcr, hex};
 
 /// What is true of a boot, either predicted from an image or found on a machine.
 pub struct BootFacts<'a> {
     pub variant: &'a str,
     pub machine: &'a str,
-    /// As /proc/cmdline shows it; white space at the end does not count.
+    /// As /proc/cmdline shows it; see [`own_words`].
     pub command_line: &'a str,
     pub device_tree: Digest,
+    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees.
+    pub boot_partition: Digest,
     /// Root hash of the dm-verity tree, in hex as on the kernel command line.
     pub verity_root: &'a str,
     pub init: Digest,
@@ -26,8 +29,9 @@ pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
     let p = PLATFORM_PCR;
     vec![
         Event::new(p, "variant", format!("{} {}", facts.variant, facts.machine)),
-        Event::new(p, "kernel-command-line", facts.command_line.trim_end()),
+        Event::new(p, "kernel-command-line", own_words(facts.command_line)),
         Event::of_digest(p, "device-tree", &facts.device_tree),
+        Event::of_digest(p, "boot-partition", &facts.boot_partition),
         Event::new(p, "verity-root", facts.verity_root),
         Event::of_digest(p, "init", &facts.init),
         Event::of_digest(p, "trustd", &facts.trustd),
@@ -39,6 +43,35 @@ pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
     ]
 }
 
+/// Words that the Raspberry Pi's firmware puts on the kernel command line before those of cmdline.txt.
+///
+/// They differ from board to board (an address, memory sizes) or set what this kernel does not have.
+const FIRMWARE_WORDS: [&str; 9] = [
+    "8250.nr_uarts=",
+    "bcm2708_fb.",
+    "coherent_pool=",
+    "numa_policy=",
+    "smsc95xx.macaddr=",
+    "snd_bcm2835.",
+    "system_heap.max_order=",
+    "vc_mem.mem_base=",
+    "vc_mem.mem_size=",
+];
+
+/// The command line without what firmware puts in front of it, and without white space at its ends.
+///
+/// Only in front: behind the image's own first word nothing is left out.
+pub fn own_words(command_line: &str) -> &str {
+    let mut rest = command_line.trim();
+    loop {
+        let (word, behind) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
+        if !FIRMWARE_WORDS.iter().any(|prefix| word.starts_with(prefix)) {
+            return rest;
+        }
+        rest = behind.trim_start();
+    }
+}
+
 /// `measurements.json`: what an image will measure when it boots untouched.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
@@ -46,24 +79,46 @@ pub struct Measurements {
     pub machine: String,
     pub variant: String,
     pub version: String,
+    /// One for each board that the image is for: their device trees differ.
+    pub boards: Vec<Board>,
+}
+
+/// What one board will measure.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Board {
+    pub board: String,
     pub events: Vec<Record>,
     /// Values after the last event; PCR 15 then goes on with what trustd does.
     pub pcrs: BTreeMap<String, String>,
 }
 
-impl Measurements {
-    pub fn predict(machine: &str, variant: &str, version: &str, events: &[Event]) -> Self {
+impl Board {
+    pub fn predict(board: &str, events: &[Event]) -> Self {
         let mut pcrs: BTreeMap<u32, Pcr> = BTreeMap::new();
         for event in events {
             pcrs.entry(event.pcr).or_default().extend(&event.digest());
         }
         Self {
-            machine: machine.to_owned(),
-            variant: variant.to_owned(),
-            version: version.to_owned(),
+            board: board.to_owned(),
             events: events.iter().enumerate().map(|(n, e)| Record::new(n as u64, e)).collect(),
             pcrs: pcrs.into_iter().map(|(n, pcr)| (n.to_string(), hex(&pcr.0))).collect(),
         }
+    }
+
+    /// The same image started with another device tree, as emulated boards are.
+    pub fn with_device_tree(&self, digest: &Digest) -> Self {
+        let events: Vec<Event> = self.events.iter().map(Record::event).collect();
+        let replaced = |e: Event| if e.kind == "device-tree" { Event::of_digest(e.pcr, "device-tree", digest) } else { e };
+        Self::predict(&self.board, &events.into_iter().map(replaced).collect::<Vec<_>>())
+    }
+}
+
+impl Measurements {
+    /// The board that this log is of: the one that it agrees with longest.
+    pub fn board_of(&self, log: &[Record]) -> Option<&Board> {
+        // The first of equals: the board that the machine's file names first.
+        self.boards.iter().rev().max_by_key(|board| compare(&board.events, log).map_or(u64::MAX, |d| d.recnum))
     }
 }
 
@@ -88,7 +143,21 @@ pub fn verity_root(command_line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::verity_root;
+    use super::{own_words, verity_root};
+
+    #[test]
+    fn only_words_of_the_firmware_in_front_are_left_out() {
+        let own = "console=ttyAMA0,115200 quiet root=/dev/dm-0";
+        let firmware =
+            "coherent_pool=1M 8250.nr_uarts=0 snd_bcm2835.enable_hdmi=0 smsc95xx.macaddr=DC:A6:32:00:00:01 vc_mem.mem_base=0x3ec00000  ";
+        assert_eq!(own_words(&format!("{own} \n")), own);
+        assert_eq!(own_words(&format!("{firmware}{own}\n")), own);
+        for added in [format!("init=/bin/sh {own}"), format!("{firmware}init=/bin/sh {own}"), format!("{own} coherent_pool=1M")] {
+            assert_eq!(own_words(&added), added.trim_start_matches(firmware), "seen");
+        }
+        assert_eq!(own_words("coherent_pool=1M"), "");
+        assert_eq!(own_words(""), "");
+    }
 
     #[test]
     fn the_root_hash_is_found_only_in_one_verity_table() {

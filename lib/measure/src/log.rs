@@ -131,7 +131,7 @@ pub fn compare(expected: &[Record], found: &[Record]) -> Option<Divergence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BootFacts, Measurements, boot_events};
+    use crate::{Board, BootFacts, Measurements, boot_events};
 
     fn events() -> Vec<Event> {
         boot_events(&BootFacts {
@@ -139,6 +139,7 @@ mod tests {
             machine: "virt",
             command_line: "console=ttyAMA0 \n",
             device_tree: [1; 32],
+            boot_partition: [6; 32],
             verity_root: "00ff",
             init: [2; 32],
             trustd: [3; 32],
@@ -154,11 +155,31 @@ mod tests {
     #[test]
     fn the_log_replays_to_the_predicted_registers() {
         let records = parse_log(&text(), 0).unwrap();
-        let predicted = Measurements::predict("virt", "prod", "0", &events());
+        let predicted = Board::predict("virt", &events());
         let replayed = replay(&records).unwrap();
         assert_eq!(predicted.pcrs["14"], hex(&replayed[&14].0));
         assert_eq!(predicted.pcrs["15"], hex(&replayed[&15].0));
         assert_eq!(compare(&predicted.events, &records), None);
+    }
+
+    #[test]
+    fn a_log_is_compared_with_the_board_that_it_is_of() {
+        let boards: Vec<Board> = [("a", 1u8), ("b", 2), ("c", 3)]
+            .iter()
+            .map(|(name, n)| Board { board: (*name).into(), ..Board::predict(name, &events()).with_device_tree(&[*n; 32]) })
+            .collect();
+        let all = Measurements { machine: "m".into(), variant: "prod".into(), version: "0".into(), boards };
+        for board in &all.boards {
+            assert_eq!(all.board_of(&board.events).unwrap().board, board.board);
+        }
+        // Of none of them: the first is as good as any, and the difference is the device tree.
+        let other = all.boards[0].with_device_tree(&[9; 32]);
+        let closest = all.board_of(&other.events).unwrap();
+        assert_eq!((closest.board.as_str(), compare(&closest.events, &other.events).unwrap().recnum), ("a", 2));
+        // Of one of them, with something else altered.
+        let mut altered = all.boards[1].events.clone();
+        altered[6].content.data.push('x');
+        assert_eq!(all.board_of(&altered).unwrap().board, "b");
     }
 
     #[test]

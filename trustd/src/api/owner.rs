@@ -29,6 +29,7 @@ const LONGEST_NONCE: usize = 32;
 
 pub struct Node {
     pub boot: Boot,
+    pub machine: String,
     pub modules: Arc<Modules>,
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
@@ -61,7 +62,7 @@ async fn status(State(node): This) -> Json<Value> {
     let engine = node.modules.engine().await.is_some();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Json(json!({
-        "machine": node.boot.machine,
+        "machine": node.machine,
         "variant": node.boot.variant,
         "version": node.boot.version,
         "time": unix,

@@ -1,16 +1,17 @@
 //! The disk image: partition table, boot partition (FAT), root partition, data partition (ext4).
 
 use std::fs::File;
-use std::io::{Seek as _, SeekFrom, Write as _};
-use std::path::Path;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, ensure};
-use measure::{BootFacts, Digest, Measurements};
+use anyhow::{Context as _, Result, bail, ensure};
+use measure::{Board, BootFacts, Digest, FileList, Measurements};
 
 use super::root::Facts;
+use crate::bmap::Bmap;
 use crate::plan::{Plan, Step};
 use crate::store::Inputs;
-use crate::{hash, recipe};
+use crate::{firmware, hash, recipe};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -21,8 +22,9 @@ const MOST_BLOCKS: u64 = 1 << 28;
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
-    inputs.path("xtask/src/class/disk.rs")?;
-    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.path("lib/measure/src")?.path("image/release.toml")?;
+    inputs.path("xtask/src/class/disk.rs")?.path("xtask/src/bmap.rs")?;
+    inputs.path("lib/measure/src")?.path("image/release.toml")?;
+    inputs.add("machine", plan.machine.hash_without_qemu()?);
     inputs.add("variant", plan.variant.as_str());
     Ok(())
 }
@@ -31,33 +33,28 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let root = plan.planned(&Step::Root)?;
     let facts: Facts = serde_json::from_str(&std::fs::read_to_string(root.file("facts.json"))?)?;
     let command_line = command_line(plan, &facts);
-    std::fs::write(out.join("cmdline.txt"), format!("{command_line}\n"))?;
-    let kernel = plan.planned(&Step::Kernel)?.file(&plan.machine.kernel);
-    let dtb = plan.planned(&Step::DeviceTree)?.file("machine.dtb");
-    std::fs::copy(&kernel, out.join(&plan.machine.kernel))?;
-    std::fs::copy(&dtb, out.join("machine.dtb"))?;
-    boot_partition(plan, out)?;
-    data_partition(plan, out)?;
+    let work = tempfile::tempdir_in(plan.store.scratch())?;
+    let boot = work.path().join("boot");
+    boot_files(plan, &command_line, &boot)?;
+    boot_partition(plan, work.path())?;
+    data_partition(plan, work.path())?;
 
-    let image = format!("basalt-{}.img", plan.machine_name);
-    assemble(plan, out, &root.file("root.img"), &out.join(&image))?;
-    predict(plan, &facts, &command_line, &dtb, out)?;
-    for part in ["boot.fat", "data.ext4", "machine.dtb", &plan.machine.kernel] {
-        std::fs::remove_file(out.join(part))?;
-    }
-    let (sandbox, log) = plan.sandbox("disk")?;
-    sandbox
-        .write(out, "/out")
-        .run(&log, ["xz", "--keep", "--threads=0", "--block-size=16MiB", "--arm64", "--lzma2=preset=6", &format!("/out/{image}")])
+    let image = out.join(format!("basalt-{}.img", plan.machine_name));
+    let parts = [(0x0c, work.path().join("boot.fat")), (0x83, root.file("root.img")), (0x83, work.path().join("data.ext4"))];
+    let bounds = assemble(plan, &parts, &image)?;
+    block_map(&image, &bounds, &work.path().join("boot.fat"))?;
+    download(plan, &image, &bounds, work.path(), out)?;
+    predict(plan, &facts, &command_line, &boot, out)
 }
 
-/// What the firmware hands to the kernel: the machine's own words, then the verity table
+/// What the firmware hands to the kernel: the machine's own words, what init must know of it, then the verity table
 /// (kernel: Documentation/admin-guide/device-mapper/dm-init.rst and verity.rst).
 fn command_line(plan: &Plan, facts: &Facts) -> String {
     let (device, blocks) = (plan.machine.partition(2), facts.data_blocks);
     format!(
-        "{} dm-mod.create=\"root,,,ro,0 {} verity 1 {device} {device} 4096 4096 {blocks} {} sha256 {} {} 1 panic_on_corruption\" dm-mod.waitfor={device} root=/dev/dm-0 rootfstype=erofs ro rootwait",
+        "{} {} dm-mod.create=\"root,,,ro,0 {} verity 1 {device} {device} 4096 4096 {blocks} {} sha256 {} {} 1 panic_on_corruption\" dm-mod.waitfor={device} root=/dev/dm-0 rootfstype=erofs ro rootwait",
         plan.machine.cmdline,
+        plan.machine.words(&plan.machine_name),
         blocks * 8,
         blocks + 1,
         facts.verity_root,
@@ -65,27 +62,55 @@ fn command_line(plan: &Plan, facts: &Facts) -> String {
     )
 }
 
-fn boot_partition(plan: &Plan, out: &Path) -> Result<()> {
-    File::create(out.join("boot.fat"))?.set_len(plan.machine.boot_mib * MIB)?;
-    let epoch = recipe::release()?.source_date_epoch;
-    let files = [plan.machine.kernel.as_str(), "cmdline.txt", "machine.dtb"];
-    for file in files {
-        set_time(&out.join(file), epoch)?;
+/// All that the boot partition holds, in `boot`; every board of the machine finds its files there.
+fn boot_files(plan: &Plan, command_line: &str, boot: &Path) -> Result<()> {
+    std::fs::create_dir(boot)?;
+    let machine = &plan.machine;
+    std::fs::write(boot.join("cmdline.txt"), format!("{command_line}\n"))?;
+    std::fs::write(boot.join("config.txt"), &machine.config_txt)?;
+    std::fs::copy(plan.planned(&Step::Kernel)?.file(&machine.kernel), boot.join(&machine.kernel))?;
+    let trees = plan.planned(&Step::DeviceTree)?;
+    for board in &machine.boards {
+        std::fs::copy(trees.file(&board.dtb), boot.join(&board.dtb))?;
     }
-    let (sandbox, log) = plan.sandbox("disk")?;
-    let sandbox = sandbox.write(out, "/out").cwd("/out");
-    sandbox.run(&log, ["mkfs.vfat", "--invariant", "-i", &format!("{DISK_ID:08x}"), "-n", "BASALT", "boot.fat"])?;
-    for file in files {
-        sandbox.run(&log, ["mcopy", "-m", "-i", "boot.fat", file, "::"])?;
+    for (from, name) in &machine.firmware {
+        let path = plan.planned(&Step::Tree("firmware".into()))?.file(from);
+        std::fs::copy(&path, boot.join(name))
+            .with_context(|| format!("the machine's file names {from} under firmware, which no package of the set firmware has"))?;
+    }
+    for board in &machine.boards {
+        let loaded = firmware::load(boot, board)?;
+        ensure!(
+            (loaded.command_line.as_str(), loaded.kernel.as_str(), loaded.device_tree.as_str())
+                == (command_line, machine.kernel.as_str(), board.dtb.as_str()),
+            "config.txt makes {} start other files than the build measured: {loaded:?}",
+            board.name
+        );
+    }
+    let epoch = recipe::release()?.source_date_epoch;
+    for name in hash::walk(boot)? {
+        set_time(&boot.join(name), epoch)?;
     }
     Ok(())
 }
 
-fn data_partition(plan: &Plan, out: &Path) -> Result<()> {
-    File::create(out.join("data.ext4"))?.set_len(plan.machine.data_mib * MIB)?;
+fn boot_partition(plan: &Plan, work: &Path) -> Result<()> {
+    File::create(work.join("boot.fat"))?.set_len(plan.machine.boot_mib * MIB)?;
+    let (sandbox, log) = plan.sandbox("disk")?;
+    let sandbox = sandbox.write(work, "/work").cwd("/work");
+    // Every generation of the boards' firmware reads FAT32.
+    sandbox.run(&log, ["mkfs.vfat", "--invariant", "-F", "32", "-s", "1", "-i", &format!("{DISK_ID:08x}"), "-n", "BASALT", "boot.fat"])?;
+    let mut copy = vec!["mcopy".to_owned(), "-m".into(), "-i".into(), "boot.fat".into()];
+    copy.extend(hash::walk(&work.join("boot"))?.iter().map(|name| format!("boot/{}", name.display())));
+    copy.push("::".into());
+    sandbox.run(&log, copy)
+}
+
+fn data_partition(plan: &Plan, work: &Path) -> Result<()> {
+    File::create(work.join("data.ext4"))?.set_len(plan.machine.data_mib * MIB)?;
     let (sandbox, log) = plan.sandbox("disk")?;
     let uuid = "b5a17000-0000-4000-8000-000000000002";
-    sandbox.write(out, "/out").run(
+    sandbox.write(work, "/work").run(
         &log,
         [
             "mke2fs",
@@ -106,18 +131,20 @@ fn data_partition(plan: &Plan, out: &Path) -> Result<()> {
             "size=4",
             "-E",
             &format!("hash_seed={uuid},resize={MOST_BLOCKS},root_owner=0:0,nodiscard"),
-            "/out/data.ext4",
+            "/work/data.ext4",
         ],
     )
 }
 
-fn assemble(plan: &Plan, out: &Path, root: &Path, image: &Path) -> Result<()> {
-    let parts = [(0x0c, out.join("boot.fat")), (0x83, root.to_owned()), (0x83, out.join("data.ext4"))];
+/// Writes the image; answers where each partition begins, and where the last one ends.
+fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<Vec<u64>> {
+    let mut bounds = Vec::new();
     let mut file = File::create(image)?;
     let mut table = [0u8; 512];
     table[440..444].copy_from_slice(&DISK_ID.to_le_bytes());
     let mut at = MIB;
     for (n, (kind, part)) in parts.iter().enumerate() {
+        bounds.push(at);
         let length = part.metadata()?.len();
         let rounded = length.next_multiple_of(MIB);
         let entry = &mut table[446 + 16 * n..][..16];
@@ -132,6 +159,42 @@ fn assemble(plan: &Plan, out: &Path, root: &Path, image: &Path) -> Result<()> {
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&table)?;
     file.set_len(at).with_context(|| format!("cannot write the image of {}", plan.machine_name))?;
+    bounds.push(at);
+    Ok(bounds)
+}
+
+/// What has to be written to a card: all but the end of the boot partition, where no file lies.
+///
+/// Zeros count elsewhere, too: tables of a file system must not show what was on the card before.
+fn block_map(image: &Path, bounds: &[u64], boot: &Path) -> Result<()> {
+    let [start, root, _, end] = bounds else { bail!("an image has three partitions") };
+    let used = std::fs::read(boot)?.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 + 1;
+    let map = Bmap::of(image, &[(0, start + used), (*root, *end)])?;
+    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(std::fs::write(image.with_file_name(format!("{name}.bmap")), map.to_xml())?)
+}
+
+/// The image as `.img.xz`: three streams one after the other, which every xz reads as one. The root's is a step of its own,
+/// since it takes most of the time and is the same until the root changes.
+fn download(plan: &Plan, image: &Path, bounds: &[u64], work: &Path, out: &Path) -> Result<()> {
+    let [_, root, data, end] = bounds else { bail!("an image has three partitions") };
+    let (sandbox, log) = plan.sandbox("disk")?;
+    let sandbox = sandbox.write(work, "/work").cwd("/work");
+    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut target = File::create(out.join(format!("{name}.xz")))?;
+    let mut source = File::open(image)?;
+    for (from, to, stream) in [(0, *root, "head"), (*root, *data, "root"), (*data, *end, "data")] {
+        let packed = if stream == "root" {
+            plan.planned(&Step::Packed)?.file("root.xz")
+        } else {
+            source.seek(SeekFrom::Start(from))?;
+            std::io::copy(&mut (&source).take(to - from), &mut File::create(work.join(stream))?)?;
+            // Kernel and firmware are compressed already, the rest is empty.
+            sandbox.run(&log, ["xz", "-1", "--threads=1", stream])?;
+            work.join(format!("{stream}.xz"))
+        };
+        std::io::copy(&mut File::open(packed)?, &mut target)?;
+    }
     Ok(())
 }
 
@@ -153,24 +216,37 @@ fn set_time(path: &Path, epoch: u64) -> Result<()> {
 }
 
 /// Writes `measurements.json` with the very functions that init measures with.
-fn predict(plan: &Plan, facts: &Facts, command_line: &str, dtb: &Path, out: &Path) -> Result<()> {
+fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path, out: &Path) -> Result<()> {
     let digest = |hex: &str| -> Result<Digest> { measure::unhex(hex).and_then(|b| b.try_into().ok()).context("a digest is malformed") };
     ensure!(
         measure::verity_root(command_line) == Some(&facts.verity_root),
         "the command line's verity table is not found again by the code that init reads it with"
     );
-    let events = measure::boot_events(&BootFacts {
-        variant: &plan.variant,
-        machine: &plan.machine_name,
-        command_line,
-        device_tree: measure::device_tree_digest(&std::fs::read(dtb)?)?,
-        verity_root: &facts.verity_root,
-        init: digest(&facts.init)?,
-        trustd: digest(&facts.trustd)?,
-        engine: digest(&facts.engine)?,
-        configuration: digest(&facts.configuration)?,
-    });
-    let measurements = Measurements::predict(&plan.machine_name, &plan.variant, &recipe::release()?.version, &events);
+    // init reads it with the same code.
+    ::config::Machine::from_command_line(command_line)?;
+    ensure!(measure::own_words(command_line) == command_line, "the command line begins with a word that only firmware may put there");
+    let mut files = FileList::default();
+    for name in hash::walk(boot)? {
+        files.add(&format!("/boot/{}", name.display()).to_ascii_lowercase(), &std::fs::read(boot.join(&name))?);
+    }
+    let mut boards = Vec::new();
+    for board in &plan.machine.boards {
+        let events = measure::boot_events(&BootFacts {
+            variant: &plan.variant,
+            machine: &plan.machine_name,
+            command_line,
+            device_tree: measure::device_tree_digest(&std::fs::read(boot.join(&board.dtb))?)?,
+            boot_partition: files.digest(),
+            verity_root: &facts.verity_root,
+            init: digest(&facts.init)?,
+            trustd: digest(&facts.trustd)?,
+            engine: digest(&facts.engine)?,
+            configuration: digest(&facts.configuration)?,
+        });
+        boards.push(Board::predict(&board.name, &events));
+    }
+    let measurements =
+        Measurements { machine: plan.machine_name.clone(), variant: plan.variant.clone(), version: recipe::release()?.version, boards };
     std::fs::write(out.join("measurements.json"), serde_json::to_string_pretty(&measurements)? + "\n")?;
     std::fs::write(out.join("image.sha256"), hash::file(&out.join(format!("basalt-{}.img", plan.machine_name)))?)?;
     Ok(())

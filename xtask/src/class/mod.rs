@@ -3,6 +3,9 @@
 pub mod disk;
 pub mod dtb;
 pub mod kernel;
+pub mod manifest;
 pub mod module;
+pub mod packed;
+pub mod parts;
 pub mod program;
 pub mod root;

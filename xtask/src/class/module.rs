@@ -28,7 +28,7 @@ pub fn load(name: &str) -> Result<Module> {
     files::read(&path)
 }
 
-fn program(name: &str) -> Result<String> {
+pub fn program(name: &str) -> Result<String> {
     match load(name)?.image {
         Image::Ship(ship) => Ok(ship.program),
         Image::Archive(_) => bail!("{DIR}/{name}.toml names an archive and is not built"),

@@ -31,7 +31,7 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
     inputs.path("xtask/src/class/root.rs")?.path("xtask/src/elf.rs")?.path("xtask/src/keys.rs")?;
     inputs.path("image/recipes/root.toml")?.path("image/root")?.path("image/release.toml")?.path("configs/modules")?;
-    inputs.path(&format!("configs/machines/{}.toml", plan.machine_name))?.path(&format!("configs/variants/{}.toml", plan.variant))?;
+    inputs.add("boot.toml", hash::bytes(toml::to_string(&boot_settings(plan)?)?.as_bytes()));
     if paths::repo().join("configs/ledger.jsonl").exists() {
         inputs.path("configs/ledger.jsonl")?;
     }
@@ -82,24 +82,10 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 
 /// Everything that is written from configs/: what differs from user to user.
 fn configuration(plan: &Plan, root: &Path) -> Result<()> {
-    let release = recipe::release()?;
     let node = keys::node()?;
     let etc = root.join("etc/basalt");
     std::fs::create_dir_all(etc.join("modules"))?;
-    let machine = &plan.machine;
-    let variant: Variant = crate::config::read(&paths::repo().join(format!("configs/variants/{}.toml", plan.variant)))?;
-    let boot = Boot {
-        machine: plan.machine_name.clone(),
-        variant: plan.variant.clone(),
-        version: release.version,
-        built: release.source_date_epoch,
-        tpm: variant.tpm,
-        tpm_wait_s: machine.tpm_wait_s,
-        disk: machine.disk.clone(),
-        data_partition: machine.partition(3),
-        data_partition_number: 3,
-    };
-    std::fs::write(etc.join("boot.toml"), toml::to_string(&boot)?)?;
+    std::fs::write(etc.join("boot.toml"), toml::to_string(&boot_settings(plan)?)?)?;
     std::fs::write(etc.join("node.toml"), toml::to_string(&node)?)?;
     std::fs::write(root.join("etc/hostname"), format!("{}\n", node.hostname))?;
     let mut shipped = Vec::new();
@@ -119,6 +105,13 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
     }
     std::fs::write(etc.join("ledger.jsonl"), keys::shipped_log(&node, &shipped)?)?;
     Ok(())
+}
+
+/// What init needs to know of variant and release.
+fn boot_settings(plan: &Plan) -> Result<Boot> {
+    let release = recipe::release()?;
+    let variant: Variant = crate::config::read(&paths::repo().join(format!("configs/variants/{}.toml", plan.variant)))?;
+    Ok(Boot { variant: plan.variant.clone(), version: release.version, built: release.source_date_epoch, tpm: variant.tpm })
 }
 
 #[derive(Deserialize)]

@@ -6,12 +6,11 @@ use anyhow::{Context as _, Result, bail};
 
 use super::dev;
 use crate::console::Console;
+use crate::plan::Plan;
 use crate::qemu::Boot;
 
 #[derive(clap::Args)]
 pub struct Args {
-    #[command(flatten)]
-    image: super::ImageArgs,
     /// How many boots; the medians are printed
     #[arg(long, default_value_t = 3)]
     boots: usize,
@@ -22,7 +21,7 @@ const ENGINE_S: f64 = 12.0;
 const DEADLINE: Duration = Duration::from_secs(180);
 
 pub fn run(args: Args) -> Result<()> {
-    let plan = args.image.plan()?;
+    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
     let image = super::build_image::build(&plan)?;
     let (tools, machine) = (plan.tools()?, plan.machine.clone());
     let dir = dev::scratch(&plan, "bench")?;

@@ -20,27 +20,38 @@ pub fn run(args: Args) -> Result<()> {
     let image = build(&plan)?;
     let size = |p: &Path| p.metadata().map(|m| progress::size(m.len())).unwrap_or_default();
     let packed = image.with_extension("img.xz");
+    let named = if plan.machine_name == super::DEFAULT_MACHINE { String::new() } else { format!(" --machine {}", plan.machine_name) };
+    let mut next = Vec::new();
+    if plan.machine.device_tree.is_of_a_real_board() {
+        next.push(format!("cargo xtask flash{named}   lists the cards that it can be written to"));
+    }
+    if plan.machine.qemu.is_some() {
+        next.push(format!("cargo xtask run{named}   boots it in QEMU with a software TPM"));
+    }
     progress::line(&format!(
-        "\n{}  {} ({} as .img.xz), in {}\n{}  what this image will measure\n\nNext: cargo xtask run{}   boots it in QEMU with a software TPM",
+        "\n{}  {} ({} as .img.xz), in {}\n{}  what this image will measure\n\nNext: {}",
         shown(&image),
         size(&image),
         size(&packed),
         progress::seconds(started.elapsed()),
         shown(&image.with_file_name("measurements.json")),
-        if plan.machine_name == super::DEFAULT_MACHINE { String::new() } else { format!(" --machine {}", plan.machine_name) },
+        next.join("\n      "),
     ));
     Ok(())
 }
 
 /// Builds whatever changed and puts the results into target/image/MACHINE/.
 pub fn build(plan: &Plan) -> Result<PathBuf> {
-    let disk = plan.build(&Step::Disk)?;
+    plan.build(&Step::Manifest)?;
     let out = paths::output(&plan.machine_name);
     std::fs::create_dir_all(&out)?;
-    for name in hash::walk(&disk.dir)? {
-        deliver(&disk.file(&name.to_string_lossy()), &out.join(&name))?;
+    for step in [Step::Disk, Step::Parts, Step::Manifest] {
+        let built = plan.planned(&step)?;
+        for name in hash::walk(&built.dir)? {
+            deliver(&built.file(&name.to_string_lossy()), &out.join(&name))?;
+        }
     }
-    let config = plan.build(&Step::Kernel)?.file("config");
+    let config = plan.planned(&Step::Kernel)?.file("config");
     deliver(&config, &out.join("kernel.config"))?;
     Ok(out.join(format!("basalt-{}.img", plan.machine_name)))
 }

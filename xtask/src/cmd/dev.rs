@@ -17,7 +17,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let plan = Plan::new(super::DEFAULT_MACHINE, super::DEFAULT_VARIANT, false)?;
+    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
     let status = sandbox(&plan)?.command(std::iter::once("cargo".to_owned()).chain(args.args))?.status()?;
     if !status.success() {
         bail!("cargo failed inside the tools tree ({status})");

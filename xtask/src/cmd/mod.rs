@@ -6,6 +6,8 @@ pub mod build_image;
 pub mod clean;
 pub mod deny;
 pub mod dev;
+pub mod flash;
+pub mod harden;
 pub mod lock;
 pub mod repro;
 pub mod run;
@@ -17,7 +19,9 @@ use anyhow::Result;
 
 use crate::plan::Plan;
 
-pub const DEFAULT_MACHINE: &str = "virt";
+pub const DEFAULT_MACHINE: &str = "rpi4";
+/// QEMU's own board: the fast one, on which the long tests and the measured times are.
+pub const TEST_MACHINE: &str = "virt";
 pub const DEFAULT_VARIANT: &str = "prod";
 
 /// What names an image; the same options for every command that deals with one.

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::store::Built;
 use crate::{hash, paths, progress, store};
 
 #[derive(clap::Args)]
@@ -38,6 +39,10 @@ pub fn run(args: Args) -> Result<()> {
         let status = Command::new("cp").arg("-a").args([own.join("steps/kernel"), cache.join("steps")]).status()?;
         anyhow::ensure!(status.success(), "cannot copy the kernel's result");
     }
+    let mut steps = Vec::new();
+    for step in plan.steps()? {
+        steps.push(plan.planned(&step)?);
+    }
     drop(plan);
     progress::line("building again in another folder with an empty cache, as an ordinary user");
     let script = "umask 077 && exec \"$@\"";
@@ -67,7 +72,11 @@ pub fn run(args: Args) -> Result<()> {
         .status()
         .context("cannot run cargo again")?;
     anyhow::ensure!(status.success(), "the second build failed");
-    compare(&out, &checkout.join("target/image").join(&args.image.machine))
+    if compare(&out, &checkout.join("target/image").join(&args.image.machine))? {
+        println!("identical to the bit");
+        return Ok(());
+    }
+    bail!("{}", first_difference(&steps, &cache)?)
 }
 
 fn copy_checkout(to: &Path) -> Result<()> {
@@ -86,18 +95,74 @@ fn copy_checkout(to: &Path) -> Result<()> {
     Ok(())
 }
 
-fn compare(one: &Path, two: &Path) -> Result<()> {
-    let mut differing = Vec::new();
+/// Compares what the user gets, file by file.
+fn compare(one: &Path, two: &Path) -> Result<bool> {
+    let mut same = true;
     for name in hash::walk(one)? {
-        let (a, b) = (hash::file(&one.join(&name))?, hash::file(&two.join(&name))?);
-        println!("{} {}", if a == b { "same     " } else { "DIFFERENT" }, name.display());
-        if a != b {
-            differing.push(name.display().to_string());
+        // The marks of `build-image` say where a file came from.
+        if name.to_string_lossy().starts_with('.') {
+            continue;
+        }
+        let equal = two.join(&name).is_file() && hash::file(&one.join(&name))? == hash::file(&two.join(&name))?;
+        println!("{} {}", if equal { "same     " } else { "DIFFERENT" }, name.display());
+        same &= equal;
+    }
+    Ok(same)
+}
+
+/// The first step, in the order of building, whose result differs, and the first file in it: an image differs because of that.
+fn first_difference(steps: &[Built], cache: &Path) -> Result<String> {
+    for step in steps {
+        let key = step.key.get(..24).unwrap_or_default();
+        let other = cache.join("steps").join(&step.name).join(key).join("out");
+        if !other.is_dir() {
+            return Ok(format!("the second build made the step {} from other inputs; it has no result for {key}", step.name));
+        }
+        // Trees and crates are unpacked downloads, which were checked.
+        if step.name.starts_with("tree-") || step.name == "crates" {
+            continue;
+        }
+        for name in hash::walk(&step.dir)? {
+            let (a, b) = (step.dir.join(&name), other.join(&name));
+            let link = |path: &Path| std::fs::read_link(path).ok();
+            let same = link(&a) == link(&b) && (a.is_symlink() || (b.is_file() && hash::file(&a)? == hash::file(&b)?));
+            if !same {
+                return Ok(format!("the builds differ first in the step {}, file {}", step.name, name.display()));
+            }
         }
     }
-    if differing.is_empty() {
-        println!("identical to the bit");
-        return Ok(());
+    Ok("the images differ, and every step gave the same: they were put together differently".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_differing_file_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |base: &str, step: &str, name: &str, text: &str| {
+            let path = dir.path().join(base).join("steps").join(step).join("0".repeat(24)).join("out").join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let built = |step: &str| Built {
+            name: step.into(),
+            key: "0".repeat(64),
+            dir: dir.path().join("one/steps").join(step).join("0".repeat(24)).join("out"),
+        };
+        let steps = [built("trustd"), built("root-virt")];
+        let found = || first_difference(&steps, &dir.path().join("two")).unwrap();
+        for base in ["one", "two"] {
+            write(base, "trustd", "trustd", "same");
+            write(base, "root-virt", "etc/a", "same");
+        }
+        assert!(found().contains("every step gave the same"));
+        write("two", "root-virt", "etc/a", "other");
+        assert!(found().ends_with("step root-virt, file etc/a"), "{}", found());
+        write("two", "trustd", "trustd", "other");
+        assert!(found().ends_with("step trustd, file trustd"), "{}", found());
+        std::fs::remove_dir_all(dir.path().join("two/steps/trustd")).unwrap();
+        assert!(found().contains("other inputs"));
     }
-    bail!("the two builds differ in {}", differing.join(", "))
 }

@@ -58,7 +58,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 fn plan() -> Result<Plan> {
-    Plan::new(super::DEFAULT_MACHINE, super::DEFAULT_VARIANT, false)
+    Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)
 }
 
 fn check(command: &mut Command, what: &str) -> Result<()> {
@@ -97,6 +97,7 @@ fn parse_all() -> Result<()> {
     crate::recipe::kernel()?;
     crate::recipe::root()?;
     crate::recipe::release()?;
+    super::harden::accepted()?;
     for set in tree::names()? {
         crate::lock::load(&set, true)?;
     }
@@ -152,10 +153,17 @@ fn remove_below(dir: &Path) {
 }
 
 fn boot(filter: Option<&str>) -> Result<()> {
+    // Every machine that QEMU has a board for.
+    for machine in crate::machine::names()? {
+        if crate::machine::load(&machine)?.qemu.is_some() {
+            let plan = Plan::new(&machine, super::DEFAULT_VARIANT, false)?;
+            super::build_image::build(&plan)?;
+            super::size::check(&plan)?;
+        }
+    }
     let plan = plan()?;
-    let image = super::build_image::build(&plan)?;
+    super::harden::check(&plan)?;
     let tools = plan.tools()?;
-    super::size::check(&plan)?;
     let scratch = dev::scratch(&plan, "boot")?;
     // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
     drop(plan);
@@ -165,7 +173,7 @@ fn boot(filter: Option<&str>) -> Result<()> {
         .args(filter)
         .env("BASALT_XTASK", std::env::current_exe()?)
         .env("BASALT_TOOLS", tools)
-        .env("BASALT_IMAGE", image)
+        .env("BASALT_IMAGES", paths::output(""))
         .env("BASALT_SCRATCH", scratch);
     check(&mut command, "the boot tests")
 }

@@ -1,0 +1,39 @@
+//! What somebody who got an image checks before it is flashed.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use ed25519_dalek::VerifyingKey;
+use trustctl::{image, keys};
+
+use crate::node::{DoesNotHold, print_json};
+
+#[derive(clap::Args)]
+pub(crate) struct VerifyImage {
+    /// Folder with the image, its manifest and its signature
+    dir: PathBuf,
+    /// The builder's public key in hex; without it, your own builder.key
+    #[arg(long)]
+    builder: Option<String>,
+}
+
+pub(crate) fn verify_image(args: &VerifyImage, folder: &Path, as_json: bool) -> Result<()> {
+    let builder = match &args.builder {
+        Some(text) => {
+            let bytes = measure::unhex(text).and_then(|b| <[u8; 32]>::try_from(b).ok()).context("--builder: expected 64 hex digits")?;
+            VerifyingKey::from_bytes(&bytes).context("--builder: this is no Ed25519 key")?
+        }
+        None => keys::load(&folder.join(keys::BUILDER), "builder").context("whose image is it? --builder names the key")?.verifying_key(),
+    };
+    let manifest = image::verify(&args.dir, &builder).map_err(|e| DoesNotHold(format!("{e:#}")))?;
+    if as_json {
+        return print_json(&serde_json::to_value(&manifest)?);
+    }
+    println!("Basalt {} ({}) for {}", manifest.version, manifest.variant, manifest.machine);
+    println!("signed by {}", measure::hex(builder.as_bytes()));
+    for (name, hash) in &manifest.outputs {
+        println!("{hash}  {name}");
+    }
+    println!("The image holds: {} files as signed, made in {} steps.", manifest.outputs.len(), manifest.inputs.len());
+    Ok(())
+}

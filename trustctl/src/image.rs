@@ -1,0 +1,150 @@
+//! What a builder says of an image: a manifest with the hashes of all that went in and came out, signed.
+
+use std::collections::BTreeMap;
+use std::io::Read as _;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
+use measure::{Board, Measurements, Record};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+pub const MANIFEST: &str = "manifest.json";
+pub const SIGNATURE: &str = "manifest.json.sig";
+
+/// `manifest.json`.
+#[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: String,
+    pub machine: String,
+    pub variant: String,
+    pub version: String,
+    /// For each step of the build, what it was made from: a name and a hash.
+    pub inputs: BTreeMap<String, BTreeMap<String, String>>,
+    /// For each file beside the manifest, its SHA-256.
+    pub outputs: BTreeMap<String, String>,
+    /// Packages of the tools tree and their versions.
+    pub tools: BTreeMap<String, String>,
+}
+
+pub const FORMAT: &str = "basalt-manifest-1";
+
+/// The signature is over this line and the manifest's bytes, so that it can stand for nothing else.
+fn signed(manifest: &[u8]) -> Vec<u8> {
+    [FORMAT.as_bytes(), b"\n", manifest].concat()
+}
+
+/// The text of `manifest.json.sig`.
+pub fn sign(manifest: &[u8], key: &SigningKey) -> String {
+    format!("{}\n", measure::hex(&key.sign(&signed(manifest)).to_bytes()))
+}
+
+/// Checks a folder with an image: signature, every file, and that the predicted registers follow from the predicted events.
+pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
+    let read = |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("cannot read {}", dir.join(name).display()));
+    let (text, signature) = (read(MANIFEST)?, String::from_utf8(read(SIGNATURE)?).context("the signature is not text")?);
+    let signature = measure::unhex(signature.trim()).and_then(|b| Signature::from_slice(&b).ok()).context("the signature is malformed")?;
+    if builder.verify_strict(&signed(&text), &signature).is_err() {
+        bail!("{MANIFEST} is not signed by the builder {}: another builder's, or altered", measure::hex(builder.as_bytes()));
+    }
+    let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("{MANIFEST} is malformed"))?;
+    ensure!(manifest.format == FORMAT, "{MANIFEST}: expected the format {FORMAT}, found {}", manifest.format);
+    for (name, expected) in &manifest.outputs {
+        ensure!(!name.contains('/') && name != "..", "{MANIFEST} names a file outside of its folder: {name}");
+        let found = file_hash(&dir.join(name)).with_context(|| format!("cannot read {}", dir.join(name).display()))?;
+        ensure!(found == *expected, "{name} is altered: expected SHA-256 {expected}, found {found}");
+    }
+    let measurements: Measurements = serde_json::from_slice(&read("measurements.json")?).context("measurements.json is malformed")?;
+    ensure!(manifest.outputs.contains_key("measurements.json"), "{MANIFEST} does not cover measurements.json");
+    ensure!(measurements.machine == manifest.machine, "measurements.json is for {}, not for {}", measurements.machine, manifest.machine);
+    for board in &measurements.boards {
+        let again = Board::predict(&board.board, &board.events.iter().map(Record::event).collect::<Vec<_>>());
+        ensure!(again == *board, "measurements.json: the registers of {} do not follow from its events", board.board);
+    }
+    Ok(manifest)
+}
+
+fn file_hash(path: &Path) -> std::io::Result<String> {
+    let mut file = std::fs::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 16];
+    loop {
+        let n = file.read(&mut buffer)?;
+        if n == 0 {
+            return Ok(measure::hex(&hasher.finalize()));
+        }
+        hasher.update(&buffer[..n]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use measure::Event;
+
+    fn key(n: u8) -> SigningKey {
+        SigningKey::from_bytes(&[n; 32])
+    }
+
+    fn folder(change: impl Fn(&mut Manifest, &mut Measurements)) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, data: &[u8]| std::fs::write(dir.path().join(name), data).unwrap();
+        let board = Board::predict("b", &[Event::new(14, "variant", "prod virt")]);
+        let mut measurements = Measurements { machine: "virt".into(), variant: "prod".into(), version: "0".into(), boards: vec![board] };
+        let mut manifest = Manifest {
+            format: FORMAT.into(),
+            machine: "virt".into(),
+            variant: "prod".into(),
+            version: "0".into(),
+            inputs: BTreeMap::new(),
+            outputs: BTreeMap::new(),
+            tools: BTreeMap::new(),
+        };
+        change(&mut manifest, &mut measurements);
+        put("image", b"image");
+        put("measurements.json", &serde_json::to_vec(&measurements).unwrap());
+        for name in ["image", "measurements.json"] {
+            manifest.outputs.insert(name.into(), file_hash(&dir.path().join(name)).unwrap());
+        }
+        let text = serde_json::to_vec(&manifest).unwrap();
+        put(MANIFEST, &text);
+        put(SIGNATURE, sign(&text, &key(1)).as_bytes());
+        dir
+    }
+
+    fn says(dir: &Path) -> String {
+        format!("{:#}", verify(dir, &key(1).verifying_key()).unwrap_err())
+    }
+
+    #[test]
+    fn what_the_builder_signed_is_believed_and_nothing_else() {
+        let dir = folder(|_, _| {});
+        verify(dir.path(), &key(1).verifying_key()).unwrap();
+        let other = verify(dir.path(), &key(2).verifying_key()).unwrap_err().to_string();
+        assert!(other.contains("not signed by the builder"), "{other}");
+        for (name, problem) in
+            [("image", "image is altered"), ("measurements.json", "measurements.json is altered"), (MANIFEST, "not signed")]
+        {
+            let dir = folder(|_, _| {});
+            let path = dir.path().join(name);
+            let mut data = std::fs::read(&path).unwrap();
+            data[2] ^= 1;
+            std::fs::write(&path, data).unwrap();
+            assert!(says(dir.path()).contains(problem), "{}", says(dir.path()));
+            std::fs::remove_file(&path).unwrap();
+            assert!(says(dir.path()).contains("cannot read"));
+        }
+    }
+
+    #[test]
+    fn a_signed_contradiction_is_seen() {
+        assert!(says(folder(|m, _| m.machine = "rpi4".into()).path()).contains("is for virt, not for rpi4"));
+        assert!(says(folder(|m, _| m.format = "other".into()).path()).contains("expected the format"));
+        let wrong = folder(|_, m| _ = m.boards[0].pcrs.insert("14".into(), "00".into()));
+        assert!(says(wrong.path()).contains("do not follow"));
+        let outside = folder(|m, _| _ = m.outputs.insert("../x".into(), String::new()));
+        assert!(says(outside.path()).contains("outside"));
+    }
+}
