@@ -11,7 +11,8 @@ use trustctl::client::{Address, Client};
 use xtask::cmd::build_image::sparse_copy;
 use xtask::console::{Console, free_port};
 use xtask::machine::{self, Machine};
-use xtask::qemu::Boot;
+use xtask::qemu::{Boot, partition_start};
+use xtask::sandbox::Sandbox;
 
 /// Generous: an emulated boot takes some 20 s on an idle host with two cores.
 pub const BOOT_WITHIN: Duration = Duration::from_secs(240);
@@ -20,7 +21,7 @@ const CARD_MIB: u64 = 1024;
 
 pub struct Card {
     pub dir: PathBuf,
-    image: PathBuf,
+    pub image: PathBuf,
     tools: PathBuf,
     machine: Machine,
     port: u16,
@@ -35,12 +36,16 @@ fn setting(name: &str) -> PathBuf {
 }
 
 impl Card {
-    /// A card with the image on it, larger than the image.
+    /// A card for QEMU's own board, larger than the image on it.
     pub fn flash(test: &str) -> Result<Self> {
+        Self::flash_for("virt", test)
+    }
+
+    pub fn flash_for(machine: &str, test: &str) -> Result<Self> {
         let dir = setting("BASALT_SCRATCH").join(test);
         std::fs::create_dir_all(&dir)?;
-        let image = setting("BASALT_IMAGE");
-        let card = Self { tools: setting("BASALT_TOOLS"), machine: machine::load("virt")?, port: free_port()?, tpm: true, image, dir };
+        let image = setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img"));
+        let card = Self { tools: setting("BASALT_TOOLS"), machine: machine::load(machine)?, port: free_port()?, tpm: true, image, dir };
         sparse_copy(&card.image, &card.disk())?;
         std::fs::File::options().write(true).open(card.disk())?.set_len(CARD_MIB << 20)?;
         // The owner's keys, apart from the user's own list of known nodes.
@@ -82,16 +87,41 @@ impl Card {
         Ok(serde_json::from_str(&text)?)
     }
 
+    /// Where a partition begins on the card, in bytes.
+    pub fn partition(&self, number: u32) -> Result<u64> {
+        partition_start(&self.disk(), number)
+    }
+
+    /// How many blocks of data the root partition has, before its hash tree.
+    pub fn verity_data_blocks(&self) -> Result<u64> {
+        let events = &self.measurements()?.boards[0].events;
+        let line = &events.iter().find(|e| e.content.kind == "kernel-command-line").context("no command line")?.content.data;
+        let table = line.split_once(" verity ").context("no verity table")?.1;
+        Ok(table.split(' ').nth(5).context("a short verity table")?.parse()?)
+    }
+
     /// Flips one bit where these bytes are first found on the card.
-    pub fn flip(&self, what: &[u8]) -> Result<u64> {
-        use std::os::unix::fs::FileExt as _;
+    pub fn flip_text(&self, what: &[u8]) -> Result<()> {
         let data = std::fs::read(&self.image)?;
-        let at = data.windows(what.len()).position(|w| w == what).context("the image does not hold these bytes")? as u64;
+        self.flip_at(data.windows(what.len()).position(|w| w == what).context("the image does not hold these bytes")? as u64)
+    }
+
+    pub fn flip_at(&self, at: u64) -> Result<()> {
+        use std::os::unix::fs::FileExt as _;
         let file = std::fs::File::options().read(true).write(true).open(self.disk())?;
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
-        file.write_all_at(&[byte[0] ^ 1], at)?;
-        Ok(at)
+        Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
+    }
+
+    /// Runs a line of shell in the tools tree; `$BOOT` is the boot partition for mtools. The node must be off.
+    pub fn with_boot(&self, script: &str) -> Result<()> {
+        let boot = format!("disk.img@@{}", self.partition(1)?);
+        self.sandbox().env("BOOT", boot).run(&self.dir.join("with.log"), ["sh", "-c", script])
+    }
+
+    fn sandbox(&self) -> Sandbox {
+        Sandbox::new(&self.tools).write(&self.dir, "/work").cwd("/work")
     }
 
     /// Runs a line of shell in the tools tree on the data file system, as `data.img`; the node must be off.
@@ -106,18 +136,30 @@ impl Card {
         let part = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(self.dir.join("data.img"))?;
         part.set_len(length)?;
         copy_differing(&disk, start, &part, 0, length)?;
-        let sandbox = xtask::sandbox::Sandbox::new(&self.tools).write(&self.dir, "/work").cwd("/work");
-        let said = sandbox.output(&self.dir.join("data.log"), ["sh", "-c", script])?;
+        let said = self.sandbox().output(&self.dir.join("data.log"), ["sh", "-c", script])?;
         copy_differing(&part, 0, &disk, start, length)?;
         Ok(String::from_utf8(said)?)
     }
 
+    /// What the board that is played will measure: the image's prediction, with the device tree that QEMU was given.
+    pub fn predicted(&self) -> Result<Measurements> {
+        let mut all = self.measurements()?;
+        let tree = self.boot_with().device_tree_digest()?;
+        all.boards.truncate(1);
+        all.boards = all.boards.iter().map(|board| board.with_device_tree(&tree)).collect();
+        Ok(all)
+    }
+
     /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the predicted one.
     pub fn attest(&self) -> Result<trustctl::evidence::Checked> {
+        self.attest_to(&self.predicted()?)
+    }
+
+    pub fn attest_to(&self, expected: &Measurements) -> Result<trustctl::evidence::Checked> {
         let mut nonce = [0u8; 32];
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut nonce)?;
         let answer = self.client().post("/v1/quote", &serde_json::json!({ "nonce": measure::hex(&nonce) }))?;
-        trustctl::evidence::check(&answer, &nonce, Some(&self.measurements()?))
+        trustctl::evidence::check(&answer, &nonce, Some(expected))
     }
 
     /// Asks for the modules until one of them is as wished.

@@ -209,7 +209,7 @@ fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
 fn a_flipped_byte_in_the_root_never_reaches_ready() {
     let card = Card::flash("flipped").unwrap();
     // In trustd, which init reads whole before it measures it.
-    card.flip(b"trustd stops and the gate is closed").unwrap();
+    card.flip_text(b"trustd stops and the gate is closed").unwrap();
     let mut console = card.boot().unwrap();
     let line = console.wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN).unwrap();
     assert!(!line.contains("ready"), "{}", console.text);

@@ -1,0 +1,72 @@
+//! `cargo xtask flash` on a file in place of a card, and its view of the host's drives.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::os::unix::fs::MetadataExt as _;
+
+use basalt_ci::Card;
+use xtask::cmd::flash::flash;
+use xtask::drives;
+
+#[test]
+fn a_flashed_card_boots() {
+    let card = Card::flash("flash").unwrap();
+    // What was on the card before: it must not show through.
+    let length = card.disk().metadata().unwrap().len();
+    std::fs::write(card.disk(), vec![0xa5; length as usize]).unwrap();
+    flash(&card.image, "virt", &card.disk()).unwrap();
+    let _console = card.boot_to_ready().unwrap();
+    card.attest().unwrap();
+    let error = flash(&card.image, "rpi4", &card.disk()).unwrap_err().to_string();
+    assert!(error.contains("is an image for virt, not for rpi4"), "{error}");
+}
+
+#[test]
+fn an_image_for_another_board_never_runs() {
+    // The image for a Raspberry Pi on QEMU's own board: the firmware finds no device tree for it.
+    let card = Card::flash("other-board").unwrap();
+    let image = card.image.parent().unwrap().with_file_name("rpi4").join("basalt-rpi4.img");
+    flash(&image, "rpi4", &card.disk()).unwrap();
+    let error = card.boot().map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("has no virt.dtb"), "{error}");
+}
+
+/// Where the root file system lies on a drive at all, that drive is in use.
+#[test]
+fn the_drive_of_the_root_is_in_use() {
+    for drive in drives::all().unwrap() {
+        assert!(drive.whole().is_none() && drive.size().is_ok(), "{}", drive.name);
+    }
+    if let Ok(drive) = drives::of_number(std::fs::metadata("/").unwrap().dev()) {
+        assert!(!drive.uses().unwrap().is_empty(), "{}", drive.name);
+    }
+}
+
+/// What `trustctl verify-image` checks, for every machine that was built.
+#[test]
+fn every_image_holds_and_an_altered_one_does_not() {
+    let builder =
+        trustctl::keys::load(&trustctl::keys::folder().unwrap().join(trustctl::keys::BUILDER), "builder").unwrap().verifying_key();
+    let card = Card::flash("holds").unwrap();
+    for machine in ["virt", "rpi3", "rpi4"] {
+        let dir = card.image.parent().unwrap().with_file_name(machine);
+        let manifest = trustctl::image::verify(&dir, &builder).unwrap();
+        assert_eq!(manifest.machine, machine);
+        let bill: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("sbom.cdx.json")).unwrap()).unwrap();
+        let names: Vec<&str> = bill["components"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
+        for name in ["docker.io", "containerd", "runc", "linux-source-6.12", "tokio", "tss-esapi"] {
+            assert!(names.contains(&name), "{machine}: {name}");
+        }
+        assert_eq!(names.contains(&"raspi-firmware"), machine != "virt", "{machine}");
+        assert!(!names.contains(&"tempfile"), "what only tests need is not in the image");
+    }
+    let altered = card.dir.join("altered");
+    std::fs::create_dir_all(&altered).unwrap();
+    for file in std::fs::read_dir(card.image.parent().unwrap()).unwrap().flatten().filter(|f| f.file_type().unwrap().is_file()) {
+        std::fs::copy(file.path(), altered.join(file.file_name())).unwrap();
+    }
+    trustctl::image::verify(&altered, &builder).unwrap();
+    std::fs::write(altered.join("licences.txt"), "none").unwrap();
+    let error = trustctl::image::verify(&altered, &builder).unwrap_err().to_string();
+    assert!(error.contains("licences.txt is altered"), "{error}");
+}
