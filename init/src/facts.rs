@@ -57,6 +57,33 @@ pub(crate) fn configuration() -> Result<Digest, Fatal> {
     Ok(list.digest())
 }
 
+/// The disk has the partitions that the build wrote and no other, and the firmware started from the first, where it says so:
+/// what is measured there is then what ran.
+pub(crate) fn partitions(disk: &str) -> Result<(), Fatal> {
+    let mut table = [0; 512];
+    let read = std::fs::File::open(disk).and_then(|mut file| file.read_exact(&mut table));
+    read.map_err(Fatal::io(format!("read the partition table of {disk}")))?;
+    if !as_built(&table) {
+        return Err(Fatal::State(format!("the partition table of {disk} is not the one that the image came with; flash the card again")));
+    }
+    match std::fs::read("/proc/device-tree/chosen/bootloader/partition") {
+        Ok(number) if number != [0, 0, 0, 1] && number != [0, 0, 0, 0] => {
+            Err(Fatal::State(format!("the firmware started from another partition than the first: {number:?}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A FAT partition that begins at 1 MiB, two for Linux, no fourth.
+fn as_built(table: &[u8; 512]) -> bool {
+    let kind = |n: usize| table[446 + 16 * n + 4];
+    let start = |n: usize| &table[446 + 16 * n + 8..][..4];
+    table[510..] == [0x55, 0xaa]
+        && (kind(0), kind(1), kind(2)) == (0x0c, 0x83, 0x83)
+        && *start(0) == 2048u32.to_le_bytes()
+        && table[494..510] == [0; 16]
+}
+
 /// All files of the boot partition, which is there only while this looks.
 ///
 /// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
@@ -77,7 +104,7 @@ fn add_files(dir: &Path, list: &mut FileList, name: &dyn Fn(String) -> String) -
         if kind.is_dir() {
             add_files(&entry.path(), list, name)?;
         } else if kind.is_file() {
-            list.add_digest(&name(entry.path().to_string_lossy().into_owned()), digest(&entry.path())?);
+            list.add_digest(&name(entry.path().to_string_lossy().into_owned()), digest(&entry.path())?).map_err(std::io::Error::other)?;
         }
     }
     Ok(())
@@ -85,4 +112,30 @@ fn add_files(dir: &Path, list: &mut FileList, name: &dyn Fn(String) -> String) -
 
 fn read(path: &str) -> Result<Vec<u8>, Fatal> {
     std::fs::read(path).map_err(Fatal::io(format!("read {path}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::as_built;
+
+    fn table() -> [u8; 512] {
+        let mut table = [0; 512];
+        for (n, kind) in [0x0c, 0x83, 0x83].into_iter().enumerate() {
+            table[446 + 16 * n + 4] = kind;
+        }
+        table[446 + 8..][..4].copy_from_slice(&2048u32.to_le_bytes());
+        table[510..].copy_from_slice(&[0x55, 0xaa]);
+        table
+    }
+
+    #[test]
+    fn only_the_table_of_the_build_will_do() {
+        assert!(as_built(&table()));
+        // A protective entry, another start, a fourth partition, no mark.
+        for (at, value) in [(450, 0xee), (455, 1), (466, 0x0c), (498, 0x0c), (502, 1), (510, 0)] {
+            let mut other = table();
+            other[at] = value;
+            assert_eq!(as_built(&other), other == table(), "byte {at}");
+        }
+    }
 }

@@ -16,6 +16,7 @@ const LOG: &str = "/run/measure/platform.log";
 const BOOT: u8 = 1;
 
 pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Result<(), Fatal> {
+    facts::partitions(&machine.disk)?;
     let partition = machine.partition(BOOT);
     // The larger part of the reading, beside the rest and beside the wait for the TPM.
     let (mut tpm, events) = std::thread::scope(|scope| {

@@ -59,6 +59,10 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
     let measurements: Measurements = serde_json::from_slice(&read("measurements.json")?).context("measurements.json is malformed")?;
     ensure!(manifest.outputs.contains_key("measurements.json"), "{MANIFEST} does not cover measurements.json");
     ensure!(measurements.machine == manifest.machine, "measurements.json is for {}, not for {}", measurements.machine, manifest.machine);
+    let (found, expected) = ((&measurements.variant, &measurements.version), (&manifest.variant, &manifest.version));
+    ensure!(found == expected, "measurements.json is of {found:?}, the manifest of {expected:?}");
+    let image = format!("basalt-{}.img", manifest.machine);
+    ensure!(manifest.outputs.contains_key(&image), "{MANIFEST} covers no {image}");
     for board in &measurements.boards {
         let again = Board::predict(&board.board, &board.events.iter().map(Record::event).collect::<Vec<_>>());
         ensure!(again == *board, "measurements.json: the registers of {} do not follow from its events", board.board);
@@ -103,9 +107,9 @@ mod tests {
             tools: BTreeMap::new(),
         };
         change(&mut manifest, &mut measurements);
-        put("image", b"image");
+        put("basalt-virt.img", b"image");
         put("measurements.json", &serde_json::to_vec(&measurements).unwrap());
-        for name in ["image", "measurements.json"] {
+        for name in ["basalt-virt.img", "measurements.json"] {
             manifest.outputs.insert(name.into(), file_hash(&dir.path().join(name)).unwrap());
         }
         let text = serde_json::to_vec(&manifest).unwrap();
@@ -124,9 +128,11 @@ mod tests {
         verify(dir.path(), &key(1).verifying_key()).unwrap();
         let other = verify(dir.path(), &key(2).verifying_key()).unwrap_err().to_string();
         assert!(other.contains("not signed by the builder"), "{other}");
-        for (name, problem) in
-            [("image", "image is altered"), ("measurements.json", "measurements.json is altered"), (MANIFEST, "not signed")]
-        {
+        for (name, problem) in [
+            ("basalt-virt.img", "basalt-virt.img is altered"),
+            ("measurements.json", "measurements.json is altered"),
+            (MANIFEST, "not signed"),
+        ] {
             let dir = folder(|_, _| {});
             let path = dir.path().join(name);
             let mut data = std::fs::read(&path).unwrap();
@@ -144,6 +150,7 @@ mod tests {
         assert!(says(folder(|m, _| m.format = "other".into()).path()).contains("expected the format"));
         let wrong = folder(|_, m| _ = m.boards[0].pcrs.insert("14".into(), "00".into()));
         assert!(says(wrong.path()).contains("do not follow"));
+        assert!(says(folder(|m, _| m.version = "1".into()).path()).contains("the manifest of"));
         let outside = folder(|m, _| _ = m.outputs.insert("../x".into(), String::new()));
         assert!(says(outside.path()).contains("outside"));
     }

@@ -50,6 +50,9 @@ impl Machine {
     /// Each word is there once, and no other word begins like them.
     pub fn from_command_line(line: &str) -> Result<Self, ConfigError> {
         let fail = |problem: String| ConfigError { file: "the kernel command line".into(), problem };
+        if !line.trim_end_matches('\n').bytes().all(|b| (b' '..=b'~').contains(&b)) {
+            return Err(fail("it has bytes that are not printable ASCII, at which the kernel may see other words than others do".into()));
+        }
         let mut found = std::collections::BTreeMap::new();
         for word in line.split_whitespace().filter_map(|word| word.strip_prefix(PREFIX)) {
             let (key, value) = word.split_once('=').ok_or_else(|| fail(format!("expected {PREFIX}{word}=VALUE")))?;
@@ -98,6 +101,8 @@ mod tests {
             (format!("{good} basalt.x"), "expected"),
             (good.replace("=10", "=0"), "1 to 600"),
             (good.replace("=10", "=ten"), "1 to 600"),
+            (format!("\u{a0}{good}"), "printable ASCII"),
+            (format!("{good}\tquiet"), "printable ASCII"),
             (good.replace("disk=/dev/vda", "disk=/dev/../etc"), "not a device"),
             (good.replace("disk=/dev/vda", "disk=/dev/"), "not a device"),
             (good.replace("=virt", "=../x"), "not a name"),

@@ -60,15 +60,17 @@ const FIRMWARE_WORDS: [&str; 9] = [
 
 /// The command line without what firmware puts in front of it, and without white space at its ends.
 ///
-/// Only in front: behind the image's own first word nothing is left out.
+/// Only in front: behind the image's own first word nothing is left out. A word is left out only if it is plain: the kernel
+/// takes more for the end of a word than a space (byte a0, a quote), and nothing may hide there.
 pub fn own_words(command_line: &str) -> &str {
-    let mut rest = command_line.trim();
+    let mut rest = command_line.trim_matches([' ', '\n']);
     loop {
-        let (word, behind) = rest.split_once(char::is_whitespace).unwrap_or((rest, ""));
-        if !FIRMWARE_WORDS.iter().any(|prefix| word.starts_with(prefix)) {
+        let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
+        let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._=:,-".contains(&b));
+        if !plain || !FIRMWARE_WORDS.iter().any(|prefix| word.starts_with(prefix)) {
             return rest;
         }
-        rest = behind.trim_start();
+        rest = behind.trim_start_matches(' ');
     }
 }
 
@@ -126,8 +128,8 @@ impl Measurements {
 ///
 /// The verity target's table is: version, data device, hash device, two block sizes, two block numbers, algorithm, root hash, salt.
 pub fn verity_root(command_line: &str) -> Option<&str> {
-    // A second table could replace the first.
-    if command_line.matches("dm-mod.create=").count() != 1 {
+    // A second table could replace the first; the kernel takes `_` for `-` in a parameter's name.
+    if command_line.replace('_', "-").matches("dm-mod.create=").count() != 1 {
         return None;
     }
     let (_, table) = command_line.split_once("dm-mod.create=\"root,,,ro,")?;
@@ -155,6 +157,13 @@ mod tests {
         for added in [format!("init=/bin/sh {own}"), format!("{firmware}init=/bin/sh {own}"), format!("{own} coherent_pool=1M")] {
             assert_eq!(own_words(&added), added.trim_start_matches(firmware), "seen");
         }
+        // What the kernel would read as more than one word.
+        for hidden in
+            ["vc_mem.mem_base=\u{e0}mitigations=off", "vc_mem.mem_base=\"", "coherent_pool=1M\tinit=/x", "coherent_pool=1M\u{a0}init=/x"]
+        {
+            let line = format!("{hidden} {own}");
+            assert_eq!(own_words(&line), line, "seen");
+        }
         assert_eq!(own_words("coherent_pool=1M"), "");
         assert_eq!(own_words(""), "");
     }
@@ -169,6 +178,7 @@ mod tests {
         assert_eq!(verity_root(&line.replace("verity", "linear")), None);
         assert_eq!(verity_root(&line.replace("sha256", "sha1")), None);
         assert_eq!(verity_root(&format!("{line} dm-mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")), None);
+        assert_eq!(verity_root(&format!("{line} dm_mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")), None);
         assert_eq!(verity_root("root=/dev/vda2"), None);
     }
 }

@@ -20,7 +20,7 @@ mod quote;
 pub use boot::{Board, BootFacts, Measurements, boot_events, own_words, verity_root};
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;
-pub use files::FileList;
+pub use files::{BadName, FileList};
 pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]

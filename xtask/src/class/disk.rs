@@ -22,7 +22,7 @@ const MOST_BLOCKS: u64 = 1 << 28;
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
-    inputs.path("xtask/src/class/disk.rs")?.path("xtask/src/bmap.rs")?;
+    inputs.path("xtask/src/class/disk.rs")?.path("xtask/src/bmap.rs")?.path("xtask/src/machine.rs")?.path("xtask/src/firmware.rs")?;
     inputs.path("lib/measure/src")?.path("image/release.toml")?;
     inputs.add("machine", plan.machine.hash_without_qemu()?);
     inputs.add("variant", plan.variant.as_str());
@@ -168,10 +168,22 @@ fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<Vec<u6
 /// Zeros count elsewhere, too: tables of a file system must not show what was on the card before.
 fn block_map(image: &Path, bounds: &[u64], boot: &Path) -> Result<()> {
     let [start, root, _, end] = bounds else { bail!("an image has three partitions") };
-    let used = std::fs::read(boot)?.iter().rposition(|byte| *byte != 0).unwrap_or(0) as u64 + 1;
+    let used = fat_end(&std::fs::read(boot)?).context("mkfs.vfat made something that is not FAT32")?;
     let map = Bmap::of(image, &[(0, start + used), (*root, *end)])?;
     let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok(std::fs::write(image.with_file_name(format!("{name}.bmap")), map.to_xml())?)
+}
+
+/// Where the last cluster that belongs to a file ends (Microsoft, FAT specification 1.03: the boot sector, and entries of 4 bytes).
+fn fat_end(fat32: &[u8]) -> Option<u64> {
+    let byte = |at: usize| Some(u64::from(*fat32.get(at)?));
+    let word = |at: usize| Some(byte(at)? | byte(at + 1)? << 8);
+    let long = |at: usize| Some(word(at)? | word(at + 2)? << 16);
+    let (sector, cluster, reserved, copies, length) = (word(11)?, byte(13)?, word(14)?, byte(16)?, long(36)?);
+    let entries = (length * sector / 4) as usize;
+    let first = (reserved * sector) as usize;
+    let last = (2..entries).rev().find(|n| long(first + 4 * n).is_some_and(|e| e & 0x0fff_ffff != 0))? as u64;
+    Some((reserved + copies * length) * sector + (last - 1) * cluster * sector)
 }
 
 /// The image as `.img.xz`: three streams one after the other, which every xz reads as one. The root's is a step of its own,
@@ -227,7 +239,7 @@ fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path, out: &Pa
     ensure!(measure::own_words(command_line) == command_line, "the command line begins with a word that only firmware may put there");
     let mut files = FileList::default();
     for name in hash::walk(boot)? {
-        files.add(&format!("/boot/{}", name.display()).to_ascii_lowercase(), &std::fs::read(boot.join(&name))?);
+        files.add(&format!("/boot/{}", name.display()).to_ascii_lowercase(), &std::fs::read(boot.join(&name))?)?;
     }
     let mut boards = Vec::new();
     for board in &plan.machine.boards {

@@ -20,6 +20,7 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let length = image.metadata()?.len().next_multiple_of(1 << 20);
     std::fs::File::options().write(true).open(&image)?.set_len(length)?;
     let (sandbox, log) = plan.sandbox("packed")?;
-    // The same bytes for any number of processors: the blocks' size is given.
-    sandbox.write(out, "/out").run(&log, ["xz", "--threads=0", "--block-size=16MiB", "--arm64", "--lzma2=preset=6", "/out/root"])
+    // The same bytes for any number of threads: the blocks' size is given, and `+` keeps a single one in blocks too.
+    let threads = format!("--threads=+{}", Plan::jobs());
+    sandbox.write(out, "/out").run(&log, ["xz", &threads, "--block-size=16MiB", "--arm64", "--lzma2=preset=6", "/out/root"])
 }

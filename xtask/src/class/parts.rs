@@ -15,6 +15,7 @@ use crate::{class, hash, lock, paths, recipe};
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
     inputs.path("xtask/src/class/parts.rs")?.path("image/recipes")?.path("configs/modules")?.path("image/release.toml")?;
+    inputs.path("Cargo.toml")?.path("xtask/src/class/program.rs")?.path("xtask/src/class/module.rs")?;
     for member in members()? {
         inputs.path(&format!("{member}/Cargo.toml"))?;
     }

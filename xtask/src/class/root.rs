@@ -206,7 +206,7 @@ fn engine_list(names: &[String], root: &Path) -> Result<FileList> {
         let path = root.join(name);
         let data = std::fs::read(&path)
             .with_context(|| format!("image/recipes/root.toml lists {name} under engine, which the root does not have"))?;
-        list.add(&format!("/{name}"), &data);
+        list.add(&format!("/{name}"), &data)?;
     }
     Ok(list)
 }
@@ -217,7 +217,7 @@ fn configuration_digest(root: &Path) -> Result<Digest> {
     for name in hash::walk(&root.join("etc"))? {
         let path = root.join("etc").join(&name);
         if path.symlink_metadata()?.is_file() {
-            list.add(&format!("/etc/{}", name.display()), &std::fs::read(path)?);
+            list.add(&format!("/etc/{}", name.display()), &std::fs::read(path)?)?;
         }
     }
     Ok(list.digest())

@@ -42,14 +42,23 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Builds whatever changed and puts the results into target/image/MACHINE/.
 pub fn build(plan: &Plan) -> Result<PathBuf> {
-    plan.build(&Step::Manifest)?;
+    // One by one, though the last needs the others: a result that is in the cache does not ask for what it was made from.
+    for step in [Step::Kernel, Step::Root, Step::Disk, Step::Parts, Step::Manifest] {
+        plan.build(&step)?;
+    }
     let out = paths::output(&plan.machine_name);
     std::fs::create_dir_all(&out)?;
+    let mut delivered = vec![std::path::PathBuf::from("kernel.config")];
     for step in [Step::Disk, Step::Parts, Step::Manifest] {
         let built = plan.planned(&step)?;
         for name in hash::walk(&built.dir)? {
             deliver(&built.file(&name.to_string_lossy()), &out.join(&name))?;
+            delivered.push(name);
         }
+    }
+    for left in hash::walk(&out)?.iter().filter(|name| !delivered.contains(name)) {
+        // Of another version of the build.
+        std::fs::remove_file(out.join(left))?;
     }
     let config = plan.planned(&Step::Kernel)?.file("config");
     deliver(&config, &out.join("kernel.config"))?;

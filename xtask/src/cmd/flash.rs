@@ -42,9 +42,12 @@ pub fn run(args: Args) -> Result<()> {
         }
     };
     let map = check_image(&image, wanted.as_deref())?;
+    let same =
+        |a: &Path, b: &Path| Some(a.metadata().ok().map(|m| (m.dev(), m.ino()))) == Some(b.metadata().ok().map(|m| (m.dev(), m.ino())));
+    ensure!(!same(&device, &image), "{} is the image itself; nothing was written", device.display());
     let card = open(&device, map.image_size)?;
     if !args.yes {
-        confirm(&device, &image)?;
+        confirm(&device, &card, &image)?;
     }
     write(&image, &map, &card, &device.display().to_string())?;
     println!("{} is done: read back and compared. Put the card into the board and switch it on.", device.display());
@@ -127,8 +130,16 @@ fn open(device: &Path, needed: u64) -> Result<File> {
     Ok(file)
 }
 
-fn confirm(device: &Path, image: &Path) -> Result<()> {
-    print!("Everything on {} will be lost, and {} written to it. Type yes: ", device.display(), image.display());
+fn confirm(device: &Path, card: &File, image: &Path) -> Result<()> {
+    let meta = card.metadata()?;
+    let what = if meta.file_type().is_block_device() {
+        let drive = drives::of_number(meta.rdev())?;
+        format!("{} {}", drive.model(), progress::size(drive.size()?))
+    } else {
+        format!("a file of {}", progress::size(meta.len()))
+    };
+    let shown = device.display();
+    print!("Everything on {shown} ({}) will be lost, and {} written to it. Type yes: ", what.trim(), image.display());
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;

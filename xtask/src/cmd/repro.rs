@@ -98,12 +98,10 @@ fn copy_checkout(to: &Path) -> Result<()> {
 /// Compares what the user gets, file by file.
 fn compare(one: &Path, two: &Path) -> Result<bool> {
     let mut same = true;
-    for name in hash::walk(one)? {
-        // The marks of `build-image` say where a file came from.
-        if name.to_string_lossy().starts_with('.') {
-            continue;
-        }
-        let equal = two.join(&name).is_file() && hash::file(&one.join(&name))? == hash::file(&two.join(&name))?;
+    let all: std::collections::BTreeSet<_> = hash::walk(one)?.into_iter().chain(hash::walk(two)?).collect();
+    for name in all {
+        let equal =
+            one.join(&name).is_file() && two.join(&name).is_file() && hash::file(&one.join(&name))? == hash::file(&two.join(&name))?;
         println!("{} {}", if equal { "same     " } else { "DIFFERENT" }, name.display());
         same &= equal;
     }
