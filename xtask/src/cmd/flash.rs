@@ -34,6 +34,9 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let Some(device) = args.device else { return list() };
     let wanted = args.machine.clone().or_else(|| args.image.is_none().then(|| super::DEFAULT_MACHINE.to_owned()));
+    if let Some(machine) = &wanted {
+        crate::machine::load(machine)?;
+    }
     let image = match args.image {
         Some(image) => image,
         None => {
