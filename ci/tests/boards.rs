@@ -21,7 +21,7 @@ fn boots_measured_and_runs_the_module(machine: &str) {
     assert_eq!(kinds, ["module-approved", "module-started"]);
 }
 
-/// The root's first block: the kernel cannot even mount it.
+/// In the root's first block, which the kernel reads to mount it.
 fn refuses_a_flipped_byte(machine: &str) {
     let card = Card::flash_for(machine, &format!("{machine}-flipped")).unwrap();
     card.flip_at(card.partition(2).unwrap() + 1024).unwrap();

@@ -1,7 +1,7 @@
 //! What a builder says of an image: a manifest with the hashes of all that went in and came out, signed.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -71,11 +71,15 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
 }
 
 fn file_hash(path: &Path) -> std::io::Result<String> {
-    let mut file = std::fs::File::open(path)?;
+    sha256(std::fs::File::open(path)?)
+}
+
+/// SHA-256 of all that comes, in lower-case hex.
+pub fn sha256(mut from: impl Read) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
     loop {
-        let n = file.read(&mut buffer)?;
+        let n = from.read(&mut buffer)?;
         if n == 0 {
             return Ok(measure::hex(&hasher.finalize()));
         }

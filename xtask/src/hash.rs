@@ -1,6 +1,5 @@
 //! SHA-256 of files and folders, as lower-case hex.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -10,21 +9,9 @@ pub fn bytes(data: &[u8]) -> String {
     measure::hex(&Sha256::digest(data))
 }
 
-pub fn reader(mut from: impl Read) -> std::io::Result<String> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 16];
-    loop {
-        let n = from.read(&mut buffer)?;
-        if n == 0 {
-            return Ok(measure::hex(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..n]);
-    }
-}
-
 pub fn file(path: &Path) -> Result<String> {
     let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    reader(file).with_context(|| format!("cannot read {}", path.display()))
+    trustctl::image::sha256(file).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// All regular files and links below `dir`, sorted, relative to it; `target` folders and dot files are left out.
