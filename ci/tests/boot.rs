@@ -252,3 +252,43 @@ fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
     let there = card.with_data("debugfs -R 'ls -p engine' data.img").unwrap();
     assert!(there.contains("/..//") && !there.contains("planted"), "the engine's folder is made anew at each boot: {there}");
 }
+
+#[test]
+fn the_boot_partitions_settings_are_used_and_measured() {
+    let card = Card::flash("settings").unwrap();
+    let owner = card.dir.join("another-owner");
+    let fingerprint = trustctl::keys::new_owner(&owner).unwrap().fingerprint();
+    // The address that QEMU forwards to, which nobody else gives the node here.
+    let settings = format!(
+        "hostname = \"gate-7\"\ntime-servers = []\n[network]\nkind = \"static\"\naddress = \"10.0.2.15/24\"\ngateway = \"10.0.2.2\"\n[owner]\ncertificates = [\"{fingerprint}\"]\n"
+    );
+    std::fs::write(card.dir.join("node.toml"), &settings).unwrap();
+    card.with_boot("mcopy -i $BOOT node.toml ::NODE.TOML").unwrap();
+    let console = card.boot_to_ready().unwrap();
+    assert!(console.text.contains("10.0.2.15/24 as node.toml says"), "{}", console.text);
+
+    assert!(card.client().get("/v1/status").is_err(), "the image's owner is not this node's any more");
+    for name in ["owner.key", "owner.crt"] {
+        std::fs::copy(owner.join(name), card.dir.join(name)).unwrap();
+    }
+    let status = card.client().get("/v1/status").unwrap();
+    assert_eq!(status["hostname"], "gate-7");
+    assert!(status["processes"].as_u64().unwrap() >= 5, "{status}");
+
+    // Whoever knows the settings predicts the boot; to everybody else it is another one.
+    let plain = card.predicted().unwrap();
+    let error = card.attest_to(&plain).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("node-settings") && error.contains("--settings"), "{error}");
+    let mut expected = plain;
+    expected.boards = expected.boards.iter().map(|board| board.with_settings(settings.as_bytes())).collect();
+    card.attest_to(&expected).unwrap();
+    drop(console);
+
+    // What cannot be gone by stops the node before it says what it is.
+    std::fs::write(card.dir.join("node.toml"), "hostname = \"gate-7\"\n[ledger]\nkind = \"log\"\n").unwrap();
+    card.with_boot("mcopy -o -i $BOOT node.toml ::NODE.TOML").unwrap();
+    let mut console = card.boot().unwrap();
+    let line = console.wait_for("STOPPED", BOOT_WITHIN).unwrap();
+    assert!(line.contains("node.toml on the boot partition"), "{line}");
+    assert!(!console.text.contains("handover"), "{}", console.text);
+}

@@ -53,7 +53,7 @@ fn digest(path: &Path) -> std::io::Result<Digest> {
 /// All regular files below /etc.
 pub(crate) fn configuration() -> Result<Digest, Fatal> {
     let mut list = FileList::default();
-    add_files(Path::new("/etc"), &mut list, &|path| path).map_err(Fatal::io("read the files below /etc"))?;
+    add_files(Path::new("/etc"), &mut list).map_err(Fatal::io("read the files below /etc"))?;
     Ok(list.digest())
 }
 
@@ -84,27 +84,62 @@ fn as_built(table: &[u8; 512]) -> bool {
         && table[494..510] == [0; 16]
 }
 
-/// All files of the boot partition, which is there only while this looks.
-///
-/// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
-pub(crate) fn boot_partition(device: &str) -> Result<Digest, Fatal> {
-    let mounted = crate::mounts::BootPartition::mount(device)?;
-    let mut list = FileList::default();
-    // FAT does not tell capitals from small letters.
-    add_files(Path::new(mounted.path()), &mut list, &|path| path.to_ascii_lowercase())
-        .map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
-    mounted.unmount()?;
-    Ok(list.digest())
+/// What the boot partition holds.
+pub(crate) struct BootPartition {
+    /// Of the list of all files but the node's settings.
+    pub(crate) files: Digest,
+    /// The bytes that are measured are those that are gone by: the file is read once.
+    pub(crate) settings: Option<Vec<u8>>,
 }
 
-fn add_files(dir: &Path, list: &mut FileList, name: &dyn Fn(String) -> String) -> std::io::Result<()> {
+/// Settings are a few lines; what is larger is something else.
+const LARGEST_SETTINGS: u64 = 1 << 16;
+
+/// Looks at the boot partition, which is there only meanwhile.
+///
+/// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
+pub(crate) fn boot_partition(device: &str) -> Result<BootPartition, Fatal> {
+    let mounted = crate::mounts::BootPartition::mount(device)?;
+    let found = files_and_settings(Path::new(mounted.path()));
+    let found = found.map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
+    mounted.unmount()?;
+    Ok(found)
+}
+
+fn files_and_settings(dir: &Path) -> std::io::Result<BootPartition> {
+    let (mut list, mut settings) = (FileList::default(), None);
+    visit(dir, &mut |path| {
+        // FAT does not tell capitals from small letters. Names are as the build sees them, wherever the partition is mounted.
+        let name = format!("/boot/{}", path.strip_prefix(dir).unwrap_or(path).display()).to_ascii_lowercase();
+        if name != measure::SETTINGS {
+            return list.add_digest(&name, digest(path)?).map_err(std::io::Error::other);
+        }
+        let mut bytes = Vec::new();
+        std::fs::File::open(path)?.take(LARGEST_SETTINGS + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > LARGEST_SETTINGS {
+            return Err(std::io::Error::other(format!("{name} has more than {LARGEST_SETTINGS} bytes")));
+        }
+        match settings.replace(bytes) {
+            None => Ok(()),
+            Some(_) => Err(std::io::Error::other(format!("two files have the name {name}"))),
+        }
+    })?;
+    Ok(BootPartition { files: list.digest(), settings })
+}
+
+fn add_files(dir: &Path, list: &mut FileList) -> std::io::Result<()> {
+    visit(dir, &mut |path| list.add_digest(&path.to_string_lossy(), digest(path)?).map_err(std::io::Error::other))
+}
+
+/// All regular files below a folder.
+fn visit(dir: &Path, look: &mut dyn FnMut(&Path) -> std::io::Result<()>) -> std::io::Result<()> {
     for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         let kind = entry.file_type()?;
         if kind.is_dir() {
-            add_files(&entry.path(), list, name)?;
+            visit(&entry.path(), look)?;
         } else if kind.is_file() {
-            list.add_digest(&name(entry.path().to_string_lossy().into_owned()), digest(&entry.path())?).map_err(std::io::Error::other)?;
+            look(&entry.path())?;
         }
     }
     Ok(())
@@ -116,7 +151,31 @@ fn read(path: &str) -> Result<Vec<u8>, Fatal> {
 
 #[cfg(test)]
 mod tests {
-    use super::as_built;
+    use super::{as_built, files_and_settings};
+
+    #[test]
+    fn the_nodes_settings_are_apart_from_the_images_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
+        let found = || files_and_settings(dir.path());
+        write("config.txt", b"kernel=a");
+        let bare = found().unwrap();
+        assert_eq!(bare.settings, None);
+        write("Node.TOML", b"hostname = \"a\"");
+        let with = found().unwrap();
+        assert_eq!((with.files, with.settings.as_deref()), (bare.files, Some(&b"hostname = \"a\""[..])));
+        // A card that was made by hand can hold both.
+        write("node.toml", b"");
+        assert!(found().is_err_and(|e| e.to_string().contains("two files")));
+        std::fs::remove_file(dir.path().join("Node.TOML")).unwrap();
+        write("node.toml", &vec![b'#'; (1 << 16) + 1]);
+        assert!(found().is_err_and(|e| e.to_string().contains("more than")));
+        std::fs::remove_file(dir.path().join("node.toml")).unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        write("sub/node.toml", b"");
+        let deeper = found().unwrap();
+        assert!(deeper.settings.is_none() && deeper.files != bare.files, "only at the top");
+    }
 
     fn table() -> [u8; 512] {
         let mut table = [0; 512];

@@ -67,9 +67,9 @@ fn boot() -> Result<std::convert::Infallible, Fatal> {
     let command_line = facts::command_line()?;
     let machine = Machine::from_command_line(&command_line)?;
     console::say(&format!("Basalt {} ({} {})", boot.version, boot.variant, machine.name));
-    measuring::measure(&boot, &machine, &command_line)?;
+    let node = measuring::measure(&boot, &machine, &command_line)?;
     console::say("handover: the platform is measured");
-    mounts::late()?;
+    mounts::late(&node.hostname)?;
     data::mount(&machine)?;
     cgroup::prepare()?;
     supervisor::run(service::load()?)

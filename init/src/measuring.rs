@@ -3,8 +3,9 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
-use config::{Boot, Machine};
-use measure::{BootFacts, Digest, Event, MODULES_PCR, PLATFORM_PCR, Record, boot_events, hex};
+use config::{Boot, Machine, Node};
+use measure::{BootFacts, Event, MODULES_PCR, PLATFORM_PCR, Record, boot_events, hex};
+use sha2::{Digest as _, Sha256};
 
 use crate::tpm::Tpm;
 use crate::{Fatal, facts};
@@ -12,38 +13,62 @@ use crate::{Fatal, facts};
 /// The platform's log; trustd appends nothing to it.
 const LOG: &str = "/run/measure/platform.log";
 
+/// The owner's settings from the boot partition, for netd and trustd.
+const SETTINGS: &str = "/run/config/node.toml";
+
 /// Of the partitions, the firmware's.
 const BOOT: u8 = 1;
 
-pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Result<(), Fatal> {
+/// Answers what the node's own settings say, which by then are measured.
+pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Result<Node, Fatal> {
     facts::partitions(&machine.disk)?;
     let partition = machine.partition(BOOT);
     // The larger part of the reading, beside the rest and beside the wait for the TPM.
-    let (mut tpm, events) = std::thread::scope(|scope| {
+    let (mut tpm, events, settings) = std::thread::scope(|scope| {
         let boot_partition = scope.spawn(|| facts::boot_partition(&partition));
         let trustd = scope.spawn(|| facts::file(facts::TRUSTD));
         let mut tpm = Tpm::open(Duration::from_secs(machine.tpm_wait_s))?;
         untouched(&mut tpm)?;
+        let (device_tree, verity_root) = (facts::device_tree()?, facts::verity_root(command_line)?);
+        let (init, engine) = (facts::file("/proc/self/exe")?, facts::file("/usr/share/basalt/engine.list")?);
+        let (configuration, trustd, boot_partition) = (facts::configuration()?, joined(trustd)?, joined(boot_partition)?);
         let events = boot_events(&BootFacts {
             variant: &boot.variant,
             machine: &machine.name,
             command_line,
-            device_tree: facts::device_tree()?,
-            verity_root: &facts::verity_root(command_line)?,
-            init: facts::file("/proc/self/exe")?,
-            engine: facts::file("/usr/share/basalt/engine.list")?,
-            configuration: facts::configuration()?,
-            trustd: joined(trustd)?,
-            boot_partition: joined(boot_partition)?,
+            device_tree,
+            verity_root: &verity_root,
+            init,
+            engine,
+            configuration,
+            trustd,
+            boot_partition: boot_partition.files,
+            node_settings: Sha256::digest(boot_partition.settings.as_deref().unwrap_or_default()).into(),
         });
-        Ok::<_, Fatal>((tpm, events))
+        Ok::<_, Fatal>((tpm, events, boot_partition.settings))
     })?;
+    // A file that nobody can go by stops the node before it says what it is.
+    let node = go_by(settings)?;
     crate::mounts::make_dir("/run/measure", 0o755, None)?;
     let mut log = std::fs::File::options().create_new(true).append(true).open(LOG).map_err(Fatal::io(format!("create {LOG}")))?;
-    extend(&mut tpm, &events, &mut log)
+    extend(&mut tpm, &events, &mut log)?;
+    Ok(node)
 }
 
-fn joined(thread: std::thread::ScopedJoinHandle<'_, Result<Digest, Fatal>>) -> Result<Digest, Fatal> {
+/// What the node goes by from here on; services find what the boot partition said under /run.
+fn go_by(settings: Option<Vec<u8>>) -> Result<Node, Fatal> {
+    let settings = settings.map(String::from_utf8).transpose();
+    let settings = settings.map_err(|e| Fatal::State(format!("node.toml on the boot partition is not UTF-8: {e}")))?;
+    let image = std::fs::read_to_string("/etc/basalt/node.toml").map_err(Fatal::io("read /etc/basalt/node.toml"))?;
+    let node = config::node(&image, settings.as_deref())?;
+    if let Some(settings) = settings {
+        crate::mounts::make_dir("/run/config", 0o755, None)?;
+        std::fs::write(SETTINGS, settings).map_err(Fatal::io(format!("write {SETTINGS}")))?;
+    }
+    Ok(node)
+}
+
+fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Fatal>>) -> Result<T, Fatal> {
     thread.join().unwrap_or_else(|_| Err(Fatal::State("a thread that reads for a measurement panicked".into())))
 }
 

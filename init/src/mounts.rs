@@ -37,7 +37,7 @@ impl BootPartition {
 }
 
 /// After the handover.
-pub(crate) fn late() -> Result<(), Fatal> {
+pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
     on("tmpfs", "/tmp", "tmpfs", quiet, "mode=1777,size=10%")?;
     for dir in ["/dev/pts", "/dev/shm"] {
@@ -54,8 +54,7 @@ pub(crate) fn late() -> Result<(), Fatal> {
     make_dir("/run/modules", 0o711, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/net", 0o755, None)?;
     std::fs::write("/run/resolv.conf", "# netd writes this file when it has an address\n").map_err(Fatal::io("write /run/resolv.conf"))?;
-    let hostname = std::fs::read_to_string("/etc/hostname").map_err(Fatal::io("read /etc/hostname"))?;
-    nix::unistd::sethostname(hostname.trim()).map_err(|e| Fatal::io("set the host name")(e.into()))?;
+    nix::unistd::sethostname(hostname).map_err(|e| Fatal::io("set the host name")(e.into()))?;
     sys::loopback_up().map_err(Fatal::io("bring lo up"))?;
     for name in ["tpm0", "tpmrm0"] {
         chown(Path::new("/dev").join(name), Some(service::TRUSTD), Some(service::TRUSTD))

@@ -1,11 +1,11 @@
 //! Gets an address from a DHCP server and keeps it: RFC 2131, section 4.4, without the states that a reboot would need.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
+use crate::address;
 use crate::dhcp::{self, Ask, Kind, Lease};
 use crate::sys::{self, Interface};
 
@@ -20,7 +20,7 @@ struct Client {
 }
 
 pub(crate) fn keep(hostname: &str) -> Result<()> {
-    let name = wait_for_interface()?;
+    let name = address::wait_for_interface()?;
     let interface = Interface::new(&name)?;
     interface.up().with_context(|| format!("bringing {name} up"))?;
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 68)).context("port 68")?;
@@ -28,29 +28,11 @@ pub(crate) fn keep(hostname: &str) -> Result<()> {
     let client = Client { socket, hardware: hardware(&name)?, hostname: hostname.to_owned() };
     loop {
         let lease = client.obtain()?;
-        apply(&interface, &name, &lease)?;
+        address::apply(&interface, lease.address, lease.mask, lease.router, &lease.resolvers)?;
+        println!("{name}: {} for {} s from {}", lease.address, lease.time.as_secs(), lease.server);
         client.hold(lease)?;
         println!("{name}: the lease ran out and nobody renewed it");
         interface.set_address(Ipv4Addr::UNSPECIFIED, Ipv4Addr::UNSPECIFIED)?;
-    }
-}
-
-/// The first Ethernet interface; USB ones appear late.
-fn wait_for_interface() -> Result<String> {
-    let mut said = false;
-    loop {
-        let mut names: Vec<String> =
-            std::fs::read_dir("/sys/class/net")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-        names.sort();
-        let physical = names.into_iter().find(|name| Path::new("/sys/class/net").join(name).join("device").exists());
-        if let Some(name) = physical {
-            return Ok(name);
-        }
-        if !said {
-            println!("no network interface yet");
-            said = true;
-        }
-        std::thread::sleep(Duration::from_millis(200));
     }
 }
 
@@ -59,19 +41,6 @@ fn hardware(name: &str) -> Result<[u8; 6]> {
     let text = std::fs::read_to_string(&path)?;
     let bytes: Vec<u8> = text.trim().split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
     bytes.try_into().ok().with_context(|| format!("{path}: expected six bytes, found {text:?}"))
-}
-
-fn apply(interface: &Interface, name: &str, lease: &Lease) -> Result<()> {
-    interface.set_address(lease.address, lease.mask).context("setting the address")?;
-    if let Some(router) = lease.router {
-        interface.add_default_route(router).context("setting the default route")?;
-    }
-    let text: String = lease.resolvers.iter().map(|r| format!("nameserver {r}\n")).collect();
-    // Written whole: a container that starts now copies this file.
-    std::fs::write("/run/resolv.conf.new", text)?;
-    std::fs::rename("/run/resolv.conf.new", "/run/resolv.conf")?;
-    println!("{name}: {} for {} s from {}", lease.address, lease.time.as_secs(), lease.server);
-    Ok(())
 }
 
 impl Client {

@@ -1,6 +1,7 @@
 //! Gives the node an address, a resolver and the time, and keeps them.
 #![deny(unsafe_code)]
 
+mod address;
 mod clock;
 mod dhcp;
 mod lease;
@@ -8,21 +9,34 @@ mod sntp;
 #[allow(unsafe_code)]
 mod sys;
 
+use std::path::Path;
+
 use anyhow::{Context as _, Result};
-use config::{Dhcp, Node};
+use config::Addressing;
+
+const IMAGE: &str = "/etc/basalt/node.toml";
+/// What init found on the boot partition.
+const OWN: &str = "/run/config/node.toml";
 
 fn main() -> Result<()> {
-    let text = std::fs::read_to_string("/etc/basalt/node.toml").context("reading /etc/basalt/node.toml")?;
-    let node: Node = config::parse("/etc/basalt/node.toml", &text)?;
+    let image = std::fs::read_to_string(IMAGE).with_context(|| format!("reading {IMAGE}"))?;
+    let own = Path::new(OWN).exists().then(|| std::fs::read_to_string(OWN)).transpose().with_context(|| format!("reading {OWN}"))?;
+    let node = config::node(&image, own.as_deref())?;
     clock::never_before_floor()?;
     // From here on others may start: they do not wait for an address.
     std::fs::write("/run/net/ready", "")?;
     let servers = node.time_servers.clone();
     std::thread::spawn(move || clock::keep(&servers));
     match node.network {
-        Dhcp::None {} => loop {
+        Addressing::None {} => loop {
             std::thread::park();
         },
-        Dhcp::Dhcp {} => lease::keep(&node.hostname),
+        Addressing::Static { address, gateway, resolvers } => {
+            address::fixed(address, gateway, &resolvers)?;
+            loop {
+                std::thread::park();
+            }
+        }
+        Addressing::Dhcp {} => lease::keep(&node.hostname),
     }
 }

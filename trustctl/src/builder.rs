@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use ed25519_dalek::VerifyingKey;
 use trustctl::{image, keys};
 
 use crate::node::{DoesNotHold, print_json};
@@ -19,10 +18,7 @@ pub(crate) struct VerifyImage {
 
 pub(crate) fn verify_image(args: &VerifyImage, folder: &Path, as_json: bool) -> Result<()> {
     let builder = match &args.builder {
-        Some(text) => {
-            let bytes = measure::unhex(text).and_then(|b| <[u8; 32]>::try_from(b).ok()).context("--builder: expected 64 hex digits")?;
-            VerifyingKey::from_bytes(&bytes).context("--builder: this is no Ed25519 key")?
-        }
+        Some(text) => keys::public(text).context("--builder")?,
         None => keys::load(&folder.join(keys::BUILDER), "builder").context("whose image is it? --builder names the key")?.verifying_key(),
     };
     let manifest = image::verify(&args.dir, &builder).map_err(|e| DoesNotHold(format!("{e:#}")))?;

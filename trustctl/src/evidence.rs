@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use measure::{MODULES_PCR, Measurements, PLATFORM_PCR, Pcr, Quote, Record, compare, hex, replay, unhex, verify_quote};
+use measure::{MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote, Record, compare, hex, replay, unhex, verify_quote};
 use serde_json::Value;
 
 /// Evidence that holds together.
@@ -38,7 +38,9 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
     if let Some(expected) = expected {
         let expected = expected.board_of(&platform).context("the measurements name no board")?;
         if let Some(divergence) = compare(&expected.events, &platform) {
-            bail!("this boot is not the expected image on the board {}: {divergence}", expected.board);
+            let settings = platform.get(divergence.recnum as usize).is_some_and(|r| r.content.kind == NODE_SETTINGS);
+            let hint = if settings { "; if you put a node.toml on its boot partition, name that file with --settings" } else { "" };
+            bail!("this boot is not the expected image on the board {}: {divergence}{hint}", expected.board);
         }
         let found = hex(&pcrs[&PLATFORM_PCR].0);
         ensure!(

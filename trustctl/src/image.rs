@@ -51,8 +51,19 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
     }
     let manifest: Manifest = serde_json::from_slice(&text).with_context(|| format!("{MANIFEST} is malformed"))?;
     ensure!(manifest.format == FORMAT, "{MANIFEST}: expected the format {FORMAT}, found {}", manifest.format);
+    let image = format!("basalt-{}.img", manifest.machine);
+    let packed = format!("{image}.xz");
     for (name, expected) in &manifest.outputs {
         ensure!(!name.contains('/') && name != "..", "{MANIFEST} names a file outside of its folder: {name}");
+        // Whoever fetched one form of the image need not have the other.
+        let other = if *name == image { &packed } else { &image };
+        if (*name == image || *name == packed)
+            && !dir.join(name).exists()
+            && dir.join(other).exists()
+            && manifest.outputs.contains_key(other)
+        {
+            continue;
+        }
         let found = file_hash(&dir.join(name)).with_context(|| format!("cannot read {}", dir.join(name).display()))?;
         ensure!(found == *expected, "{name} is altered: expected SHA-256 {expected}, found {found}");
     }
@@ -61,7 +72,6 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
     ensure!(measurements.machine == manifest.machine, "measurements.json is for {}, not for {}", measurements.machine, manifest.machine);
     let (found, expected) = ((&measurements.variant, &measurements.version), (&manifest.variant, &manifest.version));
     ensure!(found == expected, "measurements.json is of {found:?}, the manifest of {expected:?}");
-    let image = format!("basalt-{}.img", manifest.machine);
     ensure!(manifest.outputs.contains_key(&image), "{MANIFEST} covers no {image}");
     for board in &measurements.boards {
         let again = Board::predict(&board.board, &board.events.iter().map(Record::event).collect::<Vec<_>>());
@@ -146,6 +156,24 @@ mod tests {
             std::fs::remove_file(&path).unwrap();
             assert!(says(dir.path()).contains("cannot read"));
         }
+    }
+
+    #[test]
+    fn one_form_of_the_image_is_enough_and_none_is_not() {
+        let packed = folder(|m, _| _ = m.outputs.insert("basalt-virt.img.xz".into(), measure::hex(&Sha256::digest(b"packed"))));
+        let (image, xz) = (packed.path().join("basalt-virt.img"), packed.path().join("basalt-virt.img.xz"));
+        verify(packed.path(), &key(1).verifying_key()).unwrap();
+        std::fs::write(&xz, b"packed").unwrap();
+        std::fs::remove_file(&image).unwrap();
+        verify(packed.path(), &key(1).verifying_key()).unwrap();
+        std::fs::write(&xz, b"other").unwrap();
+        assert!(says(packed.path()).contains("basalt-virt.img.xz is altered"));
+        std::fs::remove_file(&xz).unwrap();
+        assert!(says(packed.path()).contains("cannot read"));
+        // What the builder did not sign does not stand for what he did.
+        let alone = folder(|_, _| {});
+        std::fs::rename(alone.path().join("basalt-virt.img"), alone.path().join("basalt-virt.img.xz")).unwrap();
+        assert!(says(alone.path()).contains("cannot read"));
     }
 
     #[test]

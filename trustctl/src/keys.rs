@@ -8,8 +8,8 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use ed25519_dalek::SigningKey;
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
+use ed25519_dalek::{SigningKey, VerifyingKey};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
 
@@ -91,6 +91,12 @@ pub fn load(path: &Path, who: &str) -> Result<SigningKey> {
 /// The approver's public key as configs/node.toml wants it.
 pub fn public_hex(key: &SigningKey) -> String {
     measure::hex(key.verifying_key().as_bytes())
+}
+
+/// The inverse of [`public_hex`].
+pub fn public(text: &str) -> Result<VerifyingKey> {
+    let bytes = measure::unhex(text).and_then(|b| <[u8; 32]>::try_from(b).ok()).context("expected 64 lower-case hex digits")?;
+    VerifyingKey::from_bytes(&bytes).context("this is no Ed25519 key")
 }
 
 fn write_private(path: &Path, data: &[u8]) -> Result<()> {

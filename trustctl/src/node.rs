@@ -1,6 +1,6 @@
 //! The owner's side: questions to a node.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
@@ -30,6 +30,9 @@ pub(crate) struct Quote {
     /// The image's measurements.json: every difference is named
     #[arg(long)]
     expect: Option<PathBuf>,
+    /// The node.toml that you put on its boot partition, where there is one
+    #[arg(long, requires = "expect")]
+    settings: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -74,7 +77,8 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
         return print_json(&s);
     }
     println!(
-        "Basalt {} ({} {}), up for {} s",
+        "{}: Basalt {} ({} {}), up for {} s",
+        text(&s["hostname"]),
         text(&s["version"]),
         text(&s["variant"]),
         text(&s["machine"]),
@@ -86,7 +90,7 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
         None => println!("ledger   {} statements", s["ledger"]["statements"]),
     }
     let free = |key: &str| s["memory"][key].as_u64().unwrap_or_default() / 1024;
-    println!("memory   {} MiB, {} MiB available", free("total_kb"), free("available_kb"));
+    println!("memory   {} MiB, {} MiB available, {} processes", free("total_kb"), free("available_kb"), s["processes"]);
     Ok(())
 }
 
@@ -131,15 +135,23 @@ pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {
     Ok(())
 }
 
+fn expected(path: &Path, settings: Option<&Path>) -> Result<Measurements> {
+    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
+    let mut expected: Measurements =
+        serde_json::from_slice(&read(path)?).with_context(|| format!("{} is not a measurements.json", path.display()))?;
+    if let Some(settings) = settings {
+        let settings = read(settings)?;
+        expected.boards = expected.boards.iter().map(|board| board.with_settings(&settings)).collect();
+    }
+    Ok(expected)
+}
+
 pub(crate) fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
     let mut nonce = [0; 32];
     getrandom::fill(&mut nonce).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
     let answer = client.post("/v1/quote", &json!({ "nonce": hex(&nonce) }))?;
     let expected: Option<Measurements> = match &args.expect {
-        Some(path) => Some(
-            serde_json::from_str(&std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?)
-                .with_context(|| format!("{} is not a measurements.json", path.display()))?,
-        ),
+        Some(path) => Some(expected(path, args.settings.as_deref())?),
         None => None,
     };
     let checked =

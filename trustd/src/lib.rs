@@ -27,7 +27,8 @@ use crate::settings::Settings;
 /// Runs until it is told to stop.
 pub async fn run(settings: Settings) -> Result<()> {
     let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
-    let node: config::Node = read(&settings.etc.join("node.toml"))?;
+    let own = if settings.own.exists() { Some(text(&settings.own)?) } else { None };
+    let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let machine = config::Machine::from_command_line(&std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)?;
     for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
@@ -62,6 +63,9 @@ pub async fn run(settings: Settings) -> Result<()> {
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(config::parse(&path.to_string_lossy(), &text)?)
+    Ok(config::parse(&path.to_string_lossy(), &text(path)?)?)
+}
+
+fn text(path: &Path) -> Result<String> {
+    std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 pub struct Settings {
     /// boot.toml, node.toml, modules/, ledger.jsonl of the image.
     pub etc: PathBuf,
+    /// The owner's settings from the boot partition, where there are any.
+    pub own: PathBuf,
     /// What lasts: ledger, keys, audit log, uploaded modules.
     pub data: PathBuf,
     /// What lasts until the next boot.
@@ -24,6 +26,7 @@ impl Settings {
     pub fn node() -> Self {
         Self {
             etc: "/etc/basalt".into(),
+            own: "/run/config/node.toml".into(),
             data: "/data/trustd".into(),
             run: "/run/trustd".into(),
             modules: "/run/modules".into(),

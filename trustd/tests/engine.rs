@@ -148,6 +148,7 @@ impl Node {
         let engine = RealEngine::start(dir.path(), name);
         let settings = Settings {
             etc: path("etc"),
+            own: path("own.toml"),
             data: path("data"),
             run: path("run"),
             modules: path("sockets"),

@@ -14,18 +14,3 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
     // The message of the toml crate has the line, the key and, for an unknown key, those that are allowed.
     toml::from_str(text).map_err(|error| anyhow!("{} is not as it should be:\n{error}", path.display()))
 }
-
-/// The names (without `.toml`) of all files in a folder, sorted.
-pub fn names(dir: &Path) -> Result<Vec<String>> {
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "toml")
-            && let Some(stem) = path.file_stem()
-        {
-            names.push(stem.to_string_lossy().into_owned());
-        }
-    }
-    names.sort();
-    Ok(names)
-}

@@ -4,36 +4,53 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-const CLASS: &str = "/sys/class/block";
+/// Where the kernel says what there is; elsewhere in tests.
+#[derive(Clone)]
+pub struct Host {
+    sys: PathBuf,
+    proc: PathBuf,
+}
 
 /// A drive or one of its partitions.
 pub struct Drive {
     pub name: String,
     /// Its folder in sysfs.
     place: PathBuf,
+    host: Host,
 }
 
-fn named(name: &str) -> Drive {
-    Drive { name: name.to_owned(), place: Path::new(CLASS).join(name) }
-}
-
-/// All whole drives.
-pub fn all() -> Result<Vec<Drive>> {
-    let mut drives = Vec::new();
-    for entry in std::fs::read_dir(CLASS).with_context(|| format!("cannot list {CLASS}"))? {
-        let drive = named(&entry?.file_name().to_string_lossy());
-        if drive.whole().is_none() {
-            drives.push(drive);
-        }
+impl Host {
+    pub fn this() -> Self {
+        Self { sys: "/sys".into(), proc: "/proc".into() }
     }
-    drives.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(drives)
-}
 
-pub fn of_number(number: u64) -> Result<Drive> {
-    let place = format!("/sys/dev/block/{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    let real = Path::new(&place).canonicalize().with_context(|| format!("the kernel does not list this device ({place})"))?;
-    Ok(named(&real.file_name().unwrap_or_default().to_string_lossy()))
+    fn class(&self) -> PathBuf {
+        self.sys.join("class/block")
+    }
+
+    fn named(&self, name: &str) -> Drive {
+        Drive { name: name.to_owned(), place: self.class().join(name), host: self.clone() }
+    }
+
+    /// All whole drives.
+    pub fn drives(&self) -> Result<Vec<Drive>> {
+        let class = self.class();
+        let mut drives = Vec::new();
+        for entry in std::fs::read_dir(&class).with_context(|| format!("cannot list {}", class.display()))? {
+            let drive = self.named(&entry?.file_name().to_string_lossy());
+            if drive.whole().is_none() {
+                drives.push(drive);
+            }
+        }
+        drives.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(drives)
+    }
+
+    pub fn drive_of_number(&self, number: u64) -> Result<Drive> {
+        let place = self.sys.join(format!("dev/block/{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number)));
+        let real = place.canonicalize().with_context(|| format!("the kernel does not list this device ({})", place.display()))?;
+        Ok(self.named(&real.file_name().unwrap_or_default().to_string_lossy()))
+    }
 }
 
 impl Drive {
@@ -76,11 +93,12 @@ impl Drive {
                 parts.push(entry.file_name().to_string_lossy().into_owned());
             }
         }
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo").context("cannot read /proc/self/mountinfo")?;
-        let swaps = std::fs::read_to_string("/proc/swaps").unwrap_or_default();
+        let mounts = self.host.proc.join("self/mountinfo");
+        let mounts = std::fs::read_to_string(&mounts).with_context(|| format!("cannot read {}", mounts.display()))?;
+        let swaps = std::fs::read_to_string(self.host.proc.join("swaps")).unwrap_or_default();
         let mut uses = Vec::new();
         for part in parts {
-            let number = named(&part).attribute("dev").unwrap_or_default();
+            let number = self.host.named(&part).attribute("dev").unwrap_or_default();
             for line in mounts.lines() {
                 let words: Vec<&str> = line.split(' ').collect();
                 if words.get(2) == Some(&number.as_str()) {
@@ -90,10 +108,80 @@ impl Drive {
             if swaps.lines().any(|l| l.split_whitespace().next() == Some(&format!("/dev/{part}"))) {
                 uses.push(format!("{part} is swap"));
             }
-            for holder in std::fs::read_dir(Path::new(CLASS).join(&part).join("holders")).into_iter().flatten().flatten() {
+            for holder in std::fs::read_dir(self.host.class().join(&part).join("holders")).into_iter().flatten().flatten() {
                 uses.push(format!("{part} is part of {}", holder.file_name().to_string_lossy()));
             }
         }
         Ok(uses)
+    }
+
+    /// Why this may not be overwritten.
+    pub fn refusal(&self) -> Result<Option<String>> {
+        if let Some(whole) = self.whole() {
+            return Ok(Some(format!("is a partition; name the whole device, /dev/{whole}")));
+        }
+        let uses = self.uses()?;
+        if !uses.is_empty() {
+            return Ok(Some(format!("is in use: {}", uses.join(", "))));
+        }
+        Ok((!self.removable()).then(|| "is built in, not a card".into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A host with a built-in disk (8:0), a USB drive (8:16) with a partition (8:17), a card (179:0) and an empty reader (8:32).
+    fn host(dir: &Path, mounts: &str, swaps: &str) -> Host {
+        let host = Host { sys: dir.join("sys"), proc: dir.join("proc") };
+        let _ = std::fs::remove_dir_all(dir.join("sys"));
+        let write = |path: PathBuf, text: &str| {
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        for (bus, name, number, size, more) in [
+            ("pci0", "sda", "8:0", "1000", ("removable", "0")),
+            ("usb1", "sdb", "8:16", "2000", ("removable", "0")),
+            ("usb1/sdb", "sdb1", "8:17", "1000", ("partition", "1")),
+            ("platform", "mmcblk0", "179:0", "3000", ("device/type", "SD")),
+            ("usb2", "sdc", "8:32", "0", ("removable", "1")),
+        ] {
+            let place = dir.join("sys/devices").join(bus).join(name);
+            for (attribute, text) in [("dev", number), ("size", size), more] {
+                write(place.join(attribute), text);
+            }
+            for link in [dir.join("sys/class/block").join(name), dir.join("sys/dev/block").join(number)] {
+                std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+                std::os::unix::fs::symlink(&place, link).unwrap();
+            }
+        }
+        write(dir.join("proc/self/mountinfo"), mounts);
+        write(dir.join("proc/swaps"), swaps);
+        host
+    }
+
+    #[test]
+    fn only_a_card_that_nobody_uses_may_be_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let says = |host: &Host, major, minor| {
+            host.drive_of_number(nix::sys::stat::makedev(major, minor)).unwrap().refusal().unwrap().unwrap_or_default()
+        };
+        let free = host(dir.path(), "", "");
+        assert_eq!(free.drives().unwrap().iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["mmcblk0", "sda", "sdb", "sdc"]);
+        assert_eq!((says(&free, 8, 16), says(&free, 179, 0)), (String::new(), String::new()));
+        assert!(says(&free, 8, 0).contains("built in"));
+        assert!(says(&free, 8, 17).contains("name the whole device, /dev/sdb"));
+        assert!(says(&free, 8, 32).contains("built in"), "a reader without a card");
+        assert!(free.drive_of_number(nix::sys::stat::makedev(9, 9)).is_err());
+        assert_eq!(free.drive_of_number(nix::sys::stat::makedev(8, 16)).unwrap().size().unwrap(), 2000 * 512);
+
+        let mounted = host(dir.path(), "36 35 8:17 / /mnt rw - ext4 /dev/sdb1 rw\n", "");
+        assert!(says(&mounted, 8, 16).contains("sdb1 is mounted at /mnt"));
+        let swap = host(dir.path(), "", "Filename Type Size Used Priority\n/dev/sdb1 partition 1 0 -2\n");
+        assert!(says(&swap, 8, 16).contains("sdb1 is swap"));
+        let held = host(dir.path(), "", "");
+        std::fs::create_dir_all(dir.path().join("sys/devices/platform/mmcblk0/holders/dm-0")).unwrap();
+        assert!(says(&held, 179, 0).contains("mmcblk0 is part of dm-0"));
     }
 }

@@ -54,7 +54,11 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
 const ET_DYN: u16 = 3;
 const PT_GNU_RELRO: u32 = 0x6474_e552;
 
-/// What a program or library lacks of `PIE` and `RELRO`; None for a file that is not ELF.
+/// What every program says of itself whose toolchain has no stack protector: Go, and Rust as it is released.
+const WITHOUT_PROTECTOR: [&[u8]; 3] = [b"Go buildinf:", b"library/core/src/", b"library/std/src/"];
+
+/// What a program or library lacks of `PIE`, `RELRO` and, where its toolchain has one, `stack protector`; None for a file that
+/// is not ELF.
 pub fn lacks(path: &Path) -> Result<Option<std::collections::BTreeSet<String>>> {
     let data = std::fs::read(path)?;
     if !data.starts_with(b"\x7fELF\x02\x01") {
@@ -76,6 +80,10 @@ pub fn lacks(path: &Path) -> Result<Option<std::collections::BTreeSet<String>>> 
     }
     if !segments.contains(&PT_GNU_RELRO) {
         lacks.insert("RELRO".to_owned());
+    }
+    let holds = |text: &[u8]| data.windows(text.len()).any(|w| w == text);
+    if !holds(b"__stack_chk_fail") && !WITHOUT_PROTECTOR.iter().any(|mark| holds(mark)) {
+        lacks.insert("stack protector".to_owned());
     }
     Ok(Some(lacks))
 }
@@ -108,6 +116,23 @@ mod tests {
         assert!(needed.iter().any(|n| n == "libc.so.6") && needed.iter().any(|n| n.contains("/ld-")), "{needed:?}");
         assert!(parse(&[0; 64]).is_some_and(|n| n.is_empty()));
         assert_eq!(parse(&[0; 20]), None);
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut elf = [0; 64];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        let found = |more: &[u8]| {
+            std::fs::write(file.path(), [&elf[..], more].concat()).unwrap();
+            lacks(file.path()).unwrap().unwrap().into_iter().collect::<Vec<_>>().join(" ")
+        };
+        assert_eq!(found(b""), "PIE RELRO stack protector");
+        assert_eq!(found(b"\0__stack_chk_fail\0"), "PIE RELRO");
+        assert_eq!(found(b"\xff Go buildinf:"), "PIE RELRO");
+        std::fs::write(file.path(), "text").unwrap();
+        assert_eq!(lacks(file.path()).unwrap(), None);
+        assert_eq!(lacks(&std::env::current_exe().unwrap()).unwrap(), Some(Default::default()), "this very program");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! SHA-256 of files and folders, as lower-case hex.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -37,16 +38,20 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A file's own hash, or, for a folder, the hash over the names, modes and hashes of all files below it.
+/// A file's own hash, or, for a folder, that of all files below it.
 pub fn tree(path: &Path) -> Result<String> {
     if path.is_file() {
         return file(path);
     }
+    files(&walk(path)?.into_iter().map(|name| (name.clone(), path.join(name))).collect())
+}
+
+/// The hash over the names, modes and hashes of files that may lie in several folders.
+pub fn files(files: &BTreeMap<PathBuf, PathBuf>) -> Result<String> {
     let mut list = String::new();
-    for name in walk(path)? {
-        let full = path.join(&name);
+    for (name, full) in files {
         let meta = full.symlink_metadata()?;
-        let hash = if meta.is_symlink() { format!("link:{}", std::fs::read_link(&full)?.display()) } else { file(&full)? };
+        let hash = if meta.is_symlink() { format!("link:{}", std::fs::read_link(full)?.display()) } else { file(full)? };
         let mode = if std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o100 == 0 { '-' } else { 'x' };
         list.push_str(&format!("{}\0{mode}\0{hash}\n", name.display()));
     }

@@ -6,14 +6,14 @@ use anyhow::Result;
 use config::{Ledger, Node};
 use ledger::{Entry, SigningKey, Statement, Status};
 
-use crate::{config as files, paths, progress, recipe};
+use crate::{config as files, layers, progress, recipe};
 
 /// How long the approval of a shipped module holds, in seconds: some ten years.
 const SHIPPED_FOR: u64 = 10 * 365 * 86_400;
 
 /// configs/node.toml with the user's keys put in where it names none.
 pub fn node() -> Result<Node> {
-    let mut node: Node = files::read(&paths::repo().join("configs/node.toml"))?;
+    let mut node: Node = files::read(&layers::current().find("configs/node.toml"))?;
     if node.owner.certificates.is_empty() {
         node.owner.certificates.push(owner()?.fingerprint());
     }
@@ -77,7 +77,7 @@ pub fn own_approver() -> Result<String> {
 /// by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
     let Ledger::Log { name, approvers, threshold } = &node.ledger;
-    let path = paths::repo().join("configs/ledger.jsonl");
+    let path = layers::current().find("configs/ledger.jsonl");
     let mut log = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
     let own = if approver_path()?.exists() { Some(approver()?) } else { None };
     let own = own.filter(|key| *threshold == 1 && approvers.contains(&trustctl::keys::public_hex(key)));

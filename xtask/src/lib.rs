@@ -11,6 +11,7 @@ pub mod fetch;
 pub mod firmware;
 pub mod hash;
 pub mod keys;
+pub mod layers;
 pub mod lock;
 pub mod machine;
 pub mod mirror;

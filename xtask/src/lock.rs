@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{config, hash, mirror, paths, progress};
+use crate::{config, hash, layers, mirror, paths, progress};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,12 +73,16 @@ impl Lock {
     }
 }
 
+const SETS: &str = "image/sets.toml";
+
 pub fn sets() -> Result<Sets> {
-    config::read(&paths::repo().join("image/sets.toml"))
+    config::read(&layers::current().find(SETS))
 }
 
-fn lock_path(set: &str) -> PathBuf {
-    paths::repo().join("image/locks").join(format!("{set}.toml"))
+/// A lock of the layer that the request is of lies beside it; what that layer did not have to resolve anew is the checkout's.
+fn lock_path(set: &str) -> (PathBuf, PathBuf) {
+    let name = format!("image/locks/{set}.toml");
+    (layers::current().find(&name), layers::current().owner(SETS).join(&name))
 }
 
 fn request(sets: &Sets, name: &str) -> Result<String> {
@@ -93,7 +97,7 @@ fn request(sets: &Sets, name: &str) -> Result<String> {
 pub fn load(name: &str, locked: bool) -> Result<Lock> {
     let sets = sets()?;
     let request = request(&sets, name)?;
-    let path = lock_path(name);
+    let (path, _) = lock_path(name);
     let found: Option<Lock> = if path.exists() { Some(config::read(&path)?) } else { None };
     match found {
         Some(lock) if lock.request == request => Ok(lock),
@@ -117,7 +121,7 @@ pub fn refresh(name: &str) -> Result<Lock> {
     ensure!(!package.is_empty(), "apt found no package for the set {name:?}");
     let lock = Lock { request, package };
     let text = format!("# Written by `cargo xtask lock`: what image/sets.toml came to. Do not edit.\n{}", toml::to_string(&lock)?);
-    crate::store::write_atomically(&lock_path(name), text.as_bytes())?;
+    crate::store::write_atomically(&lock_path(name).1, text.as_bytes())?;
     let bytes: u64 = lock.package.iter().map(|p| p.size).sum();
     task.done(&format!("{} packages, {}", lock.package.len(), progress::size(bytes)));
     Ok(lock)

@@ -3,7 +3,9 @@
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::{config, hash, paths};
+use crate::{config, hash, layers};
+
+const FOLDER: &str = "configs/machines";
 
 #[derive(Deserialize, Serialize, Clone)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -17,6 +19,9 @@ pub struct Machine {
     /// Sizes of the partitions, in MiB. The data partition grows to the card at first boot.
     pub boot_mib: u64,
     pub data_mib: u64,
+    /// The recipe of image/recipes/kernels that its kernel is made by.
+    #[serde(default = "usual_kernel")]
+    pub kernel_recipe: String,
     /// The kernel image that the boot partition carries.
     pub kernel: String,
     /// What the firmware reads: config.txt of the boot partition.
@@ -50,12 +55,16 @@ pub struct Board {
 pub enum DeviceTree {
     /// QEMU makes it: dumped once with the settings of `[qemu]`, then shipped in the boot partition.
     Qemu,
-    /// The kernel's own, files that image/recipes/kernel.toml lists, with overlays of image/device-tree/ merged in.
+    /// The kernel's own, files that its recipe lists, with overlays of image/device-tree/ merged in.
     Kernel {
         overlays: Vec<String>,
         /// What must be in every board's tree then; the emulator cannot show all of it.
         expect: Vec<Expect>,
     },
+}
+
+fn usual_kernel() -> String {
+    "kernel".into()
 }
 
 impl DeviceTree {
@@ -122,13 +131,13 @@ impl Machine {
 }
 
 pub fn names() -> Result<Vec<String>> {
-    config::names(&paths::repo().join("configs/machines"))
+    layers::current().names(FOLDER)
 }
 
 pub fn load(name: &str) -> Result<Machine> {
-    let path = paths::repo().join("configs/machines").join(format!("{name}.toml"));
+    let path = layers::current().find(&format!("{FOLDER}/{name}.toml"));
     if !path.exists() {
-        bail!("there is no machine {name:?}; configs/machines has: {}", names()?.join(", "));
+        bail!("there is no machine {name:?}; {FOLDER} has: {}", names()?.join(", "));
     }
     let machine: Machine = config::read(&path)?;
     ensure!(!machine.boards.is_empty(), "{}: boards names none; at least one is needed", path.display());

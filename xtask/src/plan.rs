@@ -10,21 +10,25 @@ use anyhow::{Result, bail};
 use crate::machine::{self, Machine};
 use crate::sandbox::{ENVIRONMENT, Sandbox};
 use crate::store::{Built, Inputs, Store};
-use crate::{class, config, lock, paths, recipe, tree};
+use crate::{class, layers, lock, recipe, tree};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Step {
     Tree(String),
-    Vendor,
-    Kernel,
+    /// The crates of the checkout's workspace, or of one that a layer has in this folder.
+    Vendor(Option<String>),
+    Kernel(String),
     Program(String),
     Module(String),
     DeviceTree,
     Root,
     Packed,
     Disk,
+    Download,
     Parts,
     Manifest,
+    /// What `bench image` compares with; no part of an image.
+    Baseline,
 }
 
 pub struct Plan {
@@ -39,7 +43,7 @@ pub struct Plan {
 
 impl Plan {
     pub fn new(machine: &str, variant: &str, locked: bool) -> Result<Self> {
-        let variants = config::names(&paths::repo().join("configs/variants"))?;
+        let variants = layers::current().names("configs/variants")?;
         if !variants.iter().any(|v| v == variant) {
             bail!("there is no variant {variant:?}; configs/variants has: {}", variants.join(", "));
         }
@@ -69,18 +73,26 @@ impl Plan {
         Ok(found)
     }
 
+    /// The step that makes this machine's kernel.
+    pub fn kernel(&self) -> Step {
+        Step::Kernel(self.machine.kernel_recipe.clone())
+    }
+
     pub fn name(&self, step: &Step) -> String {
         match step {
             Step::Tree(set) => format!("tree-{set}"),
-            Step::Vendor => "crates".into(),
-            Step::Kernel => "kernel".into(),
+            Step::Vendor(None) => "crates".into(),
+            Step::Vendor(Some(workspace)) => format!("crates-{}", workspace.rsplit('/').next().unwrap_or(workspace)),
+            Step::Kernel(recipe) => recipe.clone(),
             Step::Program(name) => name.clone(),
             Step::Module(name) => format!("module-{name}"),
             Step::DeviceTree => format!("dtb-{}", self.machine_name),
             Step::Root => "root".into(),
             Step::Packed => "root-packed".into(),
             Step::Disk => format!("disk-{}", self.machine_name),
+            Step::Download => format!("download-{}", self.machine_name),
             Step::Parts => format!("parts-{}", self.machine_name),
+            Step::Baseline => class::baseline::SET.into(),
             Step::Manifest => format!("manifest-{}", self.machine_name),
         }
     }
@@ -88,9 +100,9 @@ impl Plan {
     fn needs(&self, step: &Step) -> Result<Vec<Step>> {
         let tools = || Step::Tree("tools".into());
         Ok(match step {
-            Step::Tree(_) | Step::Vendor => vec![],
-            Step::Kernel => vec![tools()],
-            Step::Program(_) => vec![tools(), Step::Vendor],
+            Step::Tree(_) | Step::Vendor(_) => vec![],
+            Step::Kernel(_) => vec![tools()],
+            Step::Program(name) => vec![tools(), class::program::crates(name)?],
             Step::Module(name) => class::module::needs(name)?,
             Step::DeviceTree => class::dtb::needs(self, tools()),
             Step::Root => {
@@ -101,20 +113,23 @@ impl Plan {
             }
             Step::Packed => vec![tools(), Step::Root],
             Step::Disk => {
-                let mut needs = vec![tools(), Step::Kernel, Step::DeviceTree, Step::Root, Step::Packed];
+                let mut needs = vec![tools(), self.kernel(), Step::DeviceTree, Step::Root];
                 if !self.machine.firmware.is_empty() {
                     needs.push(Step::Tree("firmware".into()));
                 }
                 needs
             }
+            Step::Download => vec![tools(), Step::Packed, Step::Disk],
             Step::Parts => {
-                let mut needs = vec![tools(), Step::Vendor, Step::Tree("device".into())];
+                let mut needs = vec![tools(), Step::Tree("device".into())];
+                needs.extend(class::parts::crates_steps()?);
                 if !self.machine.firmware.is_empty() {
                     needs.push(Step::Tree("firmware".into()));
                 }
                 needs
             }
-            Step::Manifest => vec![Step::Kernel, Step::Disk, Step::Parts],
+            Step::Baseline => vec![tools(), self.kernel(), Step::Tree(class::baseline::SET.into())],
+            Step::Manifest => vec![self.kernel(), Step::Disk, Step::Download, Step::Parts],
         })
     }
 
@@ -124,22 +139,24 @@ impl Plan {
             inputs.step(&self.planned(&need)?);
         }
         // Trees and crates are fetched by the host; all else is made inside.
-        if !matches!(step, Step::Tree(_) | Step::Vendor) {
+        if !matches!(step, Step::Tree(_) | Step::Vendor(_)) {
             for (name, value) in ENVIRONMENT {
                 inputs.add(format!("environment {name}"), value);
             }
         }
         match step {
             Step::Tree(set) => tree::inputs(&lock::load(set, self.locked)?, &mut inputs),
-            Step::Vendor => class::program::vendor_inputs(&mut inputs)?,
-            Step::Kernel => class::kernel::inputs(self, &mut inputs)?,
+            Step::Vendor(workspace) => class::program::vendor_inputs(workspace.as_deref(), &mut inputs)?,
+            Step::Kernel(recipe) => class::kernel::inputs(self, recipe, &mut inputs)?,
             Step::Program(name) => class::program::inputs(name, &mut inputs)?,
             Step::Module(name) => class::module::inputs(name, &mut inputs)?,
             Step::DeviceTree => class::dtb::inputs(self, &mut inputs)?,
             Step::Root => class::root::inputs(self, &mut inputs)?,
             Step::Packed => class::packed::inputs(&mut inputs)?,
             Step::Disk => class::disk::inputs(self, &mut inputs)?,
+            Step::Download => class::download::inputs(&mut inputs)?,
             Step::Parts => class::parts::inputs(self, &mut inputs)?,
+            Step::Baseline => class::baseline::inputs(self, &mut inputs)?,
             Step::Manifest => class::manifest::inputs(&mut inputs)?,
         }
         Ok(inputs)
@@ -171,31 +188,36 @@ impl Plan {
                 self.build(&need)?;
             }
         }
-        if *step == Step::Kernel && found.is_none() {
+        if let Step::Kernel(name) = step
+            && found.is_none()
+        {
             // Here and not while building: a renewed lock is another key.
-            tree::available("kernel", self.locked)?;
+            tree::available(&recipe::kernel(name)?.set, self.locked)?;
         }
         // Building a tree can have renewed a lock.
         let inputs = self.inputs(step)?;
         let doing = match step {
-            Step::Kernel => "configuring and compiling, some 9 minutes on two cores",
+            Step::Kernel(_) => "configuring and compiling, some 12 minutes on two cores",
             Step::Program(_) => "compiling for the device",
-            Step::Vendor => "fetching crates",
-            Step::Packed => "compressing the root for the download",
+            Step::Vendor(_) => "fetching crates",
+            Step::Packed => "compressing the root for the download, some 2 minutes",
+            Step::Baseline => "letting Debian's packages configure themselves in QEMU, some 15 minutes",
             Step::Disk => "assembling the image",
             _ => "",
         };
         self.store.step(&name, doing, &inputs, |out| match step {
             Step::Tree(_) => bail!("a tree is made by its own rule"),
-            Step::Vendor => class::program::vendor(out),
-            Step::Kernel => class::kernel::build(self, out),
+            Step::Vendor(workspace) => class::program::vendor(self, workspace.as_deref(), out),
+            Step::Kernel(recipe) => class::kernel::build(self, recipe, out),
             Step::Program(name) => class::program::build(self, name, out),
             Step::Module(name) => class::module::build(self, name, out),
             Step::DeviceTree => class::dtb::build(self, out),
             Step::Root => class::root::build(self, out),
             Step::Packed => class::packed::build(self, out),
             Step::Disk => class::disk::build(self, out),
+            Step::Download => class::download::build(self, out),
             Step::Parts => class::parts::build(self, out),
+            Step::Baseline => class::baseline::build(self, out),
             Step::Manifest => class::manifest::build(self, out),
         })
     }

@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use crate::{config, paths};
+use crate::{config, layers, paths};
+
+pub const KERNELS: &str = "image/recipes/kernels";
+pub const PROGRAMS: &str = "image/recipes/programs";
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
@@ -17,12 +21,19 @@ pub struct Release {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Kernel {
+    /// The package set that has the source.
+    pub set: String,
     pub package: String,
     pub archive: String,
     pub arch: String,
     pub cross: String,
     pub targets: Vec<String>,
+    /// Which of the device trees that the kernel has for its platforms are kept: patterns below arch/ARCH/boot/dts.
     pub dtbs: Vec<String>,
+    /// Folders of fragments, the later ones over the earlier ones.
+    pub fragments: Vec<String>,
+    /// Folder of patches.
+    pub patches: Option<String>,
     pub absent: Vec<String>,
 }
 
@@ -34,7 +45,11 @@ pub struct Program {
     pub r#static: bool,
     /// Profile of Cargo.toml.
     pub profile: String,
+    /// Of the checkout's workspace: the folders that it is made of.
+    #[serde(default)]
     pub sources: Vec<String>,
+    /// Or a Cargo workspace of its own, with its lock: a folder below programs/ of a layer.
+    pub workspace: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -55,22 +70,44 @@ pub struct Root {
 }
 
 pub fn release() -> Result<Release> {
-    config::read(&paths::repo().join("image/release.toml"))
+    config::read(&layers::current().find("image/release.toml"))
 }
 
-pub fn kernel() -> Result<Kernel> {
-    config::read(&paths::repo().join("image/recipes/kernel.toml"))
+pub fn kernel(name: &str) -> Result<Kernel> {
+    named(KERNELS, name)
 }
 
 pub fn root() -> Result<Root> {
-    config::read(&paths::repo().join("image/recipes/root.toml"))
+    config::read(&layers::current().find("image/recipes/root.toml"))
 }
 
 pub fn program(name: &str) -> Result<Program> {
-    let dir = paths::repo().join("image/recipes/programs");
-    let path = dir.join(format!("{name}.toml"));
+    let program: Program = named(PROGRAMS, name)?;
+    ensure!(
+        program.workspace.is_none() != program.sources.is_empty(),
+        "{PROGRAMS}/{name}.toml: a program has either sources (folders of the checkout) or a workspace (a folder of a layer)"
+    );
+    Ok(program)
+}
+
+/// The packages of the checkout's Cargo workspace, by their folders.
+pub fn members() -> Result<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Manifest {
+        workspace: Workspace,
+    }
+    #[derive(Deserialize)]
+    struct Workspace {
+        members: Vec<String>,
+    }
+    let manifest: Manifest = config::read(&paths::repo().join("Cargo.toml"))?;
+    Ok(manifest.workspace.members)
+}
+
+fn named<T: DeserializeOwned>(folder: &str, name: &str) -> Result<T> {
+    let path = layers::current().find(&format!("{folder}/{name}.toml"));
     if !path.exists() {
-        bail!("there is no program {name:?}; image/recipes/programs has: {}", config::names(&dir)?.join(", "));
+        bail!("there is no recipe {name:?}; {folder} has: {}", layers::current().names(folder)?.join(", "));
     }
     config::read(&path)
 }

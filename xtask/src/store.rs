@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{hash, paths, progress};
+use crate::{hash, layers, paths, progress};
 
 pub const DISK_FULL: &str = "cannot write to the cache; is the disk full? Free some space (`cargo xtask clean` empties the cache) or move the cache with BASALT_CACHE=DIR; nothing half-done was kept";
 
@@ -23,9 +23,9 @@ impl Inputs {
         self
     }
 
-    /// A file or folder of the repository.
+    /// A file or folder of the repository, with the layers over it.
     pub fn path(&mut self, relative: &str) -> Result<&mut Self> {
-        let hash = hash::tree(&paths::repo().join(relative))?;
+        let hash = layers::current().hash(relative)?;
         Ok(self.add(relative, hash))
     }
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::lock::{Lock, Package};
 use crate::store::{Built, Inputs, Store};
-use crate::{config, fetch, lock, paths, progress};
+use crate::{fetch, lock, progress};
 
 /// Raise when the layout that is made from the same packages changes.
 const LAYOUT: &str = "1";
@@ -208,6 +208,6 @@ pub fn ca_bundle(tree: &Path) -> Result<Vec<u8>> {
 
 /// Lists the sets that exist, for messages and for `cargo xtask lock` without a name.
 pub fn names() -> Result<Vec<String>> {
-    let sets: lock::Sets = config::read(&paths::repo().join("image/sets.toml"))?;
+    let sets = lock::sets()?;
     Ok(sets.set.into_keys().collect())
 }

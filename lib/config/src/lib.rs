@@ -11,7 +11,7 @@ mod service;
 
 pub use boot::{Boot, Machine, Tpm};
 pub use module::{Archive, CryptoUse, Image, Module, Network, Ship};
-pub use node::{Api, Dhcp, Ledger, Node, Owner};
+pub use node::{Addressing, Api, Ledger, Node, Owner, Subnet, node};
 pub use service::{Ready, Service};
 
 #[derive(Debug, thiserror::Error)]

@@ -1,11 +1,15 @@
+use std::net::Ipv4Addr;
+
 use serde::{Deserialize, Serialize};
+
+use crate::ConfigError;
 
 /// `/etc/basalt/node.toml`: what the owner sets. In the repository it is configs/node.toml.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", try_from = "RawNode", into = "RawNode")]
 pub struct Node {
     pub hostname: String,
-    pub network: Dhcp,
+    pub network: Addressing,
     pub time_servers: Vec<String>,
     pub api: Api,
     pub owner: Owner,
@@ -18,18 +22,112 @@ struct RawNode {
     hostname: String,
     #[serde(default)]
     time_servers: Vec<String>,
-    network: Dhcp,
+    network: Addressing,
     api: Api,
     owner: Owner,
     ledger: Ledger,
 }
 
 /// How the node gets an address.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
-pub enum Dhcp {
+pub enum Addressing {
     Dhcp {},
+    Static {
+        address: Subnet,
+        /// Where all else is sent; an address of the same subnet.
+        gateway: Option<Ipv4Addr>,
+        #[serde(default)]
+        resolvers: Vec<Ipv4Addr>,
+    },
     None {},
+}
+
+impl Addressing {
+    fn check(&self) -> Result<(), String> {
+        match self {
+            Self::Static { address, gateway: Some(gateway), .. } if !address.contains(*gateway) || *gateway == address.host => {
+                Err(format!("network.gateway: expected another address of {address}, found {gateway}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// An address with the length of its network's prefix: `192.0.2.7/24`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Subnet {
+    pub host: Ipv4Addr,
+    prefix: u8,
+}
+
+impl Subnet {
+    pub fn mask(self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(u32::MAX << (32 - u32::from(self.prefix)))
+    }
+
+    fn contains(self, other: Ipv4Addr) -> bool {
+        (self.host.to_bits() ^ other.to_bits()) & self.mask().to_bits() == 0
+    }
+}
+
+impl TryFrom<String> for Subnet {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let wrong = |why: &str| format!("expected an address of one host and its prefix like 192.0.2.7/24, found {text:?} ({why})");
+        let (host, prefix) = text.split_once('/').ok_or_else(|| wrong("no prefix"))?;
+        let host: Ipv4Addr = host.parse().map_err(|_| wrong("no IPv4 address"))?;
+        let prefix: u8 = prefix.parse().ok().filter(|p| (1..=30).contains(p)).ok_or_else(|| wrong("a prefix has 1 to 30 bits"))?;
+        let subnet = Self { host, prefix };
+        let within = host.to_bits() & !subnet.mask().to_bits();
+        if within == 0 || within == !subnet.mask().to_bits() || host.is_loopback() || host.is_multicast() || host.octets()[0] == 0 {
+            return Err(wrong("no host can have it"));
+        }
+        Ok(subnet)
+    }
+}
+
+impl From<Subnet> for String {
+    fn from(subnet: Subnet) -> Self {
+        subnet.to_string()
+    }
+}
+
+impl std::fmt::Display for Subnet {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.host, self.prefix)
+    }
+}
+
+/// `node.toml` on the boot partition: what is of this one node. Each key replaces the image's; the rest, above all the ledger,
+/// cannot be set there.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct Settings {
+    hostname: Option<String>,
+    time_servers: Option<Vec<String>>,
+    network: Option<Addressing>,
+    owner: Option<Owner>,
+}
+
+/// What a node goes by: `/etc/basalt/node.toml` of the image, and `node.toml` of its boot partition over it.
+pub fn node(image: &str, own: Option<&str>) -> Result<Node, ConfigError> {
+    let node: Node = crate::parse("/etc/basalt/node.toml", image)?;
+    let Some(own) = own else { return Ok(node) };
+    const FILE: &str = "node.toml on the boot partition";
+    let own: Settings = crate::parse(FILE, own)?;
+    let fail = |problem: String| ConfigError { file: FILE.into(), problem };
+    if own.owner.as_ref().is_some_and(|owner| owner.certificates.is_empty()) {
+        return Err(fail("owner.certificates names none, and nobody could command the node; leave [owner] out to keep the image's".into()));
+    }
+    let mut raw = RawNode::from(node);
+    raw.hostname = own.hostname.unwrap_or(raw.hostname);
+    raw.time_servers = own.time_servers.unwrap_or(raw.time_servers);
+    raw.network = own.network.unwrap_or(raw.network);
+    raw.owner = own.owner.unwrap_or(raw.owner);
+    Node::try_from(raw).map_err(fail)
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -67,6 +165,7 @@ impl TryFrom<RawNode> for Node {
 
     fn try_from(raw: RawNode) -> Result<Self, String> {
         crate::valid_name(&raw.hostname).map_err(|e| format!("hostname: {e}"))?;
+        raw.network.check()?;
         raw.api
             .listen
             .parse::<std::net::SocketAddr>()
@@ -107,6 +206,7 @@ impl Ledger {
 
 #[cfg(test)]
 mod tests {
+    use super::{Addressing, node};
     use crate::{Node, parse};
 
     const GOOD: &str = "hostname = \"basalt\"\ntime-servers = []\n[network]\nkind = \"dhcp\"\n[api]\nlisten = \"0.0.0.0:7443\"\n[owner]\n[ledger]\nkind = \"log\"\nname = \"home\"\nthreshold = 1\n";
@@ -125,6 +225,45 @@ mod tests {
         for (from, to, says) in cases {
             let error = parse::<Node>("node.toml", &GOOD.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("node.toml"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_boot_partition_replaces_key_by_key() {
+        let own = format!(
+            "hostname = \"gate-7\"\n[network]\nkind = \"static\"\naddress = \"192.0.2.7/24\"\ngateway = \"192.0.2.1\"\n[owner]\ncertificates = [\"{}\"]\n",
+            "ab".repeat(32)
+        );
+        let n = node(GOOD, Some(&own)).unwrap();
+        let Addressing::Static { address, .. } = n.network else { panic!("not static") };
+        assert_eq!((n.hostname.as_str(), address.mask().to_string().as_str()), ("gate-7", "255.255.255.0"));
+        assert_eq!(n.owner.certificates.len(), 1);
+        assert_eq!(node(GOOD, None).unwrap().hostname, "basalt");
+        assert_eq!(node(GOOD, Some("")).unwrap().hostname, "basalt");
+    }
+
+    #[test]
+    fn the_boot_partition_sets_nothing_else_and_nothing_wrong() {
+        let fixed = |rest: &str| format!("[network]\nkind = \"static\"\n{rest}\n");
+        for (own, says) in [
+            ("[ledger]\nkind = \"log\"\nname = \"x\"\nthreshold = 1\n".to_owned(), "ledger"),
+            ("[api]\nlisten = \"0.0.0.0:1\"\n".into(), "api"),
+            ("hostname = \"A\"\n".into(), "hostname"),
+            ("[owner]\n".into(), "nobody could command"),
+            ("[owner]\ncertificates = [\"00\"]\n".into(), "64"),
+            ("hostname".into(), "expected"),
+            (fixed(""), "address"),
+            (fixed("address = \"192.0.2.7\""), "no prefix"),
+            (fixed("address = \"192.0.2.7/33\""), "1 to 30"),
+            (fixed("address = \"192.0.2.0/24\""), "no host"),
+            (fixed("address = \"192.0.2.255/24\""), "no host"),
+            (fixed("address = \"127.0.0.1/8\""), "no host"),
+            (fixed("address = \"192.0.2.7/24\"\ngateway = \"192.0.3.1\""), "gateway"),
+            (fixed("address = \"192.0.2.7/24\"\ngateway = \"192.0.2.7\""), "gateway"),
+            (fixed("address = \"192.0.2.7/24\"\nmetric = 1"), "metric"),
+        ] {
+            let error = node(GOOD, Some(&own)).unwrap_err().to_string();
+            assert!(error.contains(says) && error.contains("boot partition"), "{own}: {error}");
         }
     }
 }

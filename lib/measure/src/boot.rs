@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 
 use crate::log::{Record, compare};
 use crate::{Digest, Event, MODULES_PCR, PLATFORM_PCR, Pcr, hex};
@@ -12,8 +13,10 @@ pub struct BootFacts<'a> {
     /// As /proc/cmdline shows it; see [`own_words`].
     pub command_line: &'a str,
     pub device_tree: Digest,
-    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees.
+    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`].
     pub boot_partition: Digest,
+    /// Digest of [`SETTINGS`], or of nothing where there is no such file.
+    pub node_settings: Digest,
     /// Root hash of the dm-verity tree, in hex as on the kernel command line.
     pub verity_root: &'a str,
     pub init: Digest,
@@ -24,6 +27,15 @@ pub struct BootFacts<'a> {
     pub configuration: Digest,
 }
 
+/// What the owner may put on the boot partition; an event of its own, so that all others stay those of the image.
+pub const SETTINGS: &str = "/boot/node.toml";
+pub const NODE_SETTINGS: &str = "node-settings";
+
+/// What is measured where the owner put nothing there.
+pub fn no_settings() -> Digest {
+    Sha256::digest([]).into()
+}
+
 /// The one list of boot events, in the order in which they are extended.
 pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
     let p = PLATFORM_PCR;
@@ -32,6 +44,7 @@ pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
         Event::new(p, "kernel-command-line", own_words(facts.command_line)),
         Event::of_digest(p, "device-tree", &facts.device_tree),
         Event::of_digest(p, "boot-partition", &facts.boot_partition),
+        Event::of_digest(p, NODE_SETTINGS, &facts.node_settings),
         Event::new(p, "verity-root", facts.verity_root),
         Event::of_digest(p, "init", &facts.init),
         Event::of_digest(p, "trustd", &facts.trustd),
@@ -110,8 +123,17 @@ impl Board {
 
     /// The same image started with another device tree, as emulated boards are.
     pub fn with_device_tree(&self, digest: &Digest) -> Self {
+        self.with("device-tree", digest)
+    }
+
+    /// The same image with settings of the node's own: the bytes of [`SETTINGS`].
+    pub fn with_settings(&self, file: &[u8]) -> Self {
+        self.with(NODE_SETTINGS, &Sha256::digest(file).into())
+    }
+
+    fn with(&self, kind: &str, digest: &Digest) -> Self {
         let events: Vec<Event> = self.events.iter().map(Record::event).collect();
-        let replaced = |e: Event| if e.kind == "device-tree" { Event::of_digest(e.pcr, "device-tree", digest) } else { e };
+        let replaced = |e: Event| if e.kind == kind { Event::of_digest(e.pcr, kind, digest) } else { e };
         Self::predict(&self.board, &events.into_iter().map(replaced).collect::<Vec<_>>())
     }
 }

@@ -17,7 +17,7 @@ mod pcr;
 #[cfg(feature = "quote")]
 mod quote;
 
-pub use boot::{Board, BootFacts, Measurements, boot_events, own_words, verity_root};
+pub use boot::{Board, BootFacts, Measurements, NODE_SETTINGS, SETTINGS, boot_events, no_settings, own_words, verity_root};
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;
 pub use files::{BadName, FileList};

@@ -140,6 +140,7 @@ mod tests {
             command_line: "console=ttyAMA0 \n",
             device_tree: [1; 32],
             boot_partition: [6; 32],
+            node_settings: [9; 32],
             verity_root: "00ff",
             init: [2; 32],
             trustd: [3; 32],

@@ -72,7 +72,9 @@ async fn status(State(node): This) -> Json<Value> {
             Ok(text) => json!({ "statements": text.lines().count() }),
             Err(problem) => json!({ "problem": problem }),
         },
+        "hostname": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
         "memory": memory(),
+        "processes": processes(),
     }))
 }
 
@@ -81,6 +83,13 @@ fn memory() -> Value {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     json!({ "total_kb": field("MemTotal:"), "available_kb": field("MemAvailable:") })
+}
+
+/// How many programs run; threads of the kernel have no command line and do not count.
+fn processes() -> usize {
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()));
+    numbers.filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())).count()
 }
 
 async fn modules(State(node): This) -> Json<Value> {

@@ -1,15 +1,17 @@
 //! The disk image: partition table, boot partition (FAT), root partition, data partition (ext4).
 
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use measure::{Board, BootFacts, Digest, FileList, Measurements};
 
 use super::root::Facts;
 use crate::bmap::Bmap;
 use crate::plan::{Plan, Step};
+use crate::qemu::partition_start;
 use crate::store::Inputs;
 use crate::{firmware, hash, recipe};
 
@@ -41,9 +43,8 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 
     let image = out.join(format!("basalt-{}.img", plan.machine_name));
     let parts = [(0x0c, work.path().join("boot.fat")), (0x83, root.file("root.img")), (0x83, work.path().join("data.ext4"))];
-    let bounds = assemble(plan, &parts, &image)?;
-    block_map(&image, &bounds, &work.path().join("boot.fat"))?;
-    download(plan, &image, &bounds, work.path(), out)?;
+    assemble(plan, &parts, &image)?;
+    std::fs::write(out.join(format!("basalt-{}.img.bmap", plan.machine_name)), block_map(&image)?.to_xml())?;
     predict(plan, &facts, &command_line, &boot, out)
 }
 
@@ -68,7 +69,7 @@ fn boot_files(plan: &Plan, command_line: &str, boot: &Path) -> Result<()> {
     let machine = &plan.machine;
     std::fs::write(boot.join("cmdline.txt"), format!("{command_line}\n"))?;
     std::fs::write(boot.join("config.txt"), &machine.config_txt)?;
-    std::fs::copy(plan.planned(&Step::Kernel)?.file(&machine.kernel), boot.join(&machine.kernel))?;
+    std::fs::copy(plan.planned(&plan.kernel())?.file(&machine.kernel), boot.join(&machine.kernel))?;
     let trees = plan.planned(&Step::DeviceTree)?;
     for board in &machine.boards {
         std::fs::copy(trees.file(&board.dtb), boot.join(&board.dtb))?;
@@ -136,15 +137,12 @@ fn data_partition(plan: &Plan, work: &Path) -> Result<()> {
     )
 }
 
-/// Writes the image; answers where each partition begins, and where the last one ends.
-fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<Vec<u64>> {
-    let mut bounds = Vec::new();
+fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<()> {
     let mut file = File::create(image)?;
     let mut table = [0u8; 512];
     table[440..444].copy_from_slice(&DISK_ID.to_le_bytes());
     let mut at = MIB;
     for (n, (kind, part)) in parts.iter().enumerate() {
-        bounds.push(at);
         let length = part.metadata()?.len();
         let rounded = length.next_multiple_of(MIB);
         let entry = &mut table[446 + 16 * n..][..16];
@@ -158,20 +156,18 @@ fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<Vec<u6
     table[510..].copy_from_slice(&[0x55, 0xaa]);
     file.seek(SeekFrom::Start(0))?;
     file.write_all(&table)?;
-    file.set_len(at).with_context(|| format!("cannot write the image of {}", plan.machine_name))?;
-    bounds.push(at);
-    Ok(bounds)
+    file.set_len(at).with_context(|| format!("cannot write the image of {}", plan.machine_name))
 }
 
 /// What has to be written to a card: all but the end of the boot partition, where no file lies.
 ///
 /// Zeros count elsewhere, too: tables of a file system must not show what was on the card before.
-fn block_map(image: &Path, bounds: &[u64], boot: &Path) -> Result<()> {
-    let [start, root, _, end] = bounds else { bail!("an image has three partitions") };
-    let used = fat_end(&std::fs::read(boot)?).context("mkfs.vfat made something that is not FAT32")?;
-    let map = Bmap::of(image, &[(0, start + used), (*root, *end)])?;
-    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(std::fs::write(image.with_file_name(format!("{name}.bmap")), map.to_xml())?)
+pub fn block_map(image: &Path) -> Result<Bmap> {
+    let (start, root, end) = (partition_start(image, 1)?, partition_start(image, 2)?, image.metadata()?.len());
+    let mut boot = vec![0; usize::try_from(root - start)?];
+    File::open(image)?.read_exact_at(&mut boot, start)?;
+    let used = fat_end(&boot).context("the boot partition is not FAT32")?;
+    Bmap::of(image, &[(0, start + used), (root, end)])
 }
 
 /// Where the last cluster that belongs to a file ends (Microsoft, FAT specification 1.03: the boot sector, and entries of 4 bytes).
@@ -184,30 +180,6 @@ fn fat_end(fat32: &[u8]) -> Option<u64> {
     let first = (reserved * sector) as usize;
     let last = (2..entries).rev().find(|n| long(first + 4 * n).is_some_and(|e| e & 0x0fff_ffff != 0))? as u64;
     Some((reserved + copies * length) * sector + (last - 1) * cluster * sector)
-}
-
-/// The image as `.img.xz`: three streams one after the other, which every xz reads as one. The root's is a step of its own,
-/// since it takes most of the time and is the same until the root changes.
-fn download(plan: &Plan, image: &Path, bounds: &[u64], work: &Path, out: &Path) -> Result<()> {
-    let [_, root, data, end] = bounds else { bail!("an image has three partitions") };
-    let (sandbox, log) = plan.sandbox("disk")?;
-    let sandbox = sandbox.write(work, "/work").cwd("/work");
-    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let mut target = File::create(out.join(format!("{name}.xz")))?;
-    let mut source = File::open(image)?;
-    for (from, to, stream) in [(0, *root, "head"), (*root, *data, "root"), (*data, *end, "data")] {
-        let packed = if stream == "root" {
-            plan.planned(&Step::Packed)?.file("root.xz")
-        } else {
-            source.seek(SeekFrom::Start(from))?;
-            std::io::copy(&mut (&source).take(to - from), &mut File::create(work.join(stream))?)?;
-            // Kernel and firmware are compressed already, the rest is empty.
-            sandbox.run(&log, ["xz", "-1", "--threads=1", stream])?;
-            work.join(format!("{stream}.xz"))
-        };
-        std::io::copy(&mut File::open(packed)?, &mut target)?;
-    }
-    Ok(())
 }
 
 /// Copies a file to an offset, leaving blocks of zeros as holes.
@@ -249,6 +221,7 @@ fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path, out: &Pa
             command_line,
             device_tree: measure::device_tree_digest(&std::fs::read(boot.join(&board.dtb))?)?,
             boot_partition: files.digest(),
+            node_settings: measure::no_settings(),
             verity_root: &facts.verity_root,
             init: digest(&facts.init)?,
             trustd: digest(&facts.trustd)?,

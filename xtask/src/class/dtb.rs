@@ -9,14 +9,14 @@ use crate::machine::{DeviceTree, Expect};
 use crate::plan::{Plan, Step};
 use crate::sandbox::Sandbox;
 use crate::store::Inputs;
-use crate::{hash, paths};
+use crate::{hash, layers};
 
 pub const OVERLAYS: &str = "image/device-tree";
 
 pub fn needs(plan: &Plan, tools: Step) -> Vec<Step> {
     match plan.machine.device_tree {
         DeviceTree::Qemu => vec![tools],
-        DeviceTree::Kernel { .. } => vec![tools, Step::Kernel],
+        DeviceTree::Kernel { .. } => vec![tools, plan.kernel()],
     }
 }
 
@@ -30,7 +30,8 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
         }
         DeviceTree::Kernel { overlays, .. } => {
             for overlay in overlays {
-                inputs.path(&format!("{OVERLAYS}/{overlay}.dtso"))?;
+                let name = format!("{OVERLAYS}/{overlay}.dtso");
+                inputs.path(&name).with_context(|| format!("the machine's file names the overlay {overlay}, and there is no {name}"))?;
             }
         }
     }
@@ -44,9 +45,11 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
             let (sandbox, log) = plan.sandbox("dtb")?;
             let sandbox = sandbox.write(out, "/out").cwd("/out");
             for board in &plan.machine.boards {
-                let from = plan.planned(&Step::Kernel)?.file("dtbs").join(&board.dtb);
+                let from = plan.planned(&plan.kernel())?.file("dtbs").join(&board.dtb);
                 let copied = std::fs::copy(&from, out.join(&board.dtb));
-                copied.with_context(|| format!("image/recipes/kernel.toml does not list {}, which {} needs", board.dtb, board.name))?;
+                copied.with_context(|| {
+                    format!("the kernel has no device tree {}, which {} needs (dtbs of its recipe)", board.dtb, board.name)
+                })?;
                 for overlay in overlays {
                     merge(&sandbox, &log, overlay, &board.dtb)?;
                 }
@@ -59,7 +62,8 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 
 /// Merges an overlay of the repository into a tree in the sandbox's working folder.
 pub fn merge(sandbox: &Sandbox, log: &Path, overlay: &str, tree: &str) -> Result<()> {
-    let sandbox = sandbox.clone().read(&paths::repo().join(OVERLAYS), "/in");
+    let file = layers::current().find(&format!("{OVERLAYS}/{overlay}.dtso"));
+    let sandbox = sandbox.clone().read(file.parent().unwrap_or(&file), "/in");
     let source = format!("/in/{overlay}.dtso");
     let script = format!(
         "dtc -q -@ -I dts -O dtb -o /tmp/overlay {source} && fdtoverlay -i {tree} -o /tmp/tree /tmp/overlay && cp /tmp/tree {tree}"

@@ -2,33 +2,37 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::plan::Plan;
 use crate::store::Inputs;
-use crate::{lock, paths, recipe, tree};
+use crate::{layers, lock, recipe, tree};
 
-pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
-    inputs.path("image/recipes/kernel.toml")?.path("image/kernel")?.path("xtask/src/class/kernel.rs")?;
-    inputs.add("lock kernel", lock::load("kernel", plan.locked)?.hash());
+pub fn inputs(plan: &Plan, name: &str, inputs: &mut Inputs) -> Result<()> {
+    let recipe = recipe::kernel(name)?;
+    inputs.path(&format!("{}/{name}.toml", recipe::KERNELS))?.path("xtask/src/class/kernel.rs")?;
+    for folder in recipe.fragments.iter().chain(&recipe.patches) {
+        inputs.path(folder)?;
+    }
+    inputs.add(format!("lock {}", recipe.set), lock::load(&recipe.set, plan.locked)?.hash());
     inputs.add("source-date-epoch", recipe::release()?.source_date_epoch.to_string());
     Ok(())
 }
 
-pub fn build(plan: &Plan, out: &Path) -> Result<()> {
-    let recipe = recipe::kernel()?;
-    let lock = lock::load("kernel", true)?;
+pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
+    let recipe = recipe::kernel(name)?;
+    let lock = lock::load(&recipe.set, true)?;
     let work = tempfile::tempdir_in(plan.store.scratch())?;
     unpack(&recipe, &lock, work.path())?;
     let source = std::fs::read_dir(work.path())?.flatten().map(|e| e.file_name()).next().context("the source archive is empty")?;
     std::fs::rename(work.path().join(source), work.path().join("src"))?;
     std::fs::create_dir(work.path().join("build"))?;
+    let (fragments, patches) = stage(&recipe, &work.path().join("in"))?;
 
     let epoch = recipe::release()?.source_date_epoch;
-    let (sandbox, log) = plan.sandbox("kernel")?;
+    let (sandbox, log) = plan.sandbox(name)?;
     let sandbox = sandbox
         .write(work.path(), "/work")
-        .read(&paths::repo().join("image/kernel"), "/in")
         .cwd("/work/src")
         .env("ARCH", &recipe.arch)
         .env("CROSS_COMPILE", &recipe.cross)
@@ -36,31 +40,59 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         .env("KBUILD_BUILD_USER", "basalt")
         .env("KBUILD_BUILD_HOST", "basalt")
         .env("KCONFIG_NOTIMESTAMP", "1");
-    for patch in glob("image/kernel/patches/*.patch")? {
-        sandbox.run(&log, ["patch", "-p1", "--no-backup-if-mismatch", "-i", &format!("/in/patches/{patch}")])?;
+    for patch in patches {
+        sandbox.run(&log, ["patch", "-p1", "--no-backup-if-mismatch", "-i", &format!("/work/in/{patch}")])?;
     }
-    let fragments = glob("image/kernel/*.config")?;
     let mut merge = vec!["./scripts/kconfig/merge_config.sh".to_owned(), "-n".into(), "-O".into(), "/work/build".into()];
-    merge.extend(fragments.iter().map(|f| format!("/in/{f}")));
+    merge.extend(fragments.iter().map(|(name, _)| format!("/work/in/{name}")));
     sandbox.run(&log, merge)?;
     check(&recipe, &fragments, &std::fs::read_to_string(work.path().join("build/.config"))?)?;
 
     let mut make = vec!["make".to_owned(), format!("-j{}", Plan::jobs()), "-s".into(), "O=/work/build".into(), "DTC_FLAGS=-@".into()];
     make.extend(recipe.targets.iter().cloned());
-    make.extend(recipe.dtbs.iter().cloned());
+    make.push("dtbs".into());
     sandbox.run(&log, make)?;
 
-    let built = work.path().join("build");
+    let boot = work.path().join("build/arch").join(&recipe.arch).join("boot");
     for target in &recipe.targets {
-        std::fs::copy(built.join("arch").join(&recipe.arch).join("boot").join(target), out.join(target))?;
+        std::fs::copy(boot.join(target), out.join(target))?;
     }
     std::fs::create_dir(out.join("dtbs"))?;
-    for dtb in &recipe.dtbs {
-        let name = Path::new(dtb).file_name().context("a dtb without a name")?;
-        std::fs::copy(built.join("arch").join(&recipe.arch).join("boot/dts").join(dtb), out.join("dtbs").join(name))?;
+    for pattern in &recipe.dtbs {
+        let mut found = 0;
+        for dtb in glob::glob(&boot.join("dts").join(pattern).to_string_lossy())? {
+            let dtb = dtb?;
+            std::fs::copy(&dtb, out.join("dtbs").join(dtb.file_name().context("a dtb without a name")?))?;
+            found += 1;
+        }
+        ensure!(found > 0, "the kernel built no device tree that matches {pattern:?} ({}/{name}.toml)", recipe::KERNELS);
     }
-    std::fs::copy(built.join(".config"), out.join("config"))?;
+    std::fs::copy(work.path().join("build/.config"), out.join("config"))?;
     Ok(())
+}
+
+/// A fragment's name in the order of merging, and its text.
+type Fragment = (String, String);
+
+/// Lays fragments and patches into one folder, wherever they come from; answers their names in order.
+fn stage(recipe: &recipe::Kernel, to: &Path) -> Result<(Vec<Fragment>, Vec<String>)> {
+    std::fs::create_dir(to)?;
+    let (mut fragments, mut patches) = (Vec::new(), Vec::new());
+    for (n, folder) in recipe.fragments.iter().enumerate() {
+        for (stem, path) in layers::current().named(folder, "config")? {
+            let (name, text) = (format!("{n}-{stem}.config"), std::fs::read_to_string(path)?);
+            std::fs::write(to.join(&name), &text)?;
+            fragments.push((name, text));
+        }
+    }
+    if let Some(folder) = &recipe.patches {
+        for (stem, path) in layers::current().named(folder, "patch")? {
+            let name = format!("{stem}.patch");
+            std::fs::copy(path, to.join(&name))?;
+            patches.push(name);
+        }
+    }
+    Ok((fragments, patches))
 }
 
 fn unpack(recipe: &recipe::Kernel, lock: &lock::Lock, work: &Path) -> Result<()> {
@@ -68,7 +100,7 @@ fn unpack(recipe: &recipe::Kernel, lock: &lock::Lock, work: &Path) -> Result<()>
         .package
         .iter()
         .find(|p| p.name == recipe.package)
-        .with_context(|| format!("the lock of the set kernel has no {}", recipe.package))?;
+        .with_context(|| format!("the lock of the set {} has no {}", recipe.set, recipe.package))?;
     tree::with_data(package, |deb| {
         for entry in deb.entries()? {
             let entry = entry?;
@@ -83,33 +115,19 @@ fn unpack(recipe: &recipe::Kernel, lock: &lock::Lock, work: &Path) -> Result<()>
     })
 }
 
-/// File names (without folder) that match a pattern in the repository, sorted.
-fn glob(pattern: &str) -> Result<Vec<String>> {
-    let full = paths::repo().join(pattern);
-    let mut names = Vec::new();
-    for path in glob::glob(&full.to_string_lossy())? {
-        names.push(path?.file_name().unwrap_or_default().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// kconfig drops a symbol whose dependencies are not met without a word: every wish must be in the final configuration.
-fn check(recipe: &recipe::Kernel, fragments: &[String], config: &str) -> Result<()> {
-    let mut wishes = String::new();
-    for fragment in fragments {
-        wishes.push_str(&std::fs::read_to_string(paths::repo().join("image/kernel").join(fragment))?);
-    }
+fn check(recipe: &recipe::Kernel, fragments: &[Fragment], config: &str) -> Result<()> {
+    let wishes: String = fragments.iter().map(|(_, text)| text.as_str()).collect();
     let mut problems = unfulfilled(&wishes, config);
     for symbol in &recipe.absent {
         if config.lines().any(|l| l == format!("CONFIG_{symbol}=y") || l == format!("CONFIG_{symbol}=m")) {
-            problems.push(format!("CONFIG_{symbol} is set and must be absent (image/recipes/kernel.toml)"));
+            problems.push(format!("CONFIG_{symbol} is set and must be absent (absent of its recipe)"));
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    bail!("the kernel's final configuration is not the one that image/kernel/ asks for:\n  {}", problems.join("\n  "))
+    bail!("the kernel's final configuration is not the one that its fragments ask for:\n  {}", problems.join("\n  "))
 }
 
 fn unfulfilled(wishes: &str, config: &str) -> Vec<String> {

@@ -19,13 +19,13 @@ pub fn inputs(inputs: &mut Inputs) -> Result<()> {
 
 pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let mut outputs = BTreeMap::new();
-    for step in [Step::Disk, Step::Parts] {
+    for step in [Step::Disk, Step::Download, Step::Parts] {
         let built = plan.planned(&step)?;
         for name in hash::walk(&built.dir)? {
             outputs.insert(name.display().to_string(), hash::file(&built.dir.join(&name))?);
         }
     }
-    outputs.insert("kernel.config".into(), hash::file(&plan.planned(&Step::Kernel)?.file("config"))?);
+    outputs.insert("kernel.config".into(), hash::file(&plan.planned(&plan.kernel())?.file("config"))?);
     let mut inputs = BTreeMap::new();
     for step in plan.steps()?.into_iter().filter(|step| *step != Step::Manifest) {
         inputs.insert(plan.name(&step), plan.inputs(&step)?.0);

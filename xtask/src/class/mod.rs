@@ -1,6 +1,8 @@
 //! How each kind of step is built. What is built stands in image/ and configs/.
 
+pub mod baseline;
 pub mod disk;
+pub mod download;
 pub mod dtb;
 pub mod kernel;
 pub mod manifest;

@@ -7,14 +7,14 @@ use config::{Archive, Image, Module};
 
 use crate::plan::{Plan, Step};
 use crate::store::Inputs;
-use crate::{config as files, paths, recipe};
+use crate::{config as files, layers, recipe};
 
 const DIR: &str = "configs/modules";
 
 /// The modules of configs/modules that the build makes an archive for.
 pub fn names() -> Result<Vec<String>> {
     let mut shipped = Vec::new();
-    for name in files::names(&paths::repo().join(DIR))? {
+    for name in layers::current().names(DIR)? {
         if matches!(load(&name)?.image, Image::Ship(_)) {
             shipped.push(name);
         }
@@ -23,7 +23,7 @@ pub fn names() -> Result<Vec<String>> {
 }
 
 pub fn load(name: &str) -> Result<Module> {
-    let path = paths::repo().join(DIR).join(format!("{name}.toml"));
+    let path = layers::current().find(&format!("{DIR}/{name}.toml"));
     Module::valid_name(name).map_err(|e| anyhow::anyhow!("{}: {e}", path.display()))?;
     files::read(&path)
 }

@@ -20,7 +20,8 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let length = image.metadata()?.len().next_multiple_of(1 << 20);
     std::fs::File::options().write(true).open(&image)?.set_len(length)?;
     let (sandbox, log) = plan.sandbox("packed")?;
-    // The same bytes for any number of threads: the blocks' size is given, and `+` keeps a single one in blocks too.
-    let threads = format!("--threads=+{}", Plan::jobs());
-    sandbox.write(out, "/out").run(&log, ["xz", &threads, "--block-size=16MiB", "--arm64", "--lzma2=preset=6", "/out/root"])
+    // One block with a dictionary that sees all of it: what a program has in common with another one far away is found, too. Two
+    // processors could share the work only in blocks, which costs a fifth of the size (docs/performance.md). Whoever unpacks
+    // it needs as much memory as the dictionary has. Bits as xz's manual has them for ARM64 code.
+    sandbox.write(out, "/out").run(&log, ["xz", "--threads=1", "--arm64", "--lzma2=preset=9,dict=160MiB,lc=2,lp=2,pb=2", "/out/root"])
 }

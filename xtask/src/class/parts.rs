@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::program::{TARGET, offline_cargo};
+use super::program::{TARGET, offline_cargo, stage_workspace};
 use crate::plan::{Plan, Step};
 use crate::store::Inputs;
 use crate::{class, hash, lock, paths, recipe};
@@ -16,36 +16,30 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
     inputs.path("xtask/src/class/parts.rs")?.path("image/recipes")?.path("configs/modules")?.path("image/release.toml")?;
     inputs.path("Cargo.toml")?.path("xtask/src/class/program.rs")?.path("xtask/src/class/module.rs")?;
-    for member in members()? {
+    for member in recipe::members()? {
         inputs.path(&format!("{member}/Cargo.toml"))?;
     }
-    for set in sets(plan) {
-        inputs.add(format!("lock {set}"), lock::load(set, plan.locked)?.hash());
+    for workspace in workspaces()?.into_keys().flatten() {
+        inputs.path(&workspace)?;
+    }
+    for set in sets(plan)? {
+        inputs.add(format!("lock {set}"), lock::load(&set, plan.locked)?.hash());
     }
     inputs.add("machine", plan.machine_name.as_str());
     Ok(())
 }
 
-fn members() -> Result<Vec<String>> {
-    #[derive(Deserialize)]
-    struct Manifest {
-        workspace: Workspace,
+/// The package sets that something of the image comes from.
+fn sets(plan: &Plan) -> Result<Vec<String>> {
+    let mut sets = vec!["device".to_owned(), kernel_set(plan)?];
+    if !plan.machine.firmware.is_empty() {
+        sets.push("firmware".into());
     }
-    #[derive(Deserialize)]
-    struct Workspace {
-        members: Vec<String>,
-    }
-    let manifest: Manifest = crate::config::read(&paths::repo().join("Cargo.toml"))?;
-    Ok(manifest.workspace.members)
+    Ok(sets)
 }
 
-/// The package sets that something of the image comes from.
-fn sets(plan: &Plan) -> Vec<&'static str> {
-    let mut sets = vec!["device", "kernel"];
-    if !plan.machine.firmware.is_empty() {
-        sets.push("firmware");
-    }
-    sets
+fn kernel_set(plan: &Plan) -> Result<String> {
+    Ok(recipe::kernel(&plan.machine.kernel_recipe)?.set)
 }
 
 /// One thing that somebody else made.
@@ -61,9 +55,12 @@ struct Part {
 }
 
 pub fn build(plan: &Plan, out: &Path) -> Result<()> {
-    let mut parts = crates(plan)?;
-    for set in sets(plan) {
-        for package in lock::load(set, true)?.package {
+    let mut parts = Vec::new();
+    for (workspace, programs) in workspaces()? {
+        parts.extend(crates(plan, workspace.as_deref(), &programs)?);
+    }
+    for set in sets(plan)? {
+        for package in lock::load(&set, true)?.package {
             parts.push(Part {
                 purl: format!("pkg:deb/debian/{}@{}?arch={}", package.name, package.version.replace('+', "%2B"), package.architecture),
                 name: package.name,
@@ -74,6 +71,8 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         }
     }
     parts.sort();
+    // Two workspaces can have a crate in common.
+    parts.dedup();
     let name = format!("basalt-{}", plan.machine_name);
     let release = recipe::release()?;
     let time = timestamp(release.source_date_epoch);
@@ -86,8 +85,27 @@ fn write(path: &Path, value: &Value) -> Result<()> {
     Ok(std::fs::write(path, serde_json::to_string_pretty(value)? + "\n")?)
 }
 
-/// The crates that are compiled into the image's programs: what cargo resolves for the device, without what only builds or tests need.
-fn crates(plan: &Plan) -> Result<Vec<Part>> {
+/// The Cargo packages of the image's programs, by the workspace that they are in.
+fn workspaces() -> Result<BTreeMap<Option<String>, BTreeSet<String>>> {
+    let mut programs: BTreeSet<String> = recipe::root()?.programs.into_values().collect();
+    for module in class::module::names()? {
+        programs.insert(class::module::program(&module)?);
+    }
+    let mut found: BTreeMap<Option<String>, BTreeSet<String>> = BTreeMap::new();
+    for program in programs {
+        let recipe = recipe::program(&program)?;
+        found.entry(recipe.workspace).or_default().insert(recipe.package);
+    }
+    Ok(found)
+}
+
+pub fn crates_steps() -> Result<Vec<Step>> {
+    Ok(workspaces()?.into_keys().map(Step::Vendor).collect())
+}
+
+/// The crates that are compiled into programs of one workspace: what cargo resolves for the device, without what only builds or
+/// tests need.
+fn crates(plan: &Plan, workspace: Option<&str>, programs: &BTreeSet<String>) -> Result<Vec<Part>> {
     #[derive(Deserialize)]
     struct Metadata {
         packages: Vec<Package>,
@@ -121,20 +139,24 @@ fn crates(plan: &Plan) -> Result<Vec<Part>> {
     }
     let target = plan.store.work("target-parts")?;
     let (sandbox, log) = plan.sandbox("parts")?;
-    let sandbox = offline_cargo(plan, sandbox, &target)?.read(paths::repo(), "/src").cwd("/src");
+    let stage = tempfile::tempdir_in(plan.store.scratch())?;
+    let source = match workspace {
+        Some(folder) => {
+            stage_workspace(folder, stage.path())?;
+            stage.path()
+        }
+        None => paths::repo(),
+    };
+    let crates = Step::Vendor(workspace.map(str::to_owned));
+    let sandbox = offline_cargo(plan, &crates, sandbox, &target)?.read(source, "/src").cwd("/src");
     let printed =
         sandbox.output(&log, ["cargo", "metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform", TARGET])?;
     let metadata: Metadata = serde_json::from_slice(&printed).context("cargo metadata printed something unexpected")?;
     let edges: BTreeMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
 
-    let mut programs: BTreeSet<String> = recipe::root()?.programs.into_values().collect();
-    for module in class::module::names()? {
-        programs.insert(class::module::program(&module)?);
-    }
     let mut todo = Vec::new();
-    for program in programs {
-        let wanted = recipe::program(&program)?.package;
-        let found = metadata.packages.iter().find(|p| p.name == wanted && p.source.is_none());
+    for wanted in programs {
+        let found = metadata.packages.iter().find(|p| p.name == *wanted && p.source.is_none());
         todo.push(found.with_context(|| format!("cargo knows no package {wanted}"))?.id.as_str());
     }
     let mut seen = BTreeSet::new();
@@ -148,7 +170,7 @@ fn crates(plan: &Plan) -> Result<Vec<Part>> {
             }
         }
     }
-    let checksums = checksums()?;
+    let checksums = checksums(source)?;
     let mut parts = Vec::new();
     for package in metadata.packages.iter().filter(|p| seen.contains(p.id.as_str()) && p.source.is_some()) {
         let key = (package.name.clone(), package.version.clone());
@@ -165,7 +187,7 @@ fn crates(plan: &Plan) -> Result<Vec<Part>> {
     Ok(parts)
 }
 
-fn checksums() -> Result<BTreeMap<(String, String), String>> {
+fn checksums(workspace: &Path) -> Result<BTreeMap<(String, String), String>> {
     #[derive(Deserialize)]
     struct CargoLock {
         package: Vec<Locked>,
@@ -176,7 +198,7 @@ fn checksums() -> Result<BTreeMap<(String, String), String>> {
         version: String,
         checksum: Option<String>,
     }
-    let lock: CargoLock = crate::config::read(&paths::repo().join("Cargo.lock"))?;
+    let lock: CargoLock = crate::config::read(&workspace.join("Cargo.lock"))?;
     Ok(lock.package.into_iter().filter_map(|p| Some(((p.name, p.version), p.checksum?))).collect())
 }
 
@@ -231,13 +253,15 @@ fn spdx(name: &str, version: &str, time: &str, parts: &[Part]) -> Value {
 
 /// All licences' texts, each once, with those whom it is of.
 fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
-    let vendor = plan.planned(&Step::Vendor)?.file("vendor");
+    let kernel = kernel_set(plan)?;
+    let vendors = crates_steps()?.iter().map(|step| Ok(plan.planned(step)?.file("vendor"))).collect::<Result<Vec<_>>>()?;
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for part in parts {
         let name = format!("{} {}", part.name, part.version);
         let mut files = Vec::new();
         if part.purl.starts_with("pkg:cargo/") {
-            for entry in std::fs::read_dir(vendor.join(format!("{}-{}", part.name, part.version)))? {
+            let folder = vendors.iter().map(|vendor| vendor.join(format!("{}-{}", part.name, part.version))).find(|dir| dir.is_dir());
+            for entry in std::fs::read_dir(folder.with_context(|| format!("{name} is not among the crates that were fetched"))?)? {
                 let file = entry?;
                 let upper = file.file_name().to_string_lossy().to_uppercase();
                 if ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|start| upper.starts_with(start))
@@ -247,8 +271,9 @@ fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
                 }
             }
         } else {
-            for set in sets(plan).into_iter().filter(|set| *set != "kernel") {
-                files.push(plan.planned(&Step::Tree(set.into()))?.file("usr/share/doc").join(&part.name).join("copyright"));
+            // The kernel's source is not laid out as a tree.
+            for set in sets(plan)?.into_iter().filter(|set| *set != kernel) {
+                files.push(plan.planned(&Step::Tree(set))?.file("usr/share/doc").join(&part.name).join("copyright"));
             }
         }
         for file in files.iter().filter(|f| f.is_file()) {

@@ -3,24 +3,38 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use serde::Deserialize;
 
 use crate::plan::{Plan, Step};
 use crate::sandbox::{Sandbox, host_cargo};
 use crate::store::Inputs;
-use crate::{config, hash, paths, recipe};
+use crate::{hash, layers, paths, recipe};
 
 pub const TARGET: &str = "aarch64-unknown-linux-gnu";
 
-pub fn vendor_inputs(inputs: &mut Inputs) -> Result<()> {
-    inputs.path("Cargo.lock")?.add("times", "fixed");
+/// The crates that a program is compiled with.
+pub fn crates(name: &str) -> Result<Step> {
+    Ok(Step::Vendor(recipe::program(name)?.workspace))
+}
+
+pub fn vendor_inputs(workspace: Option<&str>, inputs: &mut Inputs) -> Result<()> {
+    let lock = workspace.map_or("Cargo.lock".to_owned(), |folder| format!("{folder}/Cargo.lock"));
+    let of =
+        || format!("{} is a Cargo workspace of its own and needs its lock: cargo generate-lockfile", workspace.unwrap_or("the checkout"));
+    inputs.path(&lock).with_context(of)?.add("times", "fixed");
     Ok(())
 }
 
-/// All crates of Cargo.lock, fetched and checked by the host's cargo.
-pub fn vendor(out: &Path) -> Result<()> {
-    let output =
-        host_cargo(&["vendor", "--locked", "--versioned-dirs", "--quiet"]).arg(out.join("vendor")).output().context("cannot run cargo")?;
+/// All crates of a Cargo.lock, fetched and checked by the host's cargo.
+pub fn vendor(plan: &Plan, workspace: Option<&str>, out: &Path) -> Result<()> {
+    let mut command = host_cargo(&["vendor", "--locked", "--versioned-dirs", "--quiet"]);
+    let stage = tempfile::tempdir_in(plan.store.scratch())?;
+    if let Some(folder) = workspace {
+        stage_workspace(folder, stage.path())?;
+        command.arg("--manifest-path").arg(stage.path().join("Cargo.toml"));
+    }
+    // Where there is nothing to fetch, cargo makes no folder.
+    std::fs::create_dir_all(out.join("vendor"))?;
+    let output = command.arg(out.join("vendor")).output().context("cannot run cargo")?;
     ensure!(
         output.status.success(),
         "cargo could not fetch the crates of Cargo.lock; is there a network?\n{}",
@@ -45,7 +59,11 @@ fn age(dir: &Path) -> Result<()> {
 
 pub fn inputs(name: &str, inputs: &mut Inputs) -> Result<()> {
     let recipe = recipe::program(name)?;
-    inputs.path(&format!("image/recipes/programs/{name}.toml"))?.path("Cargo.toml")?.path("xtask/src/class/program.rs")?;
+    inputs.path(&format!("{}/{name}.toml", recipe::PROGRAMS))?.path("xtask/src/class/program.rs")?;
+    match &recipe.workspace {
+        Some(folder) => inputs.path(folder).with_context(|| format!("the recipe of {name} names {folder}, which no layer has"))?,
+        None => inputs.path("Cargo.toml")?,
+    };
     for source in &recipe.sources {
         inputs.path(source)?;
     }
@@ -55,10 +73,13 @@ pub fn inputs(name: &str, inputs: &mut Inputs) -> Result<()> {
 pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
     let recipe = recipe::program(name)?;
     let stage = plan.store.work(&format!("stage-{name}"))?;
-    stage_sources(&stage, &recipe.sources)?;
+    match &recipe.workspace {
+        Some(folder) => stage_workspace(folder, &stage)?,
+        None => stage_sources(&stage, &recipe.sources)?,
+    }
     let target = plan.store.work("target-device")?;
     let (sandbox, log) = plan.sandbox(name)?;
-    let sandbox = offline_cargo(plan, sandbox, &target)?.write(&stage, "/src").cwd("/src");
+    let sandbox = offline_cargo(plan, &crates(name)?, sandbox, &target)?.write(&stage, "/src").cwd("/src");
     let mut flags = "--remap-path-prefix=/src=basalt --remap-path-prefix=/vendor=crates -Clink-arg=-Wl,-z,relro,-z,now".to_owned();
     if recipe.r#static {
         flags.push_str(" -Ctarget-feature=+crt-static");
@@ -93,9 +114,9 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
 }
 
 /// Gives a sandbox the vendored crates and a target folder; cargo then works without network.
-pub fn offline_cargo(plan: &Plan, sandbox: Sandbox, target: &Path) -> Result<Sandbox> {
-    let crates = plan.planned(&Step::Vendor)?;
-    let crates = if crates.dir.is_dir() { crates } else { plan.build(&Step::Vendor)? };
+pub fn offline_cargo(plan: &Plan, crates: &Step, sandbox: Sandbox, target: &Path) -> Result<Sandbox> {
+    let planned = plan.planned(crates)?;
+    let crates = if planned.dir.is_dir() { planned } else { plan.build(crates)? };
     std::fs::create_dir_all(target.join("cargo-home"))?;
     let text = "[source.crates-io]\nreplace-with = \"vendored\"\n[source.vendored]\ndirectory = \"/vendor\"\n";
     std::fs::write(target.join("cargo-home/config.toml"), text)?;
@@ -108,14 +129,13 @@ pub fn offline_cargo(plan: &Plan, sandbox: Sandbox, target: &Path) -> Result<San
         .env("CARGO_INCREMENTAL", "0"))
 }
 
-#[derive(Deserialize)]
-struct Workspace {
-    workspace: Members,
-}
-
-#[derive(Deserialize)]
-struct Members {
-    members: Vec<String>,
+/// Copies a layer's own workspace into a folder, and nothing else that was there before.
+pub fn stage_workspace(folder: &str, stage: &Path) -> Result<()> {
+    let mut wanted = Vec::new();
+    for (name, path) in layers::current().files(folder)? {
+        wanted.push((name, std::fs::read(path)?));
+    }
+    fill(stage, &wanted)
 }
 
 /// Copies the workspace's manifests and the sources of this program into a folder of its own.
@@ -123,12 +143,11 @@ struct Members {
 /// Other members get an empty crate in place of their sources (cargo wants one), so a change there cannot matter here.
 pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
     let repo = paths::repo();
-    let workspace: Workspace = config::read(&repo.join("Cargo.toml"))?;
     let mut wanted: Vec<(PathBuf, Vec<u8>)> = Vec::new();
     for name in ["Cargo.toml", "Cargo.lock"] {
         wanted.push((name.into(), std::fs::read(repo.join(name))?));
     }
-    for member in &workspace.workspace.members {
+    for member in &recipe::members()? {
         if sources.contains(member) {
             for file in hash::walk(&repo.join(member))? {
                 wanted.push((Path::new(member).join(&file), std::fs::read(repo.join(member).join(&file))?));
@@ -139,6 +158,11 @@ pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
             wanted.push((Path::new(member).join("src/lib.rs"), Vec::new()));
         }
     }
+    fill(stage, &wanted)
+}
+
+/// Makes a folder hold these files and no others.
+fn fill(stage: &Path, wanted: &[(PathBuf, Vec<u8>)]) -> Result<()> {
     let keep: std::collections::BTreeSet<&PathBuf> = wanted.iter().map(|(path, _)| path).collect();
     for old in hash::walk(stage)? {
         if !keep.contains(&old) {
@@ -147,10 +171,10 @@ pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
     }
     // Written anew each time: cargo judges by times, and other programs' stages share its target folder. What it makes of an
     // older state of our own crates must never pass as fresh; they compile in seconds.
-    for (path, data) in &wanted {
+    for (path, data) in wanted {
         let target = stage.join(path);
         std::fs::create_dir_all(target.parent().unwrap_or(stage))?;
-        std::fs::write(&target, data)?;
+        std::fs::write(target, data)?;
     }
     Ok(())
 }

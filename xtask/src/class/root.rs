@@ -1,6 +1,6 @@
 //! The root partition: files laid out, packed as EROFS, followed by the dm-verity hash tree.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::plan::{Plan, Step};
 use crate::store::Inputs;
-use crate::{class, elf, hash, keys, paths, recipe, tree};
+use crate::{class, elf, hash, keys, layers, recipe, tree};
 
 /// What the next step and the predictor need to know of a root partition.
 #[derive(Serialize, Deserialize)]
@@ -32,7 +32,7 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     inputs.path("xtask/src/class/root.rs")?.path("xtask/src/elf.rs")?.path("xtask/src/keys.rs")?;
     inputs.path("image/recipes/root.toml")?.path("image/root")?.path("image/release.toml")?.path("configs/modules")?;
     inputs.add("boot.toml", hash::bytes(toml::to_string(&boot_settings(plan)?)?.as_bytes()));
-    if paths::repo().join("configs/ledger.jsonl").exists() {
+    if layers::current().find("configs/ledger.jsonl").exists() {
         inputs.path("configs/ledger.jsonl")?;
     }
     inputs.add("own approver", keys::own_approver()?);
@@ -52,7 +52,7 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         parent(&root.join(link))?;
         symlink(target, root.join(link))?;
     }
-    copy_files(&paths::repo().join("image/root"), &root)?;
+    copy_files(&layers::current().files("image/root")?, &root)?;
     take(&recipe.take, &device, &root)?;
     for (place, program) in &recipe.programs {
         let package = recipe::program(program)?.package;
@@ -87,10 +87,9 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
     std::fs::create_dir_all(etc.join("modules"))?;
     std::fs::write(etc.join("boot.toml"), toml::to_string(&boot_settings(plan)?)?)?;
     std::fs::write(etc.join("node.toml"), toml::to_string(&node)?)?;
-    std::fs::write(root.join("etc/hostname"), format!("{}\n", node.hostname))?;
     let mut shipped = Vec::new();
     std::fs::create_dir_all(root.join("usr/share/basalt/modules"))?;
-    for name in crate::config::names(&paths::repo().join("configs/modules"))? {
+    for name in layers::current().names("configs/modules")? {
         let module = class::module::load(&name)?;
         let module = if matches!(module.image, config::Image::Ship(_)) {
             let (module, digest) = class::module::installed(plan, &name)?;
@@ -110,7 +109,7 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
 /// What init needs to know of variant and release.
 fn boot_settings(plan: &Plan) -> Result<Boot> {
     let release = recipe::release()?;
-    let variant: Variant = crate::config::read(&paths::repo().join(format!("configs/variants/{}.toml", plan.variant)))?;
+    let variant: Variant = crate::config::read(&layers::current().find(&format!("configs/variants/{}.toml", plan.variant)))?;
     Ok(Boot { variant: plan.variant.clone(), version: release.version, built: release.source_date_epoch, tpm: variant.tpm })
 }
 
@@ -168,14 +167,13 @@ fn find_library(device: &Path, name: &str) -> Result<String> {
     bail!("no package of the set device has the library {name}")
 }
 
-fn copy_files(from: &Path, to: &Path) -> Result<()> {
-    for name in hash::walk(from)? {
-        parent(&to.join(&name))?;
-        let meta = from.join(&name).symlink_metadata()?;
-        if meta.is_symlink() {
-            symlink(std::fs::read_link(from.join(&name))?, to.join(&name))?;
+fn copy_files(files: &BTreeMap<PathBuf, PathBuf>, to: &Path) -> Result<()> {
+    for (name, from) in files {
+        parent(&to.join(name))?;
+        if from.symlink_metadata()?.is_symlink() {
+            symlink(std::fs::read_link(from)?, to.join(name))?;
         } else {
-            std::fs::copy(from.join(&name), to.join(&name))?;
+            std::fs::copy(from, to.join(name))?;
         }
     }
     Ok(())

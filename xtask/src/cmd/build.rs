@@ -22,7 +22,8 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 pub fn find(plan: &Plan, name: &str) -> Result<Step> {
-    let steps = plan.steps()?;
+    let mut steps = plan.steps()?;
+    steps.push(Step::Baseline);
     let names: Vec<String> = steps.iter().map(|s| plan.name(s)).collect();
     match names.iter().position(|n| n == name) {
         Some(i) => Ok(steps[i].clone()),

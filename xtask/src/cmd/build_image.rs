@@ -20,7 +20,8 @@ pub fn run(args: Args) -> Result<()> {
     let image = build(&plan)?;
     let size = |p: &Path| p.metadata().map(|m| progress::size(m.len())).unwrap_or_default();
     let packed = image.with_extension("img.xz");
-    let named = if plan.machine_name == super::DEFAULT_MACHINE { String::new() } else { format!(" --machine {}", plan.machine_name) };
+    let mut named = if plan.machine_name == super::DEFAULT_MACHINE { String::new() } else { format!(" --machine {}", plan.machine_name) };
+    named.extend(args.image.layer.iter().map(|dir| format!(" --layer {}", dir.display())));
     let mut next = Vec::new();
     if plan.machine.device_tree.is_of_a_real_board() {
         next.push(format!("cargo xtask flash{named}   lists the cards that it can be written to"));
@@ -43,13 +44,13 @@ pub fn run(args: Args) -> Result<()> {
 /// Builds whatever changed and puts the results into target/image/MACHINE/.
 pub fn build(plan: &Plan) -> Result<PathBuf> {
     // One by one, though the last needs the others: a result that is in the cache does not ask for what it was made from.
-    for step in [Step::Kernel, Step::Root, Step::Disk, Step::Parts, Step::Manifest] {
+    for step in [plan.kernel(), Step::Root, Step::Disk, Step::Download, Step::Parts, Step::Manifest] {
         plan.build(&step)?;
     }
     let out = paths::output(&plan.machine_name);
     std::fs::create_dir_all(&out)?;
     let mut delivered = vec![std::path::PathBuf::from("kernel.config")];
-    for step in [Step::Disk, Step::Parts, Step::Manifest] {
+    for step in [Step::Disk, Step::Download, Step::Parts, Step::Manifest] {
         let built = plan.planned(&step)?;
         for name in hash::walk(&built.dir)? {
             deliver(&built.file(&name.to_string_lossy()), &out.join(&name))?;
@@ -60,7 +61,7 @@ pub fn build(plan: &Plan) -> Result<PathBuf> {
         // Of another version of the build.
         std::fs::remove_file(out.join(left))?;
     }
-    let config = plan.planned(&Step::Kernel)?.file("config");
+    let config = plan.planned(&plan.kernel())?.file("config");
     deliver(&config, &out.join("kernel.config"))?;
     Ok(out.join(format!("basalt-{}.img", plan.machine_name)))
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::class::program::offline_cargo;
 use crate::paths;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::sandbox::{Net, Sandbox};
 
 #[derive(clap::Args)]
@@ -29,7 +29,10 @@ pub fn run(args: Args) -> Result<()> {
 pub fn sandbox(plan: &Plan) -> Result<Sandbox> {
     let target = plan.store.work("target-host")?;
     let sandbox = Sandbox::new(&plan.tools()?).net(Net::Loopback);
-    let sandbox = offline_cargo(plan, sandbox, &target)?.read(paths::repo(), "/src").cwd("/src").env("BASALT_IN_TOOLS_TREE", "1");
+    let sandbox = offline_cargo(plan, &Step::Vendor(None), sandbox, &target)?
+        .read(paths::repo(), "/src")
+        .cwd("/src")
+        .env("BASALT_IN_TOOLS_TREE", "1");
     Ok(sandbox.env("CARGO_TERM_COLOR", color()).env("RUST_BACKTRACE", "1"))
 }
 

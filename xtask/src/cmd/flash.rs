@@ -8,13 +8,14 @@ use std::os::unix::fs::{FileExt as _, FileTypeExt as _, MetadataExt as _, OpenOp
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use measure::Measurements;
+use ledger::VerifyingKey;
 use sha2::{Digest as _, Sha256};
 
 use crate::bmap::{BLOCK, Bmap, Range};
-use crate::drives::{self, Drive};
+use crate::class::disk;
+use crate::drives::{Drive, Host};
 use crate::progress::{self, Task};
-use crate::{hash, paths};
+use crate::{keys, paths};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -26,25 +27,39 @@ pub struct Args {
     /// An image elsewhere, with its .bmap and measurements.json beside it
     #[arg(long)]
     image: Option<PathBuf>,
+    /// The public key of whoever built that image, in hex; without it, your own builder.key
+    #[arg(long, requires = "image")]
+    builder: Option<String>,
+    /// A node.toml that is put on the card's boot partition: host name, address, time servers, owner of this one node
+    #[arg(long, value_name = "FILE")]
+    settings: Option<PathBuf>,
+    /// A layer that the machine is of, as for build-image
+    #[arg(long, value_name = "DIR")]
+    layer: Vec<PathBuf>,
     /// Do not ask
     #[arg(long)]
     yes: bool,
 }
 
 pub fn run(args: Args) -> Result<()> {
+    crate::layers::lay(&args.layer)?;
     let Some(device) = args.device else { return list() };
     let wanted = args.machine.clone().or_else(|| args.image.is_none().then(|| super::DEFAULT_MACHINE.to_owned()));
     if let Some(machine) = &wanted {
         crate::machine::load(machine)?;
     }
-    let image = match args.image {
+    let mut image = match args.image {
         Some(image) => image,
         None => {
             let machine = wanted.clone().unwrap_or_default();
             paths::output(&machine).join(format!("basalt-{machine}.img"))
         }
     };
-    let map = check_image(&image, wanted.as_deref())?;
+    let builder = match &args.builder {
+        Some(text) => trustctl::keys::public(text).context("--builder")?,
+        None => keys::builder()?.verifying_key(),
+    };
+    let mut map = check_image(&image, wanted.as_deref(), &builder)?;
     let same =
         |a: &Path, b: &Path| Some(a.metadata().ok().map(|m| (m.dev(), m.ino()))) == Some(b.metadata().ok().map(|m| (m.dev(), m.ino())));
     ensure!(!same(&device, &image), "{} is the image itself; nothing was written", device.display());
@@ -52,19 +67,42 @@ pub fn run(args: Args) -> Result<()> {
     if !args.yes {
         confirm(&device, &card, &image)?;
     }
+    let work = tempfile::tempdir()?;
+    if let Some(settings) = &args.settings {
+        image = with_settings(&image, settings, work.path())?;
+        map = disk::block_map(&image)?;
+    }
     write(&image, &map, &card, &device.display().to_string())?;
     println!("{} is done: read back and compared. Put the card into the board and switch it on.", device.display());
+    if let Some(settings) = args.settings {
+        println!("Next: trustctl --node HOST:7443 quote --expect measurements.json --settings {}", settings.display());
+    }
     Ok(())
 }
 
 /// The whole of it without questions, for programs.
 pub fn flash(image: &Path, machine: &str, device: &Path) -> Result<()> {
-    let map = check_image(image, Some(machine))?;
+    let map = check_image(image, Some(machine), &keys::builder()?.verifying_key())?;
     write(image, &map, &open(device, map.image_size)?, &device.display().to_string())
 }
 
+/// A copy of the image with the owner's file on its boot partition.
+fn with_settings(image: &Path, settings: &Path, work: &Path) -> Result<PathBuf> {
+    let text = std::fs::read_to_string(settings).with_context(|| format!("cannot read {}", settings.display()))?;
+    let shipped = std::fs::read_to_string(crate::layers::current().find("configs/node.toml"))?;
+    ::config::node(&shipped, Some(&text)).with_context(|| format!("{}: a node would stop at it", settings.display()))?;
+    let plan = super::tools_plan()?;
+    let copy = work.join("card.img");
+    super::build_image::sparse_copy(image, &copy)?;
+    std::fs::write(work.join("node.toml"), text)?;
+    let (sandbox, log) = plan.sandbox("settings")?;
+    let place = format!("card.img@@{}", crate::qemu::partition_start(&copy, 1)?);
+    sandbox.write(work, "/work").cwd("/work").run(&log, ["mcopy", "-i", &place, "node.toml", "::node.toml"])?;
+    Ok(copy)
+}
+
 fn list() -> Result<()> {
-    let drives: Vec<Drive> = drives::all()?.into_iter().filter(Drive::removable).collect();
+    let drives: Vec<Drive> = Host::this().drives()?.into_iter().filter(Drive::removable).collect();
     if drives.is_empty() {
         println!("no removable device is there; insert the card and run this again");
         return Ok(());
@@ -78,27 +116,25 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-/// The image is whole, and it is for this machine.
-fn check_image(image: &Path, wanted: Option<&str>) -> Result<Bmap> {
-    let beside = |name: &str| -> Result<String> {
-        let path = image.with_file_name(name);
-        std::fs::read_to_string(&path).with_context(|| format!("cannot read {}; run `cargo xtask build-image` first", path.display()))
-    };
-    let measurements: Measurements = serde_json::from_str(&beside("measurements.json")?).context("measurements.json is malformed")?;
-    if let Some(wanted) = wanted.filter(|wanted| *wanted != measurements.machine) {
-        bail!("{} is an image for {}, not for {wanted}", image.display(), measurements.machine);
-    }
-    let name = image.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let map = Bmap::parse(&beside(&format!("{name}.bmap"))?)?;
-    let found = image.metadata().with_context(|| format!("cannot read {}", image.display()))?.len();
-    ensure!(
-        found == map.image_size,
-        "{} is not whole: expected {} bytes, found {found}; build or fetch it again",
-        image.display(),
-        map.image_size
+/// The image is whole, its builder signed it, and it is for this machine.
+fn check_image(image: &Path, wanted: Option<&str>, builder: &VerifyingKey) -> Result<Bmap> {
+    let shown = image.display();
+    let (dir, name) = (
+        image.parent().filter(|d| *d != Path::new("")).unwrap_or(Path::new(".")),
+        image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     );
-    let expected = beside("image.sha256")?;
-    ensure!(hash::file(image)? == expected.trim(), "{} is altered: it has another hash than image.sha256 says", image.display());
+    ensure!(image.is_file(), "there is no {shown}; run `cargo xtask build-image` first");
+    let manifest = trustctl::image::verify(dir, builder).with_context(|| format!("{shown} is not what its builder signed"))?;
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != manifest.machine) {
+        bail!("{shown} is an image for {}, not for {wanted}", manifest.machine);
+    }
+    let map = format!("{name}.bmap");
+    for covered in [&name, &map] {
+        ensure!(manifest.outputs.contains_key(covered), "the builder signed no {covered}");
+    }
+    let map = Bmap::parse(&std::fs::read_to_string(dir.join(map))?)?;
+    let found = image.metadata()?.len();
+    ensure!(found == map.image_size, "{shown} is not whole: expected {} bytes, found {found}; build or fetch it again", map.image_size);
     Ok(map)
 }
 
@@ -108,22 +144,23 @@ fn open(device: &Path, needed: u64) -> Result<File> {
     let meta = device.metadata().with_context(|| format!("{shown} is not there; `cargo xtask flash` lists removable devices"))?;
     let mut options = File::options();
     options.read(true).write(true);
-    let (file, size) = if meta.file_type().is_block_device() {
-        let drive = drives::of_number(meta.rdev())?;
-        if let Some(whole) = drive.whole() {
-            bail!("{shown} is a partition; name the whole device, /dev/{whole}");
+    let block = meta.file_type().is_block_device();
+    if block {
+        if let Some(why) = Host::this().drive_of_number(meta.rdev())?.refusal()? {
+            bail!("{shown} {why}; nothing was written");
         }
-        let uses = drive.uses()?;
-        ensure!(uses.is_empty(), "{shown} is in use: {}; nothing was written", uses.join(", "));
-        ensure!(drive.removable(), "{shown} is built in, not a card; nothing was written");
         // The kernel refuses this while anything holds the device.
-        let file = options.custom_flags(nix::libc::O_EXCL).open(device);
-        (file.with_context(|| format!("cannot open {shown} for itself alone; nothing was written"))?, drive.size()?)
-    } else if meta.is_file() {
-        (options.open(device)?, meta.len())
+        options.custom_flags(nix::libc::O_EXCL);
     } else {
-        bail!("{shown} is neither a device for blocks nor a file");
-    };
+        ensure!(meta.is_file(), "{shown} is neither a device for blocks nor a file");
+    }
+    let file = options.open(device).with_context(|| format!("cannot open {shown} for itself alone; nothing was written"))?;
+    let opened = file.metadata()?;
+    ensure!(
+        (opened.dev(), opened.ino(), opened.rdev()) == (meta.dev(), meta.ino(), meta.rdev()),
+        "{shown} became something else while it was opened; nothing was written"
+    );
+    let size = if block { Host::this().drive_of_number(opened.rdev())?.size()? } else { opened.len() };
     ensure!(
         size >= needed,
         "{shown} is too small: the image has {}, found {}; nothing was written",
@@ -136,7 +173,7 @@ fn open(device: &Path, needed: u64) -> Result<File> {
 fn confirm(device: &Path, card: &File, image: &Path) -> Result<()> {
     let meta = card.metadata()?;
     let what = if meta.file_type().is_block_device() {
-        let drive = drives::of_number(meta.rdev())?;
+        let drive = Host::this().drive_of_number(meta.rdev())?;
         format!("{} {}", drive.model(), progress::size(drive.size()?))
     } else {
         format!("a file of {}", progress::size(meta.len()))
@@ -238,6 +275,7 @@ fn write(image: &Path, map: &Bmap, card: &dyn Card, name: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hash;
     use std::cell::{Cell, RefCell};
 
     struct Memory {
@@ -319,19 +357,39 @@ mod tests {
 
     #[test]
     fn the_wrong_the_truncated_and_the_altered_image_are_refused() {
+        use trustctl::image::{FORMAT, MANIFEST, Manifest, SIGNATURE, sign};
         let dir = tempfile::tempdir().unwrap();
-        let (path, map) = image(dir.path());
+        let (made, map) = image(dir.path());
+        let path = dir.path().join("basalt-rpi4.img");
+        std::fs::rename(made, &path).unwrap();
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         put("measurements.json", r#"{"machine":"rpi4","variant":"prod","version":"0","boards":[]}"#);
-        put("x.img.bmap", &map.to_xml());
-        put("image.sha256", &hash::file(&path).unwrap());
-        check_image(&path, Some("rpi4")).unwrap();
-        let says = |machine| check_image(&path, Some(machine)).unwrap_err().to_string();
+        put("basalt-rpi4.img.bmap", &map.to_xml());
+        let names = ["measurements.json", "basalt-rpi4.img.bmap", "basalt-rpi4.img"];
+        let manifest = Manifest {
+            format: FORMAT.into(),
+            machine: "rpi4".into(),
+            variant: "prod".into(),
+            version: "0".into(),
+            inputs: Default::default(),
+            outputs: names.iter().map(|n| ((*n).to_owned(), hash::file(&dir.path().join(n)).unwrap())).collect(),
+            tools: Default::default(),
+        };
+        let key = ledger::SigningKey::from_bytes(&[7; 32]);
+        let text = serde_json::to_string(&manifest).unwrap();
+        put(SIGNATURE, &sign(text.as_bytes(), &key));
+        put(MANIFEST, &text);
+        check_image(&path, Some("rpi4"), &key.verifying_key()).unwrap();
+        let says = |machine| format!("{:#}", check_image(&path, Some(machine), &key.verifying_key()).unwrap_err());
         assert!(says("rpi3").contains("is an image for rpi4, not for rpi3"));
+        let stranger = ledger::SigningKey::from_bytes(&[8; 32]).verifying_key();
+        assert!(format!("{:#}", check_image(&path, None, &stranger).unwrap_err()).contains("not signed by the builder"));
         File::options().write(true).open(&path).unwrap().write_all_at(&[0], 20_000).unwrap();
-        assert!(says("rpi4").contains("is altered"));
+        assert!(says("rpi4").contains("basalt-rpi4.img is altered"));
         File::options().write(true).open(&path).unwrap().set_len(SIZE as u64 - 1).unwrap();
-        assert!(says("rpi4").contains("not whole"));
+        assert!(says("rpi4").contains("basalt-rpi4.img is altered"));
+        std::fs::remove_file(&path).unwrap();
+        assert!(says("rpi4").contains("build-image"));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::class::root;
 use crate::plan::{Plan, Step};
 use crate::sandbox::Sandbox;
-use crate::{config, elf, hash, paths, progress};
+use crate::{config, elf, hash, layers, progress};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -51,7 +51,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// What image/hardening.toml accepts.
 pub fn accepted() -> Result<Accepted> {
-    let accepted: Accepted = config::read(&paths::repo().join("image/hardening.toml"))?;
+    let accepted: Accepted = config::read(&layers::current().find("image/hardening.toml"))?;
     for (name, reason) in accepted.kernel.iter().chain(&accepted.moby).chain(accepted.programs.iter().map(|(n, p)| (n, &p.reason))) {
         ensure!(!reason.trim().is_empty(), "image/hardening.toml gives no reason for {name}");
     }
@@ -92,7 +92,7 @@ fn kernel(plan: &Plan) -> Result<BTreeSet<String>> {
         option_name: String,
         check_result_bool: bool,
     }
-    let (config, tree) = (plan.build(&Step::Kernel)?.dir, plan.build(&Step::Tree("checker".into()))?.dir);
+    let (config, tree) = (plan.build(&plan.kernel())?.dir, plan.build(&Step::Tree("checker".into()))?.dir);
     let log = plan.store.log("harden");
     std::fs::write(&log, "")?;
     let printed = judge(&tree, &config).output(&log, ["python3", "/usr/bin/kernel-hardening-checker", "-m", "json", "-c", "/in/config"])?;
@@ -103,7 +103,7 @@ fn kernel(plan: &Plan) -> Result<BTreeSet<String>> {
 
 /// The section "Generally Necessary" of moby's script; the others are about features that a node may do without.
 fn moby(plan: &Plan) -> Result<BTreeSet<String>> {
-    let config = plan.build(&Step::Kernel)?.dir;
+    let config = plan.build(&plan.kernel())?.dir;
     let log = plan.store.log("harden");
     // It ends with an error when anything at all is missing.
     let script = format!("bash {CHECK_CONFIG} /in/config || true");
@@ -137,7 +137,7 @@ fn programs(plan: &Plan, accepted: &BTreeMap<String, Program>) -> Result<()> {
     };
     let accepted: BTreeMap<String, BTreeSet<String>> = accepted.iter().map(|(name, p)| (name.clone(), p.lacks.clone())).collect();
     same("programs and libraries of the root", &flat(&found), &flat(&accepted))?;
-    progress::line(&format!("{count} programs and libraries: PIE and RELRO, but for {} with a reason", found.len()));
+    progress::line(&format!("{count} programs and libraries: PIE, RELRO and stack protector, but for {} with a reason", found.len()));
     Ok(())
 }
 

@@ -36,10 +36,19 @@ pub struct ImageArgs {
     /// Refuse to change image/locks/
     #[arg(long)]
     pub locked: bool,
+    /// A folder that adds machines, recipes, fragments, modules and files, or overrides them; later ones win (docs/porting.md)
+    #[arg(long, value_name = "DIR")]
+    pub layer: Vec<std::path::PathBuf>,
+}
+
+/// For what needs the tools and no image.
+pub fn tools_plan() -> Result<Plan> {
+    Plan::new(TEST_MACHINE, DEFAULT_VARIANT, false)
 }
 
 impl ImageArgs {
     pub fn plan(&self) -> Result<Plan> {
+        crate::layers::lay(&self.layer)?;
         Plan::new(&self.machine, &self.variant, self.locked)
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask size`
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
 
 use anyhow::Result;
 
@@ -19,7 +20,7 @@ pub struct Args {
 const MOST_OPTIONS: usize = 1_100;
 const LARGEST_KERNEL: u64 = 6_600_000;
 const MOST_EXECUTABLES: usize = 10;
-const LARGEST_DOWNLOAD: u64 = 45_000_000;
+const LARGEST_DOWNLOAD: u64 = 34_000_000;
 
 pub fn run(args: Args) -> Result<()> {
     let plan = args.image.plan()?;
@@ -27,22 +28,27 @@ pub fn run(args: Args) -> Result<()> {
     check(&plan)
 }
 
-/// Prints the sizes of a built image; one that is over what is promised is an error.
-pub fn check(plan: &Plan) -> Result<()> {
-    let out = paths::output(&plan.machine_name);
-    let config = std::fs::read_to_string(out.join("kernel.config"))?;
-    let count = |suffix: &str| config.lines().filter(|l| l.ends_with(suffix)).count();
-    let kernel = plan.planned(&crate::plan::Step::Kernel)?.file("Image.gz").metadata()?.len();
-    let laid_out = root::laid_out(plan)?;
+/// The executable files below a folder, and how many of them are setuid or setgid.
+pub fn executables(root: &Path) -> Result<(Vec<String>, usize)> {
     let (mut executables, mut setuid) = (Vec::new(), 0);
-    for name in hash::walk(&laid_out)? {
-        let meta = laid_out.join(&name).symlink_metadata()?;
+    for name in hash::walk(root)? {
+        let meta = root.join(&name).symlink_metadata()?;
         let mode = meta.permissions().mode();
         if meta.is_file() && mode & 0o111 != 0 {
             executables.push(name.display().to_string());
         }
         setuid += usize::from(meta.is_file() && mode & 0o6000 != 0);
     }
+    Ok((executables, setuid))
+}
+
+/// Prints the sizes of a built image; one that is over what is promised is an error.
+pub fn check(plan: &Plan) -> Result<()> {
+    let out = paths::output(&plan.machine_name);
+    let config = std::fs::read_to_string(out.join("kernel.config"))?;
+    let count = |suffix: &str| config.lines().filter(|l| l.ends_with(suffix)).count();
+    let kernel = plan.planned(&plan.kernel())?.file("Image.gz").metadata()?.len();
+    let (executables, setuid) = executables(&root::laid_out(plan)?)?;
     let packed = out.join(format!("basalt-{}.img.xz", plan.machine_name)).metadata()?.len();
     let root = plan.planned(&crate::plan::Step::Root)?.file("root.img").metadata()?.len();
     let mut kept = true;

@@ -80,30 +80,32 @@ fn lint() -> Result<()> {
 
 /// Every file that a build could read is read, whatever machine it is for.
 fn parse_all() -> Result<()> {
-    let repo = paths::repo();
+    let layers = crate::layers::current();
     for machine in crate::machine::names()? {
         crate::machine::load(&machine)?;
     }
-    for program in config::names(&repo.join("image/recipes/programs"))? {
+    for program in layers.names("image/recipes/programs")? {
         crate::recipe::program(&program)?;
     }
-    for module in config::names(&repo.join("configs/modules"))? {
+    for module in layers.names("configs/modules")? {
         crate::class::module::load(&module)?;
     }
-    for service in config::names(&repo.join("image/root/etc/basalt/services"))? {
-        let _: ::config::Service = config::read(&repo.join("image/root/etc/basalt/services").join(format!("{service}.toml")))?;
+    for service in layers.named("image/root/etc/basalt/services", "toml")?.values() {
+        let _: ::config::Service = config::read(service)?;
     }
-    let _: ::config::Node = config::read(&repo.join("configs/node.toml"))?;
-    crate::recipe::kernel()?;
+    let _: ::config::Node = config::read(&layers.find("configs/node.toml"))?;
+    for kernel in layers.names(crate::recipe::KERNELS)? {
+        crate::recipe::kernel(&kernel)?;
+    }
     crate::recipe::root()?;
     crate::recipe::release()?;
     super::harden::accepted()?;
     for set in tree::names()? {
         crate::lock::load(&set, true)?;
     }
-    let daemon = repo.join("image/root/etc/docker/daemon.json");
+    let daemon = layers.find("image/root/etc/docker/daemon.json");
     let _: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?).with_context(|| format!("{}", daemon.display()))?;
-    let containerd = repo.join("image/root/etc/containerd/config.toml");
+    let containerd = layers.find("image/root/etc/containerd/config.toml");
     let _: toml::Table = config::read(&containerd)?;
     Ok(())
 }

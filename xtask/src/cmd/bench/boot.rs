@@ -1,36 +1,29 @@
-//! `cargo xtask bench`: times that are promised in the README, measured in the guest.
+//! `cargo xtask bench boot`: times that are promised in the README, measured in the guest.
 
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::dev;
+use crate::cmd::{DEFAULT_VARIANT, TEST_MACHINE, build_image, dev};
 use crate::console::Console;
 use crate::plan::Plan;
 use crate::qemu::Boot;
-
-#[derive(clap::Args)]
-pub struct Args {
-    /// How many boots; the medians are printed
-    #[arg(long, default_value_t = 3)]
-    boots: usize,
-}
 
 const HANDOVER_S: f64 = 2.0;
 const ENGINE_S: f64 = 12.0;
 const DEADLINE: Duration = Duration::from_secs(180);
 
-pub fn run(args: Args) -> Result<()> {
-    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
-    let image = super::build_image::build(&plan)?;
+pub(super) fn run(boots: usize) -> Result<()> {
+    let plan = Plan::new(TEST_MACHINE, DEFAULT_VARIANT, false)?;
+    let image = build_image::build(&plan)?;
     let (tools, machine) = (plan.tools()?, plan.machine.clone());
     let dir = dev::scratch(&plan, "bench")?;
     drop(plan);
     let (mut handover, mut engine) = (Vec::new(), Vec::new());
-    for n in 0..args.boots {
+    for n in 0..boots {
         let dir = dir.join(n.to_string());
         std::fs::create_dir_all(&dir)?;
-        super::build_image::sparse_copy(&image, &dir.join("disk.img"))?;
+        build_image::sparse_copy(&image, &dir.join("disk.img"))?;
         let boot = Boot { tools: &tools, machine: &machine, dir: &dir, port: crate::console::free_port()?, tpm: true, outside: false };
         let mut console = Console::start(&boot)?;
         handover.push(seconds(&console.wait_for("handover:", DEADLINE)?)?);
@@ -59,7 +52,7 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// `basalt[   1.234] …`
-fn seconds(line: &str) -> Result<f64> {
+pub(super) fn seconds(line: &str) -> Result<f64> {
     let (_, rest) = line.split_once("basalt[").context("no time in the line")?;
     let (time, _) = rest.split_once(']').context("no time in the line")?;
     Ok(time.trim().parse()?)
