@@ -72,7 +72,7 @@ fn every_image_holds_and_an_altered_one_does_not() {
         assert_eq!(manifest.machine, machine);
         let bill: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("sbom.cdx.json")).unwrap()).unwrap();
         let names: Vec<&str> = bill["components"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
-        for name in ["docker.io", "containerd", "runc", "linux-source-6.12", "tokio", "tss-esapi"] {
+        for name in ["docker.io", "containerd", "runc", "linux-source-6.12", "tokio", "tss-esapi", "libstd-rust-web-dev"] {
             assert!(names.contains(&name), "{machine}: {name}");
         }
         assert_eq!(names.contains(&"raspi-firmware"), machine != "virt", "{machine}");

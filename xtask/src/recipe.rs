@@ -65,6 +65,8 @@ pub struct Root {
     pub programs: BTreeMap<String, String>,
     /// Files of the device set, taken with every library they need.
     pub take: Vec<String>,
+    /// Packages of the tools tree that programs are linked with, so that parts of them are in the image.
+    pub linked: Vec<String>,
     /// The binaries that the measured event `engine` covers.
     pub engine: Vec<String>,
 }

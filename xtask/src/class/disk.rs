@@ -10,6 +10,7 @@ use measure::{Board, BootFacts, Digest, FileList, Measurements};
 
 use super::root::Facts;
 use crate::bmap::Bmap;
+use crate::cmd::build_image::ZEROS;
 use crate::plan::{Plan, Step};
 use crate::qemu::partition_start;
 use crate::store::Inputs;
@@ -185,9 +186,9 @@ fn fat_end(fat32: &[u8]) -> Option<u64> {
 /// Copies a file to an offset, leaving blocks of zeros as holes.
 fn copy_sparse(from: &Path, to: &mut File, at: u64) -> Result<()> {
     let data = std::fs::read(from)?;
-    for (n, block) in data.chunks(1 << 16).enumerate() {
-        if block.iter().any(|b| *b != 0) {
-            to.seek(SeekFrom::Start(at + ((n as u64) << 16)))?;
+    for (n, block) in data.chunks(ZEROS.len()).enumerate() {
+        if *block != ZEROS[..block.len()] {
+            to.seek(SeekFrom::Start(at + (n * ZEROS.len()) as u64))?;
             to.write_all(block)?;
         }
     }

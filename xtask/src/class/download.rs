@@ -33,7 +33,7 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
             source.seek(SeekFrom::Start(from))?;
             std::io::copy(&mut (&source).take(to - from), &mut File::create(work.path().join(stream))?)?;
             // Kernel and firmware are compressed already, the rest is empty.
-            sandbox.run(&log, ["xz", "-1", "--threads=1", stream])?;
+            sandbox.run(&log, ["xz", "-0", "--threads=1", stream])?;
             work.path().join(format!("{stream}.xz"))
         };
         std::io::copy(&mut File::open(packed)?, &mut target)?;

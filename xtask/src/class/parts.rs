@@ -60,15 +60,12 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         parts.extend(crates(plan, workspace.as_deref(), &programs)?);
     }
     for set in sets(plan)? {
-        for package in lock::load(&set, true)?.package {
-            parts.push(Part {
-                purl: format!("pkg:deb/debian/{}@{}?arch={}", package.name, package.version.replace('+', "%2B"), package.architecture),
-                name: package.name,
-                version: package.version,
-                sha256: package.sha256,
-                licence: None,
-            });
-        }
+        parts.extend(lock::load(&set, true)?.package.into_iter().map(of_debian));
+    }
+    let tools = lock::load("tools", true)?.package;
+    for wanted in recipe::root()?.linked {
+        let found = tools.iter().find(|p| format!("{}:{}", p.name, p.architecture) == wanted);
+        parts.push(of_debian(found.with_context(|| format!("image/recipes/root.toml: the tools have no package {wanted}"))?.clone()));
     }
     parts.sort();
     // Two workspaces can have a crate in common.
@@ -79,6 +76,16 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     write(&out.join("sbom.cdx.json"), &cyclone_dx(&name, &release.version, &time, &parts))?;
     write(&out.join("sbom.spdx.json"), &spdx(&name, &release.version, &time, &parts))?;
     licences(plan, &parts, &out.join("licences.txt"))
+}
+
+fn of_debian(package: lock::Package) -> Part {
+    Part {
+        purl: format!("pkg:deb/debian/{}@{}?arch={}", package.name, package.version.replace('+', "%2B"), package.architecture),
+        name: package.name,
+        version: package.version,
+        sha256: package.sha256,
+        licence: None,
+    }
 }
 
 fn write(path: &Path, value: &Value) -> Result<()> {
@@ -272,7 +279,7 @@ fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
             }
         } else {
             // The kernel's source is not laid out as a tree.
-            for set in sets(plan)?.into_iter().filter(|set| *set != kernel) {
+            for set in sets(plan)?.into_iter().filter(|set| *set != kernel).chain(["tools".to_owned()]) {
                 files.push(plan.planned(&Step::Tree(set))?.file("usr/share/doc").join(&part.name).join("copyright"));
             }
         }

@@ -86,18 +86,21 @@ fn deliver(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Compared with as a whole: byte by byte takes seconds in a build without optimisation.
+pub static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
 /// Copies a file; zeros become holes.
 pub fn sparse_copy(from: &Path, to: &Path) -> Result<()> {
     use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
     let (mut source, mut target) = (std::fs::File::open(from)?, std::fs::File::create(to)?);
     let length = source.metadata()?.len();
-    let mut buffer = vec![0; 1 << 16];
+    let mut buffer = vec![0; ZEROS.len()];
     loop {
         let n = source.read(&mut buffer)?;
         if n == 0 {
             break;
         }
-        if buffer[..n].iter().all(|b| *b == 0) {
+        if buffer[..n] == ZEROS[..n] {
             target.seek(SeekFrom::Current(n as i64))?;
         } else {
             target.write_all(&buffer[..n])?;
