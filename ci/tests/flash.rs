@@ -30,6 +30,25 @@ fn an_image_for_another_board_never_runs() {
     assert!(error.contains("has no virt.dtb"), "{error}");
 }
 
+#[test]
+fn the_settings_of_a_node_come_onto_its_card() {
+    let card = Card::flash("flash-settings").unwrap();
+    let run = |settings: &str| {
+        std::fs::write(card.dir.join("mine.toml"), settings).unwrap();
+        let path = |name: &str| card.dir.join(name).to_string_lossy().into_owned();
+        let output = std::process::Command::new(std::env::var_os("BASALT_XTASK").unwrap())
+            .args(["flash", &path("disk.img"), "--machine", "virt", "--yes", "--settings", &path("mine.toml")])
+            .output()
+            .unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (good, said) = run("hostname = \"gate-7\"\n");
+    assert!(good, "{said}");
+    card.with_boot("mcopy -i $BOOT ::node.toml back.toml && cmp back.toml mine.toml").unwrap();
+    let (good, said) = run("hostname = \"Gate 7\"\n");
+    assert!(!good && said.contains("a node would stop at it") && said.contains("hostname"), "{said}");
+}
+
 /// A loop device is flashed like a card; while something of it is mounted or held, it is not.
 #[test]
 fn a_loop_device_is_a_card_unless_it_is_in_use() {

@@ -92,9 +92,6 @@ pub(crate) struct BootPartition {
     pub(crate) settings: Option<Vec<u8>>,
 }
 
-/// Settings are a few lines; what is larger is something else.
-const LARGEST_SETTINGS: u64 = 1 << 16;
-
 /// Looks at the boot partition, which is there only meanwhile.
 ///
 /// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
@@ -110,14 +107,18 @@ fn files_and_settings(dir: &Path) -> std::io::Result<BootPartition> {
     let (mut list, mut settings) = (FileList::default(), None);
     visit(dir, &mut |path| {
         // FAT does not tell capitals from small letters. Names are as the build sees them, wherever the partition is mounted.
-        let name = format!("/boot/{}", path.strip_prefix(dir).unwrap_or(path).display()).to_ascii_lowercase();
+        let inside = path.strip_prefix(dir).unwrap_or(path);
+        if measure::left_by_a_computer(inside) {
+            return Ok(());
+        }
+        let name = format!("/boot/{}", inside.display()).to_ascii_lowercase();
         if name != measure::SETTINGS {
             return list.add_digest(&name, digest(path)?).map_err(std::io::Error::other);
         }
         let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(LARGEST_SETTINGS + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > LARGEST_SETTINGS {
-            return Err(std::io::Error::other(format!("{name} has more than {LARGEST_SETTINGS} bytes")));
+        std::fs::File::open(path)?.take(measure::LARGEST_SETTINGS + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > measure::LARGEST_SETTINGS {
+            return Err(std::io::Error::other(format!("{name} has more than {} bytes", measure::LARGEST_SETTINGS)));
         }
         match settings.replace(bytes) {
             None => Ok(()),
@@ -173,8 +174,14 @@ mod tests {
         std::fs::remove_file(dir.path().join("node.toml")).unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         write("sub/node.toml", b"");
+        // What Windows and macOS put on every drive that they see.
+        std::fs::create_dir(dir.path().join("System Volume Information")).unwrap();
+        write("System Volume Information/WPSettings.dat", b"x");
+        write("._node.toml", b"x");
         let deeper = found().unwrap();
         assert!(deeper.settings.is_none() && deeper.files != bare.files, "only at the top");
+        std::fs::remove_dir_all(dir.path().join("sub")).unwrap();
+        assert_eq!(found().unwrap().files, bare.files);
     }
 
     fn table() -> [u8; 512] {

@@ -9,8 +9,6 @@ mod sntp;
 #[allow(unsafe_code)]
 mod sys;
 
-use std::path::Path;
-
 use anyhow::{Context as _, Result};
 use config::Addressing;
 
@@ -20,7 +18,11 @@ const OWN: &str = "/run/config/node.toml";
 
 fn main() -> Result<()> {
     let image = std::fs::read_to_string(IMAGE).with_context(|| format!("reading {IMAGE}"))?;
-    let own = Path::new(OWN).exists().then(|| std::fs::read_to_string(OWN)).transpose().with_context(|| format!("reading {OWN}"))?;
+    let own = match std::fs::read_to_string(OWN) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("reading {OWN}")),
+    };
     let node = config::node(&image, own.as_deref())?;
     clock::never_before_floor()?;
     // From here on others may start: they do not wait for an address.

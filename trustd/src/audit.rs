@@ -150,6 +150,11 @@ impl Audit {
         })
     }
 
+    /// init's events, which replay to the TPM's register.
+    pub fn platform(&self) -> &[Record] {
+        &self.platform
+    }
+
     /// All events of modules since the boot.
     pub async fn records(&self) -> Vec<Record> {
         self.state.lock().await.records.clone()

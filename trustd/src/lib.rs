@@ -27,14 +27,14 @@ use crate::settings::Settings;
 /// Runs until it is told to stop.
 pub async fn run(settings: Settings) -> Result<()> {
     let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
-    let own = if settings.own.exists() { Some(text(&settings.own)?) } else { None };
-    let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let machine = config::Machine::from_command_line(&std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)?;
     for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let tpm = tpm::Tpm::open(&settings.tcti).await.context("the TPM")?;
     let audit = Arc::new(audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await?);
+    let own = settings::own(&settings.own, audit.platform())?;
+    let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let root = Arc::new(crypto::keys::RootKey::open(&tpm, &settings.data.join("root.sealed")).await?);
     let approvals = Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built)?);
     let modules = Arc::new(modules::Modules::open(&settings, approvals.clone(), audit.clone())?);

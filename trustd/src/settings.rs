@@ -1,6 +1,10 @@
 //! Where things are: fixed on a node, elsewhere in tests.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use measure::{Event, NODE_SETTINGS, PLATFORM_PCR, Record};
+use sha2::{Digest as _, Sha256};
 
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -35,5 +39,43 @@ impl Settings {
             init: "/run/control/init.sock".into(),
             tcti: "device:/dev/tpmrm0".into(),
         }
+    }
+}
+
+/// The owner's settings from the boot partition, if there are any: those that init measured and no others.
+///
+/// init leaves them under /run, where whoever is root can write; `platform` is the log that replays to the TPM's register.
+pub fn own(path: &Path, platform: &[Record]) -> Result<Option<String>> {
+    let text = match std::fs::read_to_string(path) {
+        Ok(text) => Some(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    let digest = Sha256::digest(text.as_deref().unwrap_or_default().as_bytes()).into();
+    let found = Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &digest);
+    ensure!(
+        platform.iter().any(|record| record.event() == found),
+        "{} is not what was measured: this boot's event {NODE_SETTINGS} is of another file; restart the node",
+        path.display()
+    );
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_measured_settings_are_gone_by() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        let log = |bytes: &[u8]| vec![Record::new(0, &Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &Sha256::digest(bytes).into()))];
+        assert_eq!(own(&path, &log(b"")).unwrap(), None);
+        assert!(own(&path, &log(b"a")).is_err(), "taken away");
+        std::fs::write(&path, "a").unwrap();
+        assert_eq!(own(&path, &log(b"a")).unwrap().as_deref(), Some("a"));
+        assert!(own(&path, &log(b"")).unwrap_err().to_string().contains("not what was measured"), "put there");
+        assert!(own(&path, &[]).is_err());
+        assert!(own(dir.path(), &log(b"")).is_err(), "what cannot be read is not what is not there");
     }
 }

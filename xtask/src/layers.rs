@@ -1,9 +1,11 @@
 //! The data that an image is made of: the checkout's, with the user's layers laid over it.
 //!
 //! Invariants:
-//! - Whatever lies below configs/ and image/ is looked up here, so a layer can add to all of it and override each file of it.
+//! - What of configs/ and image/ a layer may have (`PLACES`) is looked up here, so a layer can add to it and override each file.
 //!   A later layer wins over an earlier one, and every layer over the checkout.
-//! - A layer holds nothing that the build would not read: a file in the wrong place is an error, not a silence.
+//! - A layer holds nothing that the build would not read: a file in the wrong place is an error, not a silence. Names that begin
+//!   with a dot and folders named `target` are left out, there as in the checkout.
+//! - A link counts by its target's name, so it may stand only where links are copied as such.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -35,6 +37,8 @@ const PLACES: [&str; 17] = [
 ];
 /// Sources of a layer's own programs, each a Cargo workspace with its lock.
 const PROGRAMS: &str = "programs/**";
+/// Where links are copied as links.
+const LINKS: &str = "image/root/**";
 const README: &str = "README.md";
 
 /// Folders, the later ones over the earlier ones; the first is the checkout.
@@ -69,15 +73,22 @@ impl Layers {
         let mut said = Vec::new();
         for name in hash::walk(dir)? {
             let name = name.to_string_lossy().into_owned();
-            if name == README || matches(PROGRAMS, &name) {
+            if name == README {
                 continue;
             }
-            if !PLACES.iter().any(|place| matches(place, &name)) {
+            if !matches(PROGRAMS, &name) && !PLACES.iter().any(|place| matches(place, &name)) {
                 bail!(
                     "the layer {} has {name}, which nothing would read. A layer may hold: {}, {PROGRAMS}, {README} (docs/porting.md)",
                     dir.display(),
                     PLACES.join(", ")
                 );
+            }
+            let link = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_symlink());
+            if link(&dir.join(&name)) && !matches(LINKS, &name) {
+                bail!("the layer {}: {name} is a symbolic link; only below image/root/ may there be some", dir.display());
+            }
+            if let Some(parent) = Path::new(&name).ancestors().skip(1).find(|a| link(&self.find(&a.to_string_lossy()))) {
+                bail!("the layer {}: {name} lies below {}, which is a symbolic link in another layer", dir.display(), parent.display());
             }
             let below = self.find(&name);
             let there = below.symlink_metadata().is_ok();
@@ -100,6 +111,12 @@ impl Layers {
     pub fn owner(&self, name: &str) -> &Path {
         let found = self.0.iter().rev().find(|dir| dir.join(name).symlink_metadata().is_ok());
         found.unwrap_or(&self.0[0])
+    }
+
+    /// Where a file is written that belongs to another one: beside that one, or further up where it is already.
+    pub fn beside(&self, name: &str, other: &str) -> PathBuf {
+        let above = |name: &str| self.0.iter().rposition(|dir| dir.join(name).symlink_metadata().is_ok()).unwrap_or(0);
+        self.0[above(name).max(above(other))].join(name)
     }
 
     /// All files below a folder: their names in it, sorted, and where each lies.
@@ -175,13 +192,37 @@ mod tests {
         assert!(said.iter().any(|l| l.contains("OVERRIDES configs/machines/m.toml of") && l.contains("base")), "{said:?}");
         assert!(said.iter().any(|l| l.ends_with("adds image/kernel/80-b.config")), "{said:?}");
         let said = layers.add(&two).unwrap();
-        assert_eq!(said.len(), 1);
-        assert!(said[0].ends_with("one"), "{said:?}");
+        assert_eq!(said.len(), 2);
+        assert!(said[0].ends_with("one") && said[1].ends_with("adds programs/p/src/main.rs"), "{said:?}");
+        // A lock is written where the sets or an older lock of it are, never below.
+        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), base.join("image/locks/a.toml"));
+        write(&one, "image/sets.toml", "");
+        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), one.join("image/locks/a.toml"));
+        write(&two, "image/locks/a.toml", "");
+        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), two.join("image/locks/a.toml"));
         assert_eq!(std::fs::read_to_string(layers.find("configs/machines/m.toml")).unwrap(), "two");
         assert_eq!(layers.named("image/kernel", "config").unwrap().into_keys().collect::<Vec<_>>(), ["00-a", "80-b"]);
         assert_ne!(layers.hash("image/kernel").unwrap(), before, "a fragment that is added counts");
         assert_eq!(layers.find("image/root/etc/a"), base.join("image/root/etc/a"));
         assert!(layers.files("image/none").is_err());
+    }
+
+    #[test]
+    fn a_link_may_stand_only_where_links_are_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let layer = |n: u32, name: &str| {
+            let layer = dir.path().join(n.to_string());
+            write(&layer, "configs/node.toml", "");
+            std::fs::create_dir_all(layer.join(name).parent().unwrap()).unwrap();
+            std::os::unix::fs::symlink("/etc", layer.join(name)).unwrap();
+            layer
+        };
+        let mut layers = Layers(vec![dir.path().join("none")]);
+        assert!(layers.add(&layer(1, "image/kernel/80-x.config")).unwrap_err().to_string().contains("symbolic link"));
+        layers.add(&layer(2, "image/root/d")).unwrap();
+        let through = dir.path().join("3");
+        write(&through, "image/root/d/f", "");
+        assert!(layers.add(&through).unwrap_err().to_string().contains("lies below image/root/d"));
     }
 
     #[test]

@@ -79,10 +79,8 @@ pub fn sets() -> Result<Sets> {
     config::read(&layers::current().find(SETS))
 }
 
-/// A lock of the layer that the request is of lies beside it; what that layer did not have to resolve anew is the checkout's.
-fn lock_path(set: &str) -> (PathBuf, PathBuf) {
-    let name = format!("image/locks/{set}.toml");
-    (layers::current().find(&name), layers::current().owner(SETS).join(&name))
+fn lock_name(set: &str) -> String {
+    format!("image/locks/{set}.toml")
 }
 
 fn request(sets: &Sets, name: &str) -> Result<String> {
@@ -97,7 +95,7 @@ fn request(sets: &Sets, name: &str) -> Result<String> {
 pub fn load(name: &str, locked: bool) -> Result<Lock> {
     let sets = sets()?;
     let request = request(&sets, name)?;
-    let (path, _) = lock_path(name);
+    let path = layers::current().find(&lock_name(name));
     let found: Option<Lock> = if path.exists() { Some(config::read(&path)?) } else { None };
     match found {
         Some(lock) if lock.request == request => Ok(lock),
@@ -121,7 +119,7 @@ pub fn refresh(name: &str) -> Result<Lock> {
     ensure!(!package.is_empty(), "apt found no package for the set {name:?}");
     let lock = Lock { request, package };
     let text = format!("# Written by `cargo xtask lock`: what image/sets.toml came to. Do not edit.\n{}", toml::to_string(&lock)?);
-    crate::store::write_atomically(&lock_path(name).1, text.as_bytes())?;
+    crate::store::write_atomically(&layers::current().beside(&lock_name(name), SETS), text.as_bytes())?;
     let bytes: u64 = lock.package.iter().map(|p| p.size).sum();
     task.done(&format!("{} packages, {}", lock.package.len(), progress::size(bytes)));
     Ok(lock)

@@ -76,6 +76,8 @@ pub fn release() -> Result<Release> {
 }
 
 pub fn kernel(name: &str) -> Result<Kernel> {
+    // Its step has this name, and must not be taken for another.
+    ensure!(name.starts_with("kernel"), "{KERNELS}/{name}.toml: the name of a kernel's recipe begins with kernel");
     named(KERNELS, name)
 }
 

@@ -1,4 +1,5 @@
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -30,6 +31,23 @@ pub struct BootFacts<'a> {
 /// What the owner may put on the boot partition; an event of its own, so that all others stay those of the image.
 pub const SETTINGS: &str = "/boot/node.toml";
 pub const NODE_SETTINGS: &str = "node-settings";
+/// In bytes. Settings are a few lines; what is larger is something else.
+pub const LARGEST_SETTINGS: u64 = 1 << 16;
+
+/// Whether Windows or macOS puts this on a FAT partition that it sees, without being asked; as a path inside of the partition.
+///
+/// It is not measured: nobody could predict it. The board's firmware reads none of these names by itself, and config.txt,
+/// which could point to one, is measured.
+pub fn left_by_a_computer(path: &Path) -> bool {
+    const FOLDERS: [&str; 6] =
+        ["system volume information", "$recycle.bin", ".fseventsd", ".spotlight-v100", ".trashes", ".temporaryitems"];
+    let names: Vec<String> = path.iter().map(|name| name.to_string_lossy().to_ascii_lowercase()).collect();
+    match names.as_slice() {
+        [file] => file.starts_with("._") || [".ds_store", ".metadata_never_index"].contains(&file.as_str()),
+        [folder, ..] => FOLDERS.contains(&folder.as_str()),
+        [] => false,
+    }
+}
 
 /// What is measured where the owner put nothing there.
 pub fn no_settings() -> Digest {
@@ -59,10 +77,12 @@ pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
 /// Words that the Raspberry Pi's firmware puts on the kernel command line before those of cmdline.txt.
 ///
 /// They differ from board to board (an address, memory sizes) or set what this kernel does not have.
-const FIRMWARE_WORDS: [&str; 9] = [
+const FIRMWARE_WORDS: [&str; 11] = [
     "8250.nr_uarts=",
     "bcm2708_fb.",
     "coherent_pool=",
+    "iommu_dma_numa_policy=",
+    "numa=",
     "numa_policy=",
     "smsc95xx.macaddr=",
     "snd_bcm2835.",
@@ -167,7 +187,9 @@ pub fn verity_root(command_line: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::{own_words, verity_root};
+    use std::path::Path;
+
+    use super::{left_by_a_computer, own_words, verity_root};
 
     #[test]
     fn only_words_of_the_firmware_in_front_are_left_out() {
@@ -188,6 +210,16 @@ mod tests {
         }
         assert_eq!(own_words("coherent_pool=1M"), "");
         assert_eq!(own_words(""), "");
+    }
+
+    #[test]
+    fn what_computers_leave_is_known_by_name_only() {
+        for left in ["System Volume Information/WPSettings.dat", "._node.toml", ".fseventsd/0000", ".DS_Store", "$RECYCLE.BIN/a/b"] {
+            assert!(left_by_a_computer(Path::new(left)), "{left}");
+        }
+        for kept in ["config.txt", "System Volume Information", "overlays/._x", "sub/.fseventsd/x", ".fseventsdx/y", "node.toml"] {
+            assert!(!left_by_a_computer(Path::new(kept)), "{kept}");
+        }
     }
 
     #[test]

@@ -17,7 +17,10 @@ mod pcr;
 #[cfg(feature = "quote")]
 mod quote;
 
-pub use boot::{Board, BootFacts, Measurements, NODE_SETTINGS, SETTINGS, boot_events, no_settings, own_words, verity_root};
+pub use boot::{
+    Board, BootFacts, LARGEST_SETTINGS, Measurements, NODE_SETTINGS, SETTINGS, boot_events, left_by_a_computer, no_settings, own_words,
+    verity_root,
+};
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;
 pub use files::{BadName, FileList};

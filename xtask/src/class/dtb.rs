@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::machine::{DeviceTree, Expect};
 use crate::plan::{Plan, Step};
@@ -29,9 +29,11 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
             inputs.add("qemu", hash::bytes(serde_json::to_string(&plan.machine.qemu)?.as_bytes()));
         }
         DeviceTree::Kernel { overlays, .. } => {
+            // All of them: one may include another.
+            inputs.path(OVERLAYS)?;
             for overlay in overlays {
                 let name = format!("{OVERLAYS}/{overlay}.dtso");
-                inputs.path(&name).with_context(|| format!("the machine's file names the overlay {overlay}, and there is no {name}"))?;
+                ensure!(layers::current().find(&name).is_file(), "the machine's file names the overlay {overlay}, and there is no {name}");
             }
         }
     }

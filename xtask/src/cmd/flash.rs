@@ -24,7 +24,7 @@ pub struct Args {
     /// The machine that the card is for
     #[arg(long)]
     machine: Option<String>,
-    /// An image elsewhere, with its .bmap and measurements.json beside it
+    /// An image elsewhere, with all that its builder signed beside it
     #[arg(long)]
     image: Option<PathBuf>,
     /// The public key of whoever built that image, in hex; without it, your own builder.key
@@ -57,7 +57,10 @@ pub fn run(args: Args) -> Result<()> {
     };
     let builder = match &args.builder {
         Some(text) => trustctl::keys::public(text).context("--builder")?,
-        None => keys::builder()?.verifying_key(),
+        None => {
+            let own = trustctl::keys::folder()?.join(trustctl::keys::BUILDER);
+            trustctl::keys::load(&own, "builder").context("whose image is it? --builder names the key that signed it")?.verifying_key()
+        }
     };
     let mut map = check_image(&image, wanted.as_deref(), &builder)?;
     let same =
@@ -69,7 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     let work = tempfile::tempdir()?;
     if let Some(settings) = &args.settings {
-        image = with_settings(&image, settings, work.path())?;
+        image = with_settings(&image, &map, settings, work.path())?;
         map = disk::block_map(&image)?;
     }
     write(&image, &map, &card, &device.display().to_string())?;
@@ -87,13 +90,18 @@ pub fn flash(image: &Path, machine: &str, device: &Path) -> Result<()> {
 }
 
 /// A copy of the image with the owner's file on its boot partition.
-fn with_settings(image: &Path, settings: &Path, work: &Path) -> Result<PathBuf> {
+fn with_settings(image: &Path, map: &Bmap, settings: &Path, work: &Path) -> Result<PathBuf> {
     let text = std::fs::read_to_string(settings).with_context(|| format!("cannot read {}", settings.display()))?;
     let shipped = std::fs::read_to_string(crate::layers::current().find("configs/node.toml"))?;
+    ensure!(text.len() as u64 <= measure::LARGEST_SETTINGS, "{} is larger than {} bytes", settings.display(), measure::LARGEST_SETTINGS);
     ::config::node(&shipped, Some(&text)).with_context(|| format!("{}: a node would stop at it", settings.display()))?;
     let plan = super::tools_plan()?;
     let copy = work.join("card.img");
     super::build_image::sparse_copy(image, &copy)?;
+    let source = File::open(&copy)?;
+    for range in &map.ranges {
+        signed(&source, map, range)?;
+    }
     std::fs::write(work.join("node.toml"), text)?;
     let (sandbox, log) = plan.sandbox("settings")?;
     let place = format!("card.img@@{}", crate::qemu::partition_start(&copy, 1)?);
@@ -212,15 +220,17 @@ impl Card for File {
 
 const UNFINISHED: &str = "the card is not done and will not boot; check it and run the command again";
 
+/// What a range of the image holds, if it is still what the map says.
+fn signed(source: &File, map: &Bmap, range: &Range) -> Result<Vec<u8>> {
+    let mut data = vec![0; range.length(map.image_size) as usize];
+    source.read_exact_at(&mut data, range.start())?;
+    let found = measure::hex(&Sha256::digest(&data));
+    ensure!(found == range.sha256, "the image changed while it was used: blocks {} to {}", range.first, range.last);
+    Ok(data)
+}
+
 fn write(image: &Path, map: &Bmap, card: &dyn Card, name: &str) -> Result<()> {
     let source = File::open(image)?;
-    let read = |range: &Range| -> Result<Vec<u8>> {
-        let mut data = vec![0; range.length(map.image_size) as usize];
-        source.read_exact_at(&mut data, range.start())?;
-        let found = measure::hex(&Sha256::digest(&data));
-        ensure!(found == range.sha256, "the image changed while it was written: blocks {} to {}", range.first, range.last);
-        Ok(data)
-    };
     let failed =
         |what: &str, at: u64| format!("{what} {name} failed at {} of {}: {UNFINISHED}", progress::size(at), progress::size(map.image_size));
     // Whatever is on the card now stops being a disk first.
@@ -231,7 +241,7 @@ fn write(image: &Path, map: &Bmap, card: &dyn Card, name: &str) -> Result<()> {
     task.bytes(map.mapped());
     let mut table = Vec::new();
     for range in &map.ranges {
-        let mut data = read(range)?;
+        let mut data = signed(&source, map, range)?;
         if range.first == 0 {
             let rest = data.split_off(BLOCK as usize);
             table = std::mem::replace(&mut data, rest);
