@@ -202,9 +202,5 @@ pub fn wait<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Result<T,
 /// Reads a log of approvals, adds a statement by the user's approver, returns the longer log.
 pub fn with_statement(log: &str, digest: &str, status: ledger::Status, keys: &Path) -> Result<String> {
     let key = trustctl::keys::load_approver(&keys.join("approver.key"))?;
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs();
-    let seq = log.lines().count() as u64 + 1;
-    let mut entry = ledger::Entry::new(ledger::Statement { digest: digest.to_owned(), exp: now + 86_400, iat: now - 3600, seq, status });
-    entry.sign("home", &key);
-    Ok(format!("{log}{}\n", entry.line()))
+    trustctl::statement::appended(log, digest, status, "home", &key)
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use trustctl::{image, keys};
 
 use crate::node::{DoesNotHold, print_json};
@@ -17,10 +17,7 @@ pub(crate) struct VerifyImage {
 }
 
 pub(crate) fn verify_image(args: &VerifyImage, folder: &Path, as_json: bool) -> Result<()> {
-    let builder = match &args.builder {
-        Some(text) => keys::public(text).context("--builder")?,
-        None => keys::load(&folder.join(keys::BUILDER), "builder").context("whose image is it? --builder names the key")?.verifying_key(),
-    };
+    let builder = keys::builder(args.builder.as_deref(), folder)?;
     let manifest = image::verify(&args.dir, &builder).map_err(|e| DoesNotHold(format!("{e:#}")))?;
     if as_json {
         return print_json(&serde_json::to_value(&manifest)?);

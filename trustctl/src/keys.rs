@@ -99,6 +99,14 @@ pub fn public(text: &str) -> Result<VerifyingKey> {
     VerifyingKey::from_bytes(&bytes).context("this is no Ed25519 key")
 }
 
+/// Whose images are believed: the key that was named, or else the user's own builder's.
+pub fn builder(named: Option<&str>, folder: &Path) -> Result<VerifyingKey> {
+    match named {
+        Some(text) => public(text).context("--builder"),
+        None => Ok(load(&folder.join(BUILDER), "builder").context("whose image is it? --builder names the key")?.verifying_key()),
+    }
+}
+
 fn write_private(path: &Path, data: &[u8]) -> Result<()> {
     let dir = path.parent().context("a key needs a folder")?;
     std::fs::create_dir_all(dir).with_context(|| format!("cannot make {}", dir.display()))?;

@@ -5,3 +5,4 @@ pub mod client;
 pub mod evidence;
 pub mod image;
 pub mod keys;
+pub mod statement;

@@ -2,7 +2,8 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
-use std::process::{Child, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
@@ -27,9 +28,14 @@ impl Console {
     /// Starts with kernel, command line and device tree as they lie in the folder.
     pub fn restart(boot: &Boot<'_>) -> Result<Self> {
         let tpm = if boot.tpm { Some(start_tpm(boot)?) } else { None };
+        Self::of(boot.qemu("stdio")?, tpm, boot.dir)
+    }
+
+    /// Any QEMU with its serial console on its standard streams.
+    pub fn of(mut qemu: Command, tpm: Option<Child>, dir: &Path) -> Result<Self> {
         // QEMU's own messages stay apart from the guest's.
-        let errors = std::fs::File::create(boot.dir.join("qemu.log"))?;
-        let mut qemu = boot.qemu("stdio")?.stdout(Stdio::piped()).stderr(errors).spawn().context("cannot start QEMU")?;
+        let errors = std::fs::File::create(dir.join("qemu.log"))?;
+        let mut qemu = qemu.stdout(Stdio::piped()).stderr(errors).spawn().context("cannot start QEMU")?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {

@@ -38,14 +38,6 @@ pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// A file's own hash, or, for a folder, that of all files below it.
-pub fn tree(path: &Path) -> Result<String> {
-    if path.is_file() {
-        return file(path);
-    }
-    files(&walk(path)?.into_iter().map(|name| (name.clone(), path.join(name))).collect())
-}
-
 /// The hash over the names, modes and hashes of files that may lie in several folders.
 pub fn files(files: &BTreeMap<PathBuf, PathBuf>) -> Result<String> {
     let mut list = String::new();

@@ -109,14 +109,16 @@ impl Layers {
 
     /// The topmost layer that has this file.
     pub fn owner(&self, name: &str) -> &Path {
-        let found = self.0.iter().rev().find(|dir| dir.join(name).symlink_metadata().is_ok());
-        found.unwrap_or(&self.0[0])
+        &self.0[self.height(name)]
+    }
+
+    fn height(&self, name: &str) -> usize {
+        self.0.iter().rposition(|dir| dir.join(name).symlink_metadata().is_ok()).unwrap_or(0)
     }
 
     /// Where a file is written that belongs to another one: beside that one, or further up where it is already.
     pub fn beside(&self, name: &str, other: &str) -> PathBuf {
-        let above = |name: &str| self.0.iter().rposition(|dir| dir.join(name).symlink_metadata().is_ok()).unwrap_or(0);
-        self.0[above(name).max(above(other))].join(name)
+        self.0[self.height(name).max(self.height(other))].join(name)
     }
 
     /// All files below a folder: their names in it, sorted, and where each lies.

@@ -10,12 +10,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use ledger::VerifyingKey;
 use sha2::{Digest as _, Sha256};
+use trustctl::keys;
 
 use crate::bmap::{BLOCK, Bmap, Range};
 use crate::class::disk;
 use crate::drives::{Drive, Host};
+use crate::paths;
 use crate::progress::{self, Task};
-use crate::{keys, paths};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -55,13 +56,7 @@ pub fn run(args: Args) -> Result<()> {
             paths::output(&machine).join(format!("basalt-{machine}.img"))
         }
     };
-    let builder = match &args.builder {
-        Some(text) => trustctl::keys::public(text).context("--builder")?,
-        None => {
-            let own = trustctl::keys::folder()?.join(trustctl::keys::BUILDER);
-            trustctl::keys::load(&own, "builder").context("whose image is it? --builder names the key that signed it")?.verifying_key()
-        }
-    };
+    let builder = keys::builder(args.builder.as_deref(), &keys::folder()?)?;
     let mut map = check_image(&image, wanted.as_deref(), &builder)?;
     let same =
         |a: &Path, b: &Path| Some(a.metadata().ok().map(|m| (m.dev(), m.ino()))) == Some(b.metadata().ok().map(|m| (m.dev(), m.ino())));
@@ -85,7 +80,7 @@ pub fn run(args: Args) -> Result<()> {
 
 /// The whole of it without questions, for programs.
 pub fn flash(image: &Path, machine: &str, device: &Path) -> Result<()> {
-    let map = check_image(image, Some(machine), &keys::builder()?.verifying_key())?;
+    let map = check_image(image, Some(machine), &keys::builder(None, &keys::folder()?)?)?;
     write(image, &map, &open(device, map.image_size)?, &device.display().to_string())
 }
 

@@ -33,8 +33,7 @@ pub(super) fn run(boots: usize) -> Result<()> {
     for (what, mut times, most) in
         [("kernel start to handover", handover, HANDOVER_S), ("kernel start to engine answers", engine, ENGINE_S)]
     {
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
+        let median = super::median(&mut times);
         kept &= median <= most;
         println!(
             "{what:34} median {median:6.2} s of {} boots ({:.2} to {:.2})   at most {most} s   {}",

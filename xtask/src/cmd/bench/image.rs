@@ -2,15 +2,14 @@
 //!
 //! Both boot on the same emulated board with the same processors and memory; each says its own times and memory.
 
-use std::io::BufReader;
 use std::path::Path;
-use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use config::Ledger;
-use ledger::{Entry, Statement, Status};
+use ledger::Status;
 use trustctl::client::{Address, Client};
+use trustctl::statement;
 
 use super::boot::seconds;
 use super::median;
@@ -131,12 +130,7 @@ fn stop_modules(client: &Client) -> Result<()> {
     let key = trustctl::keys::load_approver(&trustctl::keys::folder()?.join("approver.key"))?;
     let Ledger::Log { name, .. } = keys::node()?.ledger;
     for module in client.get("/v1/modules")?["modules"].as_array().context("the node names no modules")? {
-        let digest = module["digest"].as_str().context("a module has no digest")?.to_owned();
-        let iat = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs() - 3600;
-        let seq = longer.lines().count() as u64 + 1;
-        let mut entry = Entry::new(Statement { digest, exp: iat + 86_400, iat, seq, status: Status::Revoked });
-        entry.sign(&name, &key);
-        longer.push_str(&format!("{}\n", entry.line()));
+        longer = statement::appended(&longer, module["digest"].as_str().context("a module has no digest")?, Status::Revoked, &name, &key)?;
     }
     client.put("/v1/ledger", &serde_json::json!({ "log": longer }))?;
     Ok(())
@@ -157,36 +151,16 @@ fn boot_baseline(tools: &Path, machine: &Machine, files: &Path, dir: &Path) -> R
         args.extend(word.split(' ').map(str::to_owned));
     }
     args.extend(["-append".into(), line.into()]);
-    let mut qemu = sandbox.command(args)?.stdout(Stdio::piped()).spawn().context("cannot start QEMU")?;
-    let said = listen(BufReader::new(qemu.stdout.take().context("QEMU has no output")?));
-    let _ = qemu.kill();
-    let _ = qemu.wait();
-    said
+    let mut console = Console::of(sandbox.command(args)?, None, dir)?;
+    console.wait_for("measure: end", DEADLINE)?;
+    said(&console.text)
 }
 
 /// What the baseline says of itself (image/baseline/measure).
-fn listen(console: impl std::io::BufRead + Send + 'static) -> Result<Run> {
-    let (sender, lines) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        for line in console.split(b'\n').map_while(Result::ok) {
-            if sender.send(String::from_utf8_lossy(&line).into_owned()).is_err() {
-                return;
-            }
-        }
-    });
-    let (deadline, mut text) = (Instant::now() + DEADLINE, String::new());
+fn said(console: &str) -> Result<Run> {
     let mut found = std::collections::BTreeMap::new();
-    loop {
-        let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) else {
-            bail!("the baseline did not say what was asked of it; its console:\n{text}");
-        };
-        text.push_str(&line);
-        text.push('\n');
-        let Some((_, fact)) = line.split_once("measure: ") else { continue };
-        match fact.trim().split_once(' ') {
-            Some((name, value)) => _ = found.insert(name.to_owned(), value.trim().parse::<f64>()?),
-            None => break,
-        }
+    for (name, value) in console.lines().filter_map(|line| line.split_once("measure: ")?.1.trim().split_once(' ')) {
+        found.insert(name, value.trim().parse::<f64>().with_context(|| format!("the baseline's {name} is no number: {value:?}"))?);
     }
     let take = |name: &str| found.get(name).copied().with_context(|| format!("the baseline did not say {name}"));
     Ok(Run {
@@ -197,7 +171,7 @@ fn listen(console: impl std::io::BufRead + Send + 'static) -> Result<Run> {
 }
 
 fn table(ours: &Side, debian: &Side) -> Result<()> {
-    let of = |side: &Side, what: fn(&Run) -> f64| median(side.runs.iter().map(what).collect());
+    let of = |side: &Side, what: fn(&Run) -> f64| median(&mut side.runs.iter().map(what).collect::<Vec<_>>());
     println!("\n| | Basalt | Debian trixie | ratio |\n|---|---|---|---|");
     let row = |what: &str, a: f64, b: f64, digits: usize| {
         let ratio = if b == 0.0 { "".into() } else { format!("{:.3}", a / b) };
