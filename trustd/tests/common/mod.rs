@@ -1,11 +1,14 @@
 //! The real parts that tests use: a software TPM, each test its own.
 
-use std::net::TcpListener;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use basalt_trustd::tpm::Tpm;
+
+const PORT: u16 = 2321;
 
 pub(crate) struct Swtpm {
     child: Child,
@@ -24,33 +27,33 @@ impl Swtpm {
         assert!(std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(), "these tests need the tools tree: cargo xtask test unit");
         let state = dir.join("tpm");
         std::fs::create_dir_all(&state).unwrap();
-        // Two ports side by side; another test may take one in between, so try again.
-        for _ in 0..20 {
-            let first = TcpListener::bind(("127.0.0.1", 0)).unwrap();
-            let port = first.local_addr().unwrap().port();
-            let Ok(second) = TcpListener::bind(("127.0.0.1", port.wrapping_add(1))) else { continue };
-            drop((first, second));
-            let mut child = Command::new("swtpm")
-                .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
-                .arg(format!("dir={}", state.display()))
-                .args([
-                    "--server",
-                    &format!("type=tcp,port={port},bindaddr=127.0.0.1,disconnect"),
-                    "--ctrl",
-                    &format!("type=tcp,port={},bindaddr=127.0.0.1", port + 1),
-                ])
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while Instant::now() < deadline && child.try_wait().unwrap().is_none() {
-                if std::net::TcpStream::connect(("127.0.0.1", port + 1)).is_ok() {
-                    return Self { child, tcti: format!("swtpm:host=127.0.0.1,port={port}") };
-                }
-                std::thread::sleep(Duration::from_millis(10));
+        // The transport knows no Unix sockets. An address of the loopback network for each keeps tests, which run beside
+        // each other, from meeting at a port.
+        static STARTED: AtomicU8 = AtomicU8::new(1);
+        let [.., high, low] = std::process::id().to_be_bytes();
+        let address = Ipv4Addr::new(127, STARTED.fetch_add(1, Ordering::Relaxed), high, low.clamp(1, 254));
+        let mut child = Command::new("swtpm")
+            .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
+            .arg(format!("dir={}", state.display()))
+            .args([
+                "--server",
+                &format!("type=tcp,port={PORT},bindaddr={address},disconnect"),
+                "--ctrl",
+                &format!("type=tcp,port={},bindaddr={address}", PORT + 1),
+            ])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            if let Some(status) = child.try_wait().unwrap() {
+                panic!("swtpm on {address} ended with {status}");
             }
-            let _ = child.kill();
-            let _ = child.wait();
+            // It may listen on one of them before the other.
+            if [PORT, PORT + 1].into_iter().all(|port| std::net::TcpStream::connect((address, port)).is_ok()) {
+                return Self { child, tcti: format!("swtpm:host={address},port={PORT}") };
+            }
+            std::thread::sleep(Duration::from_millis(10));
         }
         panic!("swtpm does not start");
     }
