@@ -19,7 +19,7 @@ fn running(module: &Value) -> bool {
 /// An image for the node: the demo program of the image, so that it could really run, beside a word that makes it another image.
 fn image(card: &Card, word: &str) -> (Vec<u8>, String) {
     let demo = std::fs::read(card.dir.join("demo")).unwrap_or_else(|_| b"#!/none".to_vec());
-    oci::build(&oci::Image {
+    oci::build(&oci::Plain {
         architecture: "arm64",
         files: &[("demo", 0o755, &demo), ("word", 0o644, word.as_bytes())],
         folders: &["run", "run/basalt"],
@@ -30,12 +30,22 @@ fn image(card: &Card, word: &str) -> (Vec<u8>, String) {
 }
 
 fn module_toml(digest: &str) -> String {
-    format!("crypto = [\"vrf\", \"random\", \"hash\"]\nmemory-mib = 32\npids = 16\n[image]\ndigest = \"{digest}\"\narchive = \"upload\"\n")
+    format!("crypto = [\"vrf\", \"random\", \"hash\"]\nmemory-mib = 32\npids = 16\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 1\n")
 }
 
-fn apply(card: &Card, name: &str, archive: Vec<u8>, digest: &str) {
-    card.client().upload(&format!("/v1/modules/{name}/archive"), archive).unwrap();
-    card.client().put(&format!("/v1/modules/{name}"), &json!({ "toml": module_toml(digest) })).unwrap();
+fn send(card: &Card, archive: &[u8]) -> anyhow::Result<serde_json::Value> {
+    let file = card.dir.join("image.tar");
+    std::fs::write(&file, archive).unwrap();
+    trustctl::module::push(&card.client(), &file)
+}
+
+fn wish(card: &Card, name: &str, digest: &str) {
+    trustctl::module::send(&card.client(), &card.dir, name, wish::Aim::Run, &module_toml(digest)).unwrap();
+}
+
+fn apply(card: &Card, name: &str, archive: &[u8], digest: &str) {
+    send(card, archive).unwrap();
+    wish(card, name, digest);
 }
 
 fn push(card: &Card, digest: &str, status: Status) {
@@ -123,7 +133,7 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     };
 
     let (archive, digest) = image(&card, "nobody approved this");
-    apply(&card, "stranger", archive, &digest);
+    apply(&card, "stranger", &archive, &digest);
     refused("stranger", "unknown");
 
     // Approved, and one byte of a layer altered.
@@ -131,13 +141,15 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     push(&card, &digest, Status::Approved);
     let layer = archive.windows(2).position(|w| w == [0x1f, 0x8b]).unwrap();
     archive[layer + 100] ^= 1;
-    apply(&card, "altered", archive, &digest);
-    refused("altered", "archive");
+    let error = send(&card, &archive).unwrap_err().to_string();
+    assert!(error.contains("expected sha256:"), "{error}");
+    wish(&card, "altered", &digest);
+    refused("altered", "image");
 
     // Approved: it runs. Revoked: it is stopped and stays so.
     let (archive, digest) = image(&card, "approved, then revoked");
     push(&card, &digest, Status::Approved);
-    apply(&card, "fickle", archive, &digest);
+    apply(&card, "fickle", &archive, &digest);
     card.wait_for_module("fickle", SOON, running).unwrap();
     push(&card, &digest, Status::Revoked);
     refused("fickle", "revoked");
@@ -175,7 +187,7 @@ fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
     let mut console = card.boot_to_ready().unwrap();
     card.wait_for_module("demo", SOON, running).unwrap();
     let (archive, digest) = image(&card, "nobody approved this");
-    apply(&card, "stranger", archive, &digest);
+    apply(&card, "stranger", &archive, &digest);
     card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
     for service in ["trustd", "dockerd", "containerd"] {
         // trustd may be gone before it has answered.

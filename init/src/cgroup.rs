@@ -38,6 +38,25 @@ pub(crate) fn join(group: &str) -> Result<(), Fatal> {
     std::fs::write(&file, "0").map_err(Fatal::io(format!("write {file}")))
 }
 
+/// Kills every process in a group and below it. A service's group, and one that holds such a group, is not to be had.
+pub(crate) fn end(group: &str, services: &[&str]) -> Result<(), String> {
+    may_end(group, services)?;
+    // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill".
+    let file = format!("{ROOT}/{group}/cgroup.kill");
+    std::fs::write(&file, "1").map_err(|e| format!("{file}: {e}"))
+}
+
+fn may_end(group: &str, services: &[&str]) -> Result<(), String> {
+    if group.split('/').any(|part| ["", ".", ".."].contains(&part)) {
+        return Err("it is no group's path".into());
+    }
+    let holds = |service: &str| service == group || service.strip_prefix(group).is_some_and(|rest| rest.starts_with('/'));
+    match services.iter().chain(&["node/init"]).find(|service| holds(service)) {
+        Some(service) => Err(format!("it is or holds {service}")),
+        None => Ok(()),
+    }
+}
+
 /// Fails unless this process is refused both TPM devices.
 pub(crate) fn prove_denied() -> Result<(), String> {
     for path in ["/dev/tpm0", "/dev/tpmrm0"] {
@@ -84,7 +103,18 @@ fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::deny;
+    use super::{deny, may_end};
+
+    #[test]
+    fn no_services_group_is_ended() {
+        let services = ["trustd", "node/dockerd"];
+        for group in ["default/x", "default/.x", "node/modules/abc", "node/dockerd2"] {
+            assert_eq!(may_end(group, &services), Ok(()), "{group}");
+        }
+        for group in ["", "/", "trustd", "node", "node/init", "node/dockerd", "../x", "node/../trustd", "/trustd", "node//dockerd"] {
+            assert!(may_end(group, &services).is_err(), "{group}");
+        }
+    }
 
     /// Interprets the few instructions that the filter uses.
     fn run(program: &[u64], context: [u32; 3]) -> u32 {

@@ -1,4 +1,4 @@
-//! What trustd may ask of init, one datagram a wish: `reboot`, `poweroff`, `restart NAME`, `kill NAME`.
+//! What trustd may ask of init, one datagram a wish: `reboot`, `poweroff`, `restart NAME`, `kill NAME`, `end GROUP`.
 //!
 //! The socket lies in a folder that only root and trustd can enter.
 
@@ -17,6 +17,8 @@ pub(crate) enum Wish {
     Restart(String),
     /// Ends a service with SIGKILL, as a crash would; it is started again.
     Kill(String),
+    /// Kills everything in a control group that is no service's.
+    End(String),
 }
 
 pub(crate) fn open() -> Result<UnixDatagram, Fatal> {
@@ -30,7 +32,8 @@ pub(crate) fn open() -> Result<UnixDatagram, Fatal> {
 }
 
 pub(crate) fn receive(socket: &UnixDatagram) -> Option<Result<Wish, String>> {
-    let mut buffer = [0; 128];
+    // As long as a path can be.
+    let mut buffer = [0; 4200];
     let n = socket.recv(&mut buffer).ok()?;
     Some(parse(&buffer[..n]))
 }
@@ -42,7 +45,8 @@ fn parse(message: &[u8]) -> Result<Wish, String> {
         None if text == "poweroff" => Ok(Wish::PowerOff),
         Some(("restart", name)) => Ok(Wish::Restart(name.to_owned())),
         Some(("kill", name)) => Ok(Wish::Kill(name.to_owned())),
-        _ => Err(format!("{text:?} is none of reboot, poweroff, restart NAME, kill NAME")),
+        Some(("end", group)) => Ok(Wish::End(group.to_owned())),
+        _ => Err(format!("{text:?} is none of reboot, poweroff, restart NAME, kill NAME, end GROUP")),
     }
 }
 
@@ -51,9 +55,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_four_wishes_are_understood() {
+    fn only_the_five_wishes_are_understood() {
         assert_eq!(parse(b"reboot"), Ok(Wish::Reboot));
         assert_eq!(parse(b"kill dockerd"), Ok(Wish::Kill("dockerd".into())));
+        assert_eq!(parse(b"end default/x"), Ok(Wish::End("default/x".into())));
         for junk in [&b""[..], b"\xff", b"halt", b"reboot now", b"kill"] {
             assert!(parse(junk).is_err());
         }

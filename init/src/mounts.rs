@@ -48,7 +48,8 @@ pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
     on("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, "nsdelegate")?;
     // Where services meet. The engine's socket is trustd's alone; so is the way to init.
     make_dir("/run/log", 0o700, None)?;
-    make_dir("/run/engine", 0o750, Some((0, service::TRUSTD)))?;
+    make_dir("/run/engine", 0o700, Some((service::TRUSTD, service::TRUSTD)))?;
+    make_dir("/run/containerd", 0o700, None)?;
     make_dir("/run/control", 0o750, Some((0, service::TRUSTD)))?;
     make_dir("/run/trustd", 0o750, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/modules", 0o711, Some((service::TRUSTD, service::TRUSTD)))?;

@@ -202,6 +202,15 @@ impl Supervisor {
             Wish::PowerOff => self.end(RebootMode::RB_POWER_OFF),
             Wish::Restart(name) => (name, Signal::SIGTERM),
             Wish::Kill(name) => (name, Signal::SIGKILL),
+            Wish::End(group) => {
+                let services: Vec<String> = self.units.iter().map(|u| launch::group(&u.name, &u.service)).collect();
+                let services: Vec<&str> = services.iter().map(String::as_str).collect();
+                match cgroup::end(&group, &services) {
+                    Ok(()) => console::say(&format!("{group}: everything in it was killed, as trustd wished")),
+                    Err(problem) => console::say(&format!("a wish to end {group:?}: {problem}")),
+                }
+                return;
+            }
         };
         match self.units.iter().find(|u| u.name == name) {
             Some(unit) => {

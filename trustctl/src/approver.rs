@@ -71,6 +71,8 @@ pub(crate) enum LogCommand {
         #[arg(long, default_value = "ledger.jsonl")]
         log: PathBuf,
     },
+    /// Let the node forget how far it has seen the log: after a new card or another TPM; everybody who asks for a quote sees it
+    Reset,
     /// Send a log to the node, which checks all of it
     Push {
         #[arg(long, default_value = "ledger.jsonl")]
@@ -142,6 +144,10 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client) -> Resul
             let answer = client.get("/v1/ledger")?;
             write(log, answer["log"].as_str().context("the node sent no log")?)?;
             println!("written to {}", log.display());
+        }
+        LogCommand::Reset => {
+            let answer = client.post("/v1/ledger/reset", &serde_json::json!({}))?;
+            println!("the node goes by the {} statements that it has; the reset is in its audit log", answer["statements"]);
         }
         LogCommand::Push { log } => {
             let answer = client.put("/v1/ledger", &serde_json::json!({ "log": read(log)? }))?;

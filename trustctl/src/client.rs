@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::channel::Channel;
+use http_body_util::{BodyExt as _, Either, Full};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -16,12 +17,13 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{DigitallySignedStruct, SignatureScheme};
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 use crate::keys::Owner;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
-const ANSWER_WITHIN: Duration = Duration::from_secs(300);
+/// Sending an image takes as long as the network and the card do.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3600);
 
 /// Where a node is: `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,35 +84,36 @@ impl Client {
     }
 
     pub fn get(&self, path: &str) -> Result<Value> {
-        self.send(Method::GET, path, Vec::new(), "application/json")
+        self.send(Method::GET, path, Content::Bytes(Vec::new()), "application/json")
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(Method::POST, path, body.to_string().into_bytes(), "application/json")
+        self.send(Method::POST, path, Content::Bytes(body.to_string().into_bytes()), "application/json")
     }
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(Method::PUT, path, body.to_string().into_bytes(), "application/json")
+        self.send(Method::PUT, path, Content::Bytes(body.to_string().into_bytes()), "application/json")
     }
 
-    pub fn upload(&self, path: &str, body: Vec<u8>) -> Result<Value> {
-        self.send(Method::PUT, path, body, "application/octet-stream")
+    /// Sends a file, however large.
+    pub fn upload(&self, path: &str, file: &Path) -> Result<Value> {
+        self.send(Method::PUT, path, Content::File(file), "application/octet-stream")
     }
 
-    fn send(&self, method: Method, path: &str, body: Vec<u8>, kind: &str) -> Result<Value> {
+    fn send(&self, method: Method, path: &str, content: Content<'_>, kind: &str) -> Result<Value> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match &self.address {
                 Address::Unix(socket) => {
                     let stream =
                         tokio::net::UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-                    exchange(stream, method, path, body, kind).await
+                    exchange(stream, method, path, content, kind).await
                 }
                 Address::Tls(address) => {
                     let stream = tokio::time::timeout(CONNECT_WITHIN, self.connect(address))
                         .await
                         .with_context(|| format!("{address} does not answer"))??;
-                    exchange(stream, method, path, body, kind).await
+                    exchange(stream, method, path, content, kind).await
                 }
             }
         })
@@ -178,17 +181,16 @@ async fn exchange(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     method: Method,
     path: &str,
-    body: Vec<u8>,
+    content: Content<'_>,
     kind: &str,
 ) -> Result<Value> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header("host", "basalt-node")
-        .header("content-type", kind)
-        .body(Full::new(Bytes::from(body)))?;
+    let request =
+        Request::builder().method(method).uri(path).header("host", "basalt-node").header("content-type", kind).body(match content {
+            Content::Bytes(bytes) => Either::Left(Full::new(Bytes::from(bytes))),
+            Content::File(path) => Either::Right(stream_file(path).await?),
+        })?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
@@ -205,6 +207,31 @@ async fn exchange(
         return Err(Refusal { status: status.as_u16(), code: text("code"), message: text("message") }.into());
     }
     Ok(value)
+}
+
+/// What is sent along with a request.
+enum Content<'a> {
+    Bytes(Vec<u8>),
+    File(&'a Path),
+}
+
+/// A file as a body that is read while it is sent.
+async fn stream_file(path: &Path) -> Result<Channel<Bytes, std::io::Error>> {
+    let mut file = tokio::fs::File::open(path).await.with_context(|| format!("cannot read {}", path.display()))?;
+    let (mut sender, body) = Channel::new(4);
+    tokio::spawn(async move {
+        let mut buffer = vec![0; 1 << 17];
+        loop {
+            match file.read(&mut buffer).await {
+                Ok(0) => return,
+                Ok(n) if sender.send_data(Bytes::copy_from_slice(&buffer[..n])).await.is_ok() => {}
+                // The node has heard enough; its answer says why.
+                Ok(_) => return,
+                Err(error) => return sender.abort(error),
+            }
+        }
+    });
+    Ok(body)
 }
 
 /// Takes any certificate for now and remembers it; [`known`] judges it before anything is sent.

@@ -5,4 +5,5 @@ pub mod client;
 pub mod evidence;
 pub mod image;
 pub mod keys;
+pub mod module;
 pub mod statement;

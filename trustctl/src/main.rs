@@ -55,7 +55,12 @@ enum Command {
     Status,
     /// The node's modules and what the ledger says of them
     Modules,
-    /// Add or replace a module, or read its log
+    /// Send images to the node
+    Image {
+        #[command(subcommand)]
+        command: node::ImageCommand,
+    },
+    /// Run, upgrade, stop or roll back a module
     Module {
         #[command(subcommand)]
         command: node::ModuleCommand,
@@ -128,7 +133,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Log { command } => approver::log(&command, &folder, &client),
         Command::Status => node::status(&client, cli.json),
         Command::Modules => node::modules(&client, cli.json),
-        Command::Module { command } => node::module(&client, &command),
+        Command::Image { command } => node::image(&client, &command, cli.json),
+        Command::Module { command } => node::module(&client, &folder, &command, cli.json),
         Command::Audit => node::audit(&client, cli.json),
         Command::Quote(args) => node::quote(&client, &args, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),

@@ -1,28 +1,55 @@
 //! The owner's side: questions to a node.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use measure::{Measurements, hex, unhex};
 use serde_json::{Value, json};
 use trustctl::client::Client;
-use trustctl::evidence;
+use trustctl::{evidence, module};
+use wish::Aim;
 
 #[derive(Subcommand)]
 pub(crate) enum ModuleCommand {
-    /// Send an archive and a module's file; it runs if its image is approved
+    /// Sign a module's file and send it: it runs once its image is approved and there
     Apply {
         name: String,
         /// The module's file; its [image] names the digest
         #[arg(long)]
         file: PathBuf,
-        /// The image: an OCI layout as one tar
+        /// Send this image first: an OCI layout as one tar
         #[arg(long)]
-        archive: PathBuf,
+        archive: Option<PathBuf>,
+        /// Wait until it runs, or is known not to; seconds
+        #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "300")]
+        wait: Option<u64>,
     },
+    /// The modules, and what the ledger says of them
+    List,
     /// What a running module wrote
-    Log { name: String },
+    #[command(alias = "log")]
+    Logs {
+        name: String,
+        /// So many of the last lines
+        #[arg(long, default_value_t = 200)]
+        lines: u32,
+    },
+    /// End a module; it stays known and can be started again
+    Stop { name: String },
+    /// Start a module that was stopped
+    Start { name: String },
+    /// Go back to the last version that was healthy
+    Rollback { name: String },
+    /// End a module and forget it; its folders stay
+    Remove { name: String },
+}
+
+#[derive(Subcommand)]
+pub(crate) enum ImageCommand {
+    /// Send an image to the node: an OCI layout as one tar (skopeo copy docker://… oci-archive:FILE)
+    Push { archive: PathBuf },
 }
 
 #[derive(clap::Args)]
@@ -101,27 +128,114 @@ pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {
     }
     for m in answer["modules"].as_array().into_iter().flatten() {
         println!("{:16} {:9} {}", text(&m["name"]), text(&m["status"]["state"]), text(&m["digest"]));
-        for reason in [&m["status"]["reason"], &m["ledger"]["reason"]] {
-            if let Some(reason) = reason.as_str() {
+        for part in m["progress"]["layers"].as_array().into_iter().flatten() {
+            let number = |key: &str| part[key].as_u64().unwrap_or_default() as f64 / 1e6;
+            println!(
+                "{:16} {} {:.1} of {:.1} MB",
+                "",
+                &text(&part["digest"]).chars().take(19).collect::<String>(),
+                number("have"),
+                number("size")
+            );
+        }
+        let mut said = Vec::new();
+        for reason in [&m["status"]["reason"], &m["trouble"], &m["ledger"]["reason"]] {
+            if let Some(reason) = reason.as_str().filter(|r| !said.iter().any(|s: &&str| s.contains(r))) {
                 println!("{:16} {reason}", "");
+                said.push(reason);
             }
         }
     }
     Ok(())
 }
 
-pub(crate) fn module(client: &Client, command: &ModuleCommand) -> Result<()> {
-    match command {
-        ModuleCommand::Apply { name, file, archive } => {
-            let toml = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-            let bytes = std::fs::read(archive).with_context(|| format!("cannot read {}", archive.display()))?;
-            client.upload(&format!("/v1/modules/{name}/archive"), bytes)?;
-            client.put(&format!("/v1/modules/{name}"), &json!({ "toml": toml }))?;
-            println!("the node has it; what becomes of it: trustctl modules");
-        }
-        ModuleCommand::Log { name } => print!("{}", text(&client.get(&format!("/v1/modules/{name}/log"))?["log"])),
+pub(crate) fn image(client: &Client, command: &ImageCommand, as_json: bool) -> Result<()> {
+    let ImageCommand::Push { archive } = command;
+    let answer = module::push(client, archive)?;
+    if as_json {
+        return print_json(&answer);
     }
+    println!("the node has {} blobs of it", answer["blobs"].as_array().map_or(0, Vec::len));
+    println!("Next: trustctl module apply NAME --file FILE, its [image] naming the digest");
     Ok(())
+}
+
+pub(crate) fn module(client: &Client, keys: &Path, command: &ModuleCommand, as_json: bool) -> Result<()> {
+    let done = |name: &str, what: &str| {
+        if as_json {
+            return print_json(&json!({ "module": name, "done": what }));
+        }
+        println!("{name}: {what}; what becomes of it: trustctl module list");
+        Ok(())
+    };
+    match command {
+        ModuleCommand::Apply { name, file, archive, wait } => {
+            let toml = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            if let Some(archive) = archive {
+                module::push(client, archive)?;
+            }
+            module::send(client, keys, name, Aim::Run, &toml)?;
+            match wait {
+                Some(seconds) => wait_for(client, name, Duration::from_secs(*seconds), as_json),
+                None => done(name, "applied"),
+            }
+        }
+        ModuleCommand::List => modules(client, as_json),
+        ModuleCommand::Logs { name, lines } => {
+            let answer = client.get(&format!("/v1/modules/{name}/log?lines={lines}"))?;
+            if as_json {
+                return print_json(&answer);
+            }
+            print!("{}", text(&answer["log"]));
+            Ok(())
+        }
+        ModuleCommand::Stop { name } => {
+            module::send(client, keys, name, Aim::Stop, &module::current(client, name)?)?;
+            done(name, "stopping")
+        }
+        ModuleCommand::Start { name } => {
+            module::send(client, keys, name, Aim::Run, &module::current(client, name)?)?;
+            done(name, "starting")
+        }
+        ModuleCommand::Rollback { name } => {
+            module::send(client, keys, name, Aim::Run, &module::previous(client, name)?)?;
+            done(name, "rolling back")
+        }
+        ModuleCommand::Remove { name } => {
+            module::send(client, keys, name, Aim::Remove, &module::current(client, name)?)?;
+            done(name, "removing")
+        }
+    }
+}
+
+/// Asks again and again until the newest wish runs, or cannot.
+fn wait_for(client: &Client, name: &str, within: Duration, as_json: bool) -> Result<()> {
+    let (deadline, mut said) = (Instant::now() + within, String::new());
+    loop {
+        let view = module::view(client, name)?;
+        let state = text(&view["status"]["state"]);
+        match view["trouble"].as_str() {
+            // An upgrade that is refused leaves the old version running: that is not what was waited for.
+            Some(trouble) if state != "fetching" => return Err(DoesNotHold(format!("{name}: {trouble}")).into()),
+            None if view["settled"] == true => {
+                return if as_json {
+                    print_json(&view)
+                } else {
+                    println!("{name} runs");
+                    Ok(())
+                };
+            }
+            _ => {}
+        }
+        if state != said && !as_json {
+            eprintln!("{name}: {state}");
+            said = state;
+        }
+        if Instant::now() >= deadline {
+            return Err(DoesNotHold(format!("{name} does not run within {} s; it is {}", within.as_secs(), view["status"])).into());
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {

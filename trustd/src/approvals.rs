@@ -1,24 +1,31 @@
 //! The ledger on this node: where its log lies, how far this node has seen it, what it decides.
 //!
-//! Invariant: the high water mark is on disk before a longer log is used, so no reboot brings an older one back.
+//! Invariants:
+//! - The high water mark is on disk, and the TPM's counter moved, before a longer log is used.
+//! - The mark carries a tag under a key that the TPM seals, and the value of the counter: neither an older mark nor one of
+//!   somebody's own making counts, even when the whole data partition is put back. Without its mark nothing is approved.
 
 use std::path::{Path, PathBuf};
-use std::sync::RwLock;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::{Ledger, Node};
 use ledger::{Decision, HighWater, Log, LogError, Policy, Reason};
 use serde::{Deserialize, Serialize};
 
+use crate::crypto::keys::RootKey;
 use crate::files;
+use crate::tpm::{Tpm, TpmError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApprovalError {
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
     #[error("cannot access {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{path} is damaged: {problem}; it says how far this node has seen the ledger, and without it nothing is approved")]
+    #[error("{path}, which says how far this node has seen the ledger, cannot be used: {problem}; until then nothing is approved. {RESET}")]
     HighWater { path: PathBuf, problem: String },
     #[error(
         "the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger"
@@ -26,63 +33,128 @@ pub enum ApprovalError {
     Fork,
 }
 
+const RESET: &str =
+    "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Mark {
+    /// Where the TPM's counter stands.
+    counter: u64,
     head: String,
     seq: u64,
+    /// Over the fields above.
+    tag: String,
 }
 
 pub struct Approvals {
     policy: Policy,
     /// The text of the log and what it comes to; or why it cannot be used.
     state: RwLock<Result<(String, Log), String>>,
-    data: PathBuf,
+    /// One longer log at a time.
+    alone: tokio::sync::Mutex<()>,
+    marks: Marks,
+    etc: PathBuf,
     floor: u64,
+    grace: Duration,
 }
 
 impl Approvals {
-    /// Never fails: a ledger that cannot be used denies everything, with its reason.
-    pub fn open(node: &Node, etc: &Path, data: &Path, floor: u64) -> Result<Self, LogError> {
-        let Ledger::Log { name, approvers, threshold } = &node.ledger;
-        let policy = Policy::new(name, approvers, *threshold)?;
-        let state = read(&policy, etc, data).map_err(|error| error.to_string());
-        if let Err(problem) = &state {
+    /// Never fails for the ledger's sake: one that cannot be used denies everything, with its reason.
+    pub async fn open(node: &Node, etc: &Path, data: &Path, floor: u64, tpm: Tpm, root: Arc<RootKey>) -> Result<Self, LogError> {
+        let Ledger::Log { name, approvers, threshold, revocation_grace_s } = &node.ledger;
+        let approvals = Self {
+            policy: Policy::new(name, approvers, *threshold)?,
+            state: RwLock::new(Err("it was not read yet".into())),
+            alone: tokio::sync::Mutex::default(),
+            marks: Marks { data: data.to_owned(), tpm, root },
+            etc: etc.to_owned(),
+            floor,
+            grace: Duration::from_secs(*revocation_grace_s),
+        };
+        let read = match approvals.marks.read().await {
+            Ok(seen) => approvals.read(&seen).await,
+            Err(error) => Err(error),
+        };
+        if let Err(problem) = &read {
             println!("ledger: {problem}");
         }
-        Ok(Self { policy, state: RwLock::new(state), data: data.to_owned(), floor })
+        approvals.set(read.map_err(|error| error.to_string()));
+        Ok(approvals)
+    }
+
+    fn set(&self, state: Result<(String, Log), String>) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     pub fn decide(&self, digest: &str) -> Decision {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        match &*self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             Ok((_, log)) => log.decide(digest, now, self.floor),
             Err(problem) => Decision::Deny(Reason::Ledger(problem.clone())),
         }
     }
 
+    /// How long what runs may go on after it was found to be forbidden.
+    pub fn grace(&self, reason: &Reason) -> Duration {
+        match reason {
+            Reason::Revoked { .. } => self.grace,
+            _ => Duration::ZERO,
+        }
+    }
+
     /// The whole log as text.
     pub fn text(&self) -> Result<String, String> {
-        match &*self.state.read().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             Ok((text, _)) => Ok(text.clone()),
             Err(problem) => Err(problem.clone()),
         }
     }
 
     /// Takes a longer log: all of it is checked, and it must continue the one that this node has.
-    pub fn extend(&self, fresh: &str) -> Result<u64, ApprovalError> {
-        let mut state = self.state.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let seen = match &*state {
-            Ok((_, log)) => log.high_water.clone(),
-            Err(_) => read_mark(&self.data)?,
+    pub async fn extend(&self, fresh: &str) -> Result<u64, ApprovalError> {
+        let _alone = self.alone.lock().await;
+        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|(_, log)| log.high_water.clone());
+        let seen = match known {
+            Some(seen) => seen,
+            None => self.marks.read().await?,
         };
         let log = Log::replay(&self.policy, fresh, &seen)?;
-        let path = log_path(&self.data);
-        files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source })?;
-        write_mark(&self.data, &log.high_water)?;
-        let seq = log.high_water.seq;
-        *state = Ok((fresh.to_owned(), log));
-        Ok(seq)
+        let (seq, path) = (log.high_water.seq, log_path(&self.marks.data));
+        let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
+        if kept.is_ok() && log.high_water != seen {
+            kept = self.marks.write(&log.high_water).await;
+        }
+        // A full disk must not keep a revocation from taking effect; an approval waits until it is kept.
+        let log = if kept.is_ok() { log } else { log.without_approvals_after(seen.seq) };
+        self.set(Ok((fresh.to_owned(), log)));
+        kept.map(|()| seq)
+    }
+
+    /// Takes the log that is here for the beginning, whatever was seen before. The caller records it.
+    pub async fn reset(&self) -> Result<HighWater, ApprovalError> {
+        let _alone = self.alone.lock().await;
+        let (text, log) = self.read(&HighWater::default()).await?;
+        self.marks.write(&log.high_water).await?;
+        let mark = log.high_water.clone();
+        self.set(Ok((text, log)));
+        Ok(mark)
+    }
+
+    /// The longer of the image's log and the one that was kept.
+    async fn read(&self, seen: &HighWater) -> Result<(String, Log), ApprovalError> {
+        let text = |path: PathBuf| match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+            Err(source) => Err(ApprovalError::Io { path, source }),
+        };
+        let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(&self.marks.data))?);
+        let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
+        let log = Log::replay(&self.policy, text, seen)?;
+        if log.high_water != *seen {
+            self.marks.write(&log.high_water).await?;
+        }
+        Ok((text.to_owned(), log))
     }
 }
 
@@ -90,38 +162,65 @@ fn log_path(data: &Path) -> PathBuf {
     data.join("ledger.jsonl")
 }
 
-fn mark_path(data: &Path) -> PathBuf {
-    data.join("ledger.seen")
+/// Where the high water mark is kept.
+struct Marks {
+    data: PathBuf,
+    tpm: Tpm,
+    root: Arc<RootKey>,
 }
 
-fn read(policy: &Policy, etc: &Path, data: &Path) -> Result<(String, Log), ApprovalError> {
-    let text = |path: PathBuf| match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        Err(source) => Err(ApprovalError::Io { path, source }),
-    };
-    let (shipped, kept) = (text(etc.join("ledger.jsonl"))?, text(log_path(data))?);
-    let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
-    let log = Log::replay(policy, text, &read_mark(data)?)?;
-    write_mark(data, &log.high_water)?;
-    Ok((text.to_owned(), log))
-}
+impl Marks {
+    fn path(&self) -> PathBuf {
+        self.data.join("ledger.seen")
+    }
 
-fn read_mark(data: &Path) -> Result<HighWater, ApprovalError> {
-    let path = mark_path(data);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(HighWater::default()),
-        Err(source) => return Err(ApprovalError::Io { path, source }),
-    };
-    let damaged = |problem: String| ApprovalError::HighWater { path: path.clone(), problem };
-    let mark: Mark = serde_json::from_str(&text).map_err(|e| damaged(e.to_string()))?;
-    let head = measure::unhex(&mark.head).and_then(|b| b.try_into().ok()).ok_or_else(|| damaged("the head is not 64 hex digits".into()))?;
-    Ok(HighWater { seq: mark.seq, head })
-}
+    fn tag(&self, counter: u64, head: &str, seq: u64) -> String {
+        measure::hex(&self.root.tag("ledger-mark", format!("{counter} {head} {seq}").as_bytes()))
+    }
 
-fn write_mark(data: &Path, mark: &HighWater) -> Result<(), ApprovalError> {
-    let path = mark_path(data);
-    let text = serde_json::json!({ "head": measure::hex(&mark.head), "seq": mark.seq }).to_string();
-    files::write(&path, text.as_bytes()).map_err(|source| ApprovalError::Io { path, source })
+    async fn read(&self) -> Result<HighWater, ApprovalError> {
+        let path = self.path();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => Some(text),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            Err(source) => return Err(ApprovalError::Io { path, source }),
+        };
+        let unusable = |problem: String| ApprovalError::HighWater { path: path.clone(), problem };
+        let (text, counter) = match (text, self.tpm.counter().await?) {
+            // Neither: this node has seen nothing yet.
+            (None, None) => return Ok(HighWater::default()),
+            (None, Some(counter)) => return Err(unusable(format!("it is not there, and the TPM has counted to {counter}"))),
+            (Some(_), None) => return Err(unusable("the TPM never counted; is it another one?".into())),
+            (Some(text), Some(counter)) => (text, counter),
+        };
+        let mark: Mark = serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
+        if mark.tag != self.tag(mark.counter, &mark.head, mark.seq) {
+            return Err(unusable("this node did not write it".into()));
+        }
+        let head = measure::unhex(&mark.head).and_then(|b| b.try_into().ok());
+        let head = head.ok_or_else(|| unusable("the head is not 64 hex digits".into()))?;
+        if mark.counter == counter + 1 {
+            // Killed between the file and the counter.
+            self.tpm.increment().await?;
+        } else if mark.counter != counter {
+            return Err(unusable(format!("it is of step {}, the TPM has counted to {counter}: an older state was put back", mark.counter)));
+        }
+        Ok(HighWater { seq: mark.seq, head })
+    }
+
+    /// First the file, then the counter.
+    async fn write(&self, mark: &HighWater) -> Result<(), ApprovalError> {
+        let before = match self.tpm.counter().await? {
+            Some(counter) => counter,
+            None => self.tpm.increment().await?,
+        };
+        let (counter, head) = (before + 1, measure::hex(&mark.head));
+        let tag = self.tag(counter, &head, mark.seq);
+        let path = self.path();
+        let text = serde_json::to_string(&Mark { counter, head, seq: mark.seq, tag }).unwrap_or_default();
+        files::write(&path, text.as_bytes()).map_err(|source| ApprovalError::Io { path, source })?;
+        crate::steps::step("marked");
+        self.tpm.increment().await?;
+        Ok(())
+    }
 }

@@ -9,10 +9,13 @@ pub mod approvals;
 pub mod audit;
 pub mod crypto;
 pub mod engine;
+pub mod fetch;
 pub mod files;
 pub mod init;
 pub mod modules;
 pub mod settings;
+pub mod steps;
+pub mod store;
 pub mod tpm;
 
 use std::path::Path;
@@ -36,9 +39,20 @@ pub async fn run(settings: Settings) -> Result<()> {
     let own = settings::own(&settings.own, audit.platform())?;
     let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let root = Arc::new(crypto::keys::RootKey::open(&tpm, &settings.data.join("root.sealed")).await?);
-    let approvals = Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built)?);
-    let modules = Arc::new(modules::Modules::open(&settings, approvals.clone(), audit.clone())?);
-    let sockets = Arc::new(Sockets::new(settings.modules.clone(), tpm, root));
+    let approvals =
+        Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built, tpm.clone(), root.clone()).await?);
+    let tickets = Arc::new(engine::Tickets::default());
+    engine::serve(tickets.clone(), &settings.plugin)?;
+    let modules = Arc::new(modules::Modules::open(modules::Parts {
+        approvals: approvals.clone(),
+        audit: audit.clone(),
+        fetcher: fetcher(&node, &settings.data)?,
+        sockets: Arc::new(Sockets::new(settings.modules.clone(), tpm, root)),
+        tickets: tickets.clone(),
+        settings: settings.clone(),
+        owners: node.owner.certificates.clone(),
+        taken: node.api.listen.parse::<std::net::SocketAddr>().map(|a| a.port()).into_iter().collect(),
+    })?);
 
     let tls = TlsListener::bind(&node.api.listen, &node.owner.certificates, &settings.data.join("tls")).await?;
     let router = owner::router(Arc::new(owner::Node {
@@ -48,18 +62,29 @@ pub async fn run(settings: Settings) -> Result<()> {
         approvals,
         audit,
         init: settings.init.clone(),
-        uploads: Default::default(),
     }));
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    tokio::spawn(modules.keep(sockets));
+    tokio::spawn(modules.keep());
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(local, router.clone()).into_future() => served.context("the local API ended"),
         served = axum::serve(tls, router).into_future() => served.context("the API ended"),
         _ = end.recv() => Ok(()),
     }
+}
+
+/// Where images come from, and where they are kept.
+pub fn fetcher(node: &config::Node, data: &Path) -> Result<fetch::Fetcher> {
+    let store = store::Store::open(&data.join("store"), node.store.quota_mib << 20, oci::Limits::default())?;
+    let client = fetch::Client::new(&node.registries, fetch::PATIENCE)?;
+    let architecture = match std::env::consts::ARCH {
+        "aarch64" => "arm64",
+        "x86_64" => "amd64",
+        other => other,
+    };
+    Ok(fetch::Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture)))
 }
 
 fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {

@@ -23,6 +23,11 @@ pub struct Settings {
     pub engine: PathBuf,
     pub init: PathBuf,
     pub tcti: String,
+    /// Where the engine asks for leave: the socket of its authorization plugin.
+    pub plugin: PathBuf,
+    /// The control groups, to be searched for what runs without the engine's knowledge; and those that services have.
+    pub groups: Option<PathBuf>,
+    pub services: Vec<String>,
 }
 
 impl Settings {
@@ -38,8 +43,20 @@ impl Settings {
             engine: "/run/engine/docker.sock".into(),
             init: "/run/control/init.sock".into(),
             tcti: "device:/dev/tpmrm0".into(),
+            plugin: "/run/trustd/authz.sock".into(),
+            groups: Some("/sys/fs/cgroup".into()),
+            services: services(Path::new("/etc/basalt/services")),
         }
     }
+}
+
+/// The control groups that init gives its services (init/src/launch.rs), and its own.
+fn services(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let names = names.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned));
+    // trustd is outside of what the TPM is denied to.
+    let groups = names.map(|name| if name == "trustd" { name } else { format!("node/{name}") });
+    groups.chain(["node/init".to_owned()]).collect()
 }
 
 /// The owner's settings from the boot partition, if there are any: those that init measured and no others.

@@ -159,3 +159,92 @@ fn an_altered_log_is_not_believed() {
         assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Foreign { .. })));
     });
 }
+
+/// How far the ledger was seen is kept against every way of putting an older state back.
+#[test]
+fn the_ledgers_mark_never_goes_back() {
+    use basalt_trustd::approvals::Approvals;
+    use ledger::{Decision, Entry, SigningKey, Statement, Status};
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    let (etc, data) = (dir.path().join("etc"), dir.path().join("data"));
+    std::fs::create_dir_all(&etc).unwrap();
+    std::fs::create_dir_all(&data).unwrap();
+    let key = SigningKey::from_bytes(&[5; 32]);
+    let node = config::parse(
+        "node.toml",
+        &format!(
+            "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n[owner]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n",
+            measure::hex(key.verifying_key().as_bytes())
+        ),
+    )
+    .unwrap();
+    let digest = format!("sha256:{}", "ab".repeat(32));
+    let line = |seq, status| {
+        let mut entry = Entry::new(Statement { digest: digest.clone(), exp: u64::MAX, iat: 0, seq, status });
+        entry.sign("t", &key);
+        entry.line() + "\n"
+    };
+    let (approved, revoked) = (line(1, Status::Approved), line(2, Status::Revoked));
+    let copy = |from: &std::path::Path, to: &std::path::Path| {
+        std::fs::create_dir_all(to).unwrap();
+        for entry in std::fs::read_dir(from).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    };
+    run(async {
+        let tpm = swtpm.open().await;
+        let open = async || {
+            let root = std::sync::Arc::new(RootKey::open(&tpm, &data.join("root.sealed")).await.unwrap());
+            Approvals::open(&node, &etc, &data, 0, tpm.clone(), root).await.unwrap()
+        };
+        let denied = |approvals: &Approvals, says: &str| {
+            let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed; expected: {says}") };
+            assert!(reason.to_string().contains(says), "{reason}");
+        };
+        let approvals = open().await;
+        approvals.extend(&approved).await.unwrap();
+        assert!(matches!(approvals.decide(&digest), Decision::Allow(_)));
+        let old = dir.path().join("old");
+        copy(&data, &old);
+        approvals.extend(&(approved.clone() + &revoked)).await.unwrap();
+        denied(&open().await, "revoked");
+        let new = dir.path().join("new");
+        copy(&data, &new);
+
+        // The whole partition as it was before the revocation.
+        copy(&old, &data);
+        let rolled_back = open().await;
+        denied(&rolled_back, "an older state was put back");
+        denied(&rolled_back, "trustctl log reset");
+        assert!(rolled_back.extend(&approved).await.is_err());
+        // The mark taken away, damaged, or with another number in it.
+        let mark = data.join("ledger.seen");
+        std::fs::remove_file(&mark).unwrap();
+        denied(&open().await, "it is not there");
+        std::fs::write(&mark, "junk").unwrap();
+        denied(&open().await, "damaged");
+        let text = std::fs::read_to_string(new.join("ledger.seen")).unwrap();
+        std::fs::write(&mark, text.replace("\"seq\":2", "\"seq\":1")).unwrap();
+        denied(&open().await, "did not write it");
+        // As it should be, it is used again; and a kill between file and counter is finished.
+        copy(&new, &data);
+        denied(&open().await, "revoked");
+        assert_eq!(tpm.counter().await.unwrap().unwrap() + 1, tpm.increment().await.unwrap());
+        denied(&open().await, "an older state was put back");
+        open().await.reset().await.unwrap();
+        denied(&open().await, "revoked");
+    });
+    // Another TPM.
+    let other_dir = tempfile::tempdir().unwrap();
+    let other = Swtpm::start(other_dir.path());
+    run(async {
+        let tpm = other.open().await;
+        std::fs::remove_file(data.join("root.sealed")).unwrap();
+        let root = std::sync::Arc::new(RootKey::open(&tpm, &data.join("root.sealed")).await.unwrap());
+        let approvals = Approvals::open(&node, &etc, &data, 0, tpm, root).await.unwrap();
+        let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed") };
+        assert!(reason.to_string().contains("is it another one"), "{reason}");
+    });
+}

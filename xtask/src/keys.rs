@@ -76,7 +76,7 @@ pub fn own_approver() -> Result<String> {
 /// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
 /// by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
-    let Ledger::Log { name, approvers, threshold } = &node.ledger;
+    let Ledger::Log { name, approvers, threshold, .. } = &node.ledger;
     let path = layers::current().find("configs/ledger.jsonl");
     let mut log = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
     let own = if approver_path()?.exists() { Some(approver()?) } else { None };

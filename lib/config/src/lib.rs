@@ -10,8 +10,8 @@ mod node;
 mod service;
 
 pub use boot::{Boot, Machine, Tpm};
-pub use module::{Archive, CryptoUse, Image, Module, Network, Ship};
-pub use node::{Addressing, Api, Ledger, Node, Owner, Subnet, node};
+pub use module::{CryptoUse, Health, Image, Module, Network, Port, Protocol, Ship, Source, Volume, repository};
+pub use node::{Addressing, Api, Ledger, Node, Owner, Registry, Store, Subnet, node};
 pub use service::{Ready, Service};
 
 #[derive(Debug, thiserror::Error)]

@@ -14,6 +14,8 @@ pub struct Node {
     pub api: Api,
     pub owner: Owner,
     pub ledger: Ledger,
+    pub store: Store,
+    pub registries: Vec<Registry>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -26,6 +28,10 @@ struct RawNode {
     api: Api,
     owner: Owner,
     ledger: Ledger,
+    #[serde(default)]
+    store: Store,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    registries: Vec<Registry>,
 }
 
 /// How the node gets an address.
@@ -110,6 +116,7 @@ struct Settings {
     time_servers: Option<Vec<String>>,
     network: Option<Addressing>,
     owner: Option<Owner>,
+    registries: Option<Vec<Registry>>,
 }
 
 /// What a node goes by: `/etc/basalt/node.toml` of the image, and `node.toml` of its boot partition over it.
@@ -127,6 +134,7 @@ pub fn node(image: &str, own: Option<&str>) -> Result<Node, ConfigError> {
     raw.time_servers = own.time_servers.unwrap_or(raw.time_servers);
     raw.network = own.network.unwrap_or(raw.network);
     raw.owner = own.owner.unwrap_or(raw.owner);
+    raw.registries = own.registries.unwrap_or(raw.registries);
     Node::try_from(raw).map_err(fail)
 }
 
@@ -145,6 +153,71 @@ pub struct Owner {
     pub certificates: Vec<String>,
 }
 
+/// Where trustd keeps the blobs of images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Store {
+    /// All blobs together; what nothing needs any more makes room first.
+    pub quota_mib: u64,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self { quota_mib: 4096 }
+    }
+}
+
+/// How a registry is reached. One that is not listed is reached over TLS, with the well-known certificate authorities.
+///
+/// Nobody has to trust it: what it sends is checked against the digest that the ledger approved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Registry {
+    /// As modules name it: `HOST[:PORT]`.
+    pub host: String,
+    /// Asked before it, in this order; `HOST[:PORT]`, each with the repository of the same name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mirrors: Vec<String>,
+    /// HTTP without TLS: whoever listens sees what is fetched.
+    #[serde(default)]
+    pub plain: bool,
+    /// Certificates (PEM) that count instead of the well-known authorities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password: Option<String>,
+}
+
+impl Registry {
+    fn check(&self) -> Result<(), String> {
+        for host in std::iter::once(&self.host).chain(&self.mirrors) {
+            valid_host(host).map_err(|why| format!("expected HOST[:PORT], found {host:?} ({why})"))?;
+        }
+        if self.user.is_some() != self.password.is_some() {
+            return Err(format!("{}: user and password go together", self.host));
+        }
+        if self.plain && (self.ca.is_some() || self.user.is_some()) {
+            return Err(format!("{}: plain HTTP has no certificates and is no place for a password", self.host));
+        }
+        Ok(())
+    }
+}
+
+/// `HOST[:PORT]`: a name or an address, nothing that a URL could take for something else.
+pub(crate) fn valid_host(host: &str) -> Result<(), String> {
+    let (name, port) = host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    if port.is_some_and(|p| p.parse::<u16>().ok().is_none_or(|n| n == 0)) {
+        return Err("no port".into());
+    }
+    let good = !name.is_empty()
+        && name.len() <= 253
+        && name.split('.').all(|l| !l.is_empty() && !l.starts_with('-') && !l.ends_with('-'))
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    if good { Ok(()) } else { Err("no host".into()) }
+}
+
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
 pub enum Ledger {
@@ -157,6 +230,9 @@ pub enum Ledger {
         #[serde(default)]
         approvers: Vec<String>,
         threshold: usize,
+        /// How long what runs may go on after its revocation, in seconds.
+        #[serde(default)]
+        revocation_grace_s: u64,
     },
 }
 
@@ -180,20 +256,29 @@ impl TryFrom<RawNode> for Node {
                 }
             }
         }
-        let Ledger::Log { name, approvers, threshold } = &raw.ledger;
+        let Ledger::Log { name, approvers, threshold, .. } = &raw.ledger;
         crate::valid_name(name).map_err(|e| format!("ledger.name: {e}"))?;
         if *threshold == 0 || (!approvers.is_empty() && *threshold > approvers.len()) {
             return Err(format!("ledger.threshold: expected 1 to the number of approvers ({}), found {threshold}", approvers.len()));
         }
-        let RawNode { hostname, time_servers, network, api, owner, ledger } = raw;
-        Ok(Self { hostname, time_servers, network, api, owner, ledger })
+        if raw.store.quota_mib == 0 {
+            return Err("store.quota-mib: expected at least 1, found 0".into());
+        }
+        for (n, registry) in raw.registries.iter().enumerate() {
+            registry.check().map_err(|e| format!("registries: {e}"))?;
+            if raw.registries[..n].iter().any(|r| r.host == registry.host) {
+                return Err(format!("registries: {} is there twice", registry.host));
+            }
+        }
+        let RawNode { hostname, time_servers, network, api, owner, ledger, store, registries } = raw;
+        Ok(Self { hostname, time_servers, network, api, owner, ledger, store, registries })
     }
 }
 
 impl From<Node> for RawNode {
     fn from(node: Node) -> Self {
-        let Node { hostname, time_servers, network, api, owner, ledger } = node;
-        Self { hostname, time_servers, network, api, owner, ledger }
+        let Node { hostname, time_servers, network, api, owner, ledger, store, registries } = node;
+        Self { hostname, time_servers, network, api, owner, ledger, store, registries }
     }
 }
 
@@ -221,6 +306,11 @@ mod tests {
             ("threshold = 1", "threshold = 1\ncolour = 1", "colour"),
             ("kind = \"log\"", "kind = \"paper\"", "log"),
             ("threshold = 1", "threshold = 1\napprovers = [\"00\"]", "64"),
+            ("threshold = 1", "threshold = 1\n[store]\nquota-mib = 0", "quota-mib"),
+            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"http://x\"", "HOST[:PORT]"),
+            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"", "go together"),
+            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\n[[registries]]\nhost = \"x\"", "twice"),
+            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nplain = true\nuser = \"u\"\npassword = \"p\"", "no place"),
         ];
         for (from, to, says) in cases {
             let error = parse::<Node>("node.toml", &GOOD.replace(from, to)).unwrap_err().to_string();

@@ -144,6 +144,13 @@ impl Log {
         Ok(())
     }
 
+    /// The same log as if what was approved after a statement had not been; what was revoked stays so.
+    #[must_use]
+    pub fn without_approvals_after(mut self, seq: u64) -> Self {
+        self.latest.retain(|_, (entry, _)| entry.statement.seq <= seq || entry.statement.status == Status::Revoked);
+        self
+    }
+
     /// May the image with this manifest digest run at `now`? `floor` is a moment before which no clock can be right.
     pub fn decide(&self, digest: &str, now: u64, floor: u64) -> Decision {
         let digest = digest.to_owned();

@@ -1,17 +1,19 @@
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 
 use serde_json::json;
-use sha2::{Digest as _, Sha256};
 
-use crate::archive::{HashWriter, OciError, Verified};
+use crate::{Blobs, Checked, OciError, Verified};
 
-/// Writes a verified image as an archive of one fixed form, from the archive that it was verified in.
+/// Writes a verified image as an archive of one fixed form.
 ///
-/// The layers are hashed once more on the way: if the source changed meanwhile, the archive stays unfinished.
-pub fn emit<R: Read + Seek, W: Write>(source: &mut R, image: &Verified, name: &str, out: W) -> Result<W, OciError> {
+/// The layers are hashed once more on the way: if the storage changed meanwhile, the archive stays unfinished.
+///
+/// # Errors
+/// What the storage or `out` says, and the first layer that is not what was verified.
+pub fn emit<W: Write>(blobs: &impl Blobs, image: &Verified, name: &str, out: W) -> Result<W, OciError> {
     let broken = std::cell::Cell::new(false);
     let mut tar = tar::Builder::new(Fuse { out, broken: &broken });
-    match write(&mut tar, source, image, name) {
+    match write(&mut tar, blobs, image, name) {
         Ok(()) => Ok(tar.into_inner()?.out),
         Err(error) => {
             // The builder would write the archive's end when it goes, and make it look whole.
@@ -37,7 +39,7 @@ impl<W: Write> Write for Fuse<'_, W> {
     }
 }
 
-fn write<R: Read + Seek, W: Write>(tar: &mut tar::Builder<W>, source: &mut R, image: &Verified, name: &str) -> Result<(), OciError> {
+fn write<W: Write>(tar: &mut tar::Builder<W>, blobs: &impl Blobs, image: &Verified, name: &str) -> Result<(), OciError> {
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
@@ -57,14 +59,9 @@ fn write<R: Read + Seek, W: Write>(tar: &mut tar::Builder<W>, source: &mut R, im
         if !written.insert(&layer.digest) {
             continue;
         }
-        source.seek(SeekFrom::Start(layer.offset))?;
-        let mut hasher = Sha256::new();
-        let tee = Tee { from: source.take(layer.size), hasher: &mut hasher };
-        tar.append(&header(&blob(&layer.digest), layer.size)?, tee)?;
-        let found = format!("sha256:{}", measure::hex(&hasher.finalize()));
-        if found != layer.digest {
-            return Err(OciError::Mismatch { what: "the layer", digest: layer.digest.clone(), expected: layer.digest.clone(), found });
-        }
+        let (_, content) =
+            blobs.blob(&layer.digest)?.ok_or_else(|| OciError::Absent { what: "the layer", digest: layer.digest.clone(), size: None })?;
+        tar.append(&header(&blob(&layer.digest), layer.size)?, Checked::new(content, &layer.digest, layer.size))?;
     }
     Ok(())
 }
@@ -85,17 +82,4 @@ pub(crate) fn header(name: &str, size: u64) -> io::Result<tar::Header> {
     header.set_mtime(0);
     header.set_cksum();
     Ok(header)
-}
-
-struct Tee<'a, R> {
-    from: R,
-    hasher: &'a mut Sha256,
-}
-
-impl<R: Read> Read for Tee<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.from.read(buffer)?;
-        HashWriter(self.hasher).write_all(&buffer[..n])?;
-        Ok(n)
-    }
 }

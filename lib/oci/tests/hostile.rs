@@ -2,9 +2,9 @@
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{Cursor, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 
-use basalt_oci::{Image, Limits, OciError, build, emit, verify};
+use basalt_oci::{Compression, Limits, Memory, OciError, Plain, Platform, Verified, build, emit, import, resolve};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -94,8 +94,15 @@ fn members_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
         .collect()
 }
 
-fn check(archive: &[u8], digest: &str) -> Result<basalt_oci::Verified, OciError> {
-    verify(&mut Cursor::new(archive), digest, &Limits::default())
+fn verify(archive: &[u8], digest: &str, limits: &Limits) -> Result<(Memory, Verified), OciError> {
+    let mut blobs = Memory::default();
+    import(&mut &archive[..], &mut blobs, limits)?;
+    let image = resolve(&blobs, digest, &Platform::linux("arm64"), limits)?.verify(&blobs, limits)?;
+    Ok((blobs, image))
+}
+
+fn check(archive: &[u8], digest: &str) -> Result<(Memory, Verified), OciError> {
+    verify(archive, digest, &Limits::default())
 }
 
 fn good() -> (Vec<u8>, String) {
@@ -111,19 +118,19 @@ fn refused(archive: &[u8], digest: &str, says: &str) {
 #[test]
 fn a_good_archive_passes_and_comes_out_in_canonical_form() {
     let (archive, digest) =
-        build(&Image { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" })
+        build(&Plain { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" })
             .unwrap();
-    let image = check(&archive, &digest).unwrap();
-    let out = emit(&mut Cursor::new(&archive), &image, "basalt/x:1", Vec::new()).unwrap();
-    assert_eq!(check(&out, &digest).unwrap().layers.len(), 1);
+    let (blobs, image) = check(&archive, &digest).unwrap();
+    let out = emit(&blobs, &image, "basalt/x:1", Vec::new()).unwrap();
+    assert_eq!(check(&out, &digest).unwrap().1.layers.len(), 1);
     // What came in decides nothing about the form: more members and another order give the same bytes.
     let mut members = members_of(&archive);
     members.reverse();
     members.push(("manifest.json".into(), b"[{\"Config\":\"evil\"}]".to_vec()));
     members.push((blob(&sha(b"stowaway")), b"stowaway".to_vec()));
     let other = tar_of(&members);
-    let image = check(&other, &digest).unwrap();
-    assert_eq!(emit(&mut Cursor::new(&other), &image, "basalt/x:1", Vec::new()).unwrap(), out);
+    let (blobs, image) = check(&other, &digest).unwrap();
+    assert_eq!(emit(&blobs, &image, "basalt/x:1", Vec::new()).unwrap(), out);
 }
 
 #[test]
@@ -146,7 +153,7 @@ fn every_flipped_byte_of_a_blob_and_every_truncation() {
         bad[at] ^= 0x20;
         // A flip in the padding changes nothing; anywhere else it must not pass as another image.
         if let Ok(image) = check(&bad, &digest) {
-            assert_eq!(image.digest, digest);
+            assert_eq!(image.1.digest, digest);
         }
         assert!(check(&archive[..at], &digest).is_err() || at > archive.len() - 1024);
     }
@@ -155,9 +162,9 @@ fn every_flipped_byte_of_a_blob_and_every_truncation() {
 #[test]
 fn the_manifest_that_was_approved_and_no_other() {
     let (archive, digest) = good();
-    refused(&archive, &sha(b"another"), "does not hold");
+    refused(&archive, &sha(b"another"), "is not there");
     let (other, _) = Parts::new(&[("bin/x", tar::EntryType::Regular, b"evil")]).archive();
-    refused(&other, &digest, "does not hold");
+    refused(&other, &digest, "is not there");
 }
 
 #[test]
@@ -250,23 +257,23 @@ fn bombs_end_early() {
     assert_eq!(parts.layer.len(), 64 << 20);
     let (archive, digest) = parts.archive();
     let limits = Limits { unpacked: 1 << 20, ..Limits::default() };
-    let error = verify(&mut Cursor::new(&archive), &digest, &limits).unwrap_err();
+    let error = verify(&archive, &digest, &limits).unwrap_err();
     assert!(matches!(error, OciError::Limit { limit: 1048576, .. }), "{error}");
     let small = Limits { archive: 1000, ..Limits::default() };
-    assert!(matches!(verify(&mut Cursor::new(&archive), &digest, &small), Err(OciError::Limit { .. })));
+    assert!(matches!(verify(&archive, &digest, &small), Err(OciError::Limit { .. })));
     let json = Limits { json: 10, ..Limits::default() };
-    assert!(matches!(verify(&mut Cursor::new(&archive), &digest, &json), Err(OciError::Limit { .. })));
+    assert!(matches!(verify(&archive, &digest, &json), Err(OciError::Limit { .. })));
 }
 
 #[test]
-fn an_archive_that_changes_after_it_was_checked_stays_unfinished() {
+fn a_blob_that_changes_after_it_was_checked_leaves_the_archive_unfinished() {
     let (archive, digest) = good();
-    let image = check(&archive, &digest).unwrap();
-    let at = archive.windows(2).position(|w| w == [0x1f, 0x8b]).unwrap();
-    let mut changed = archive;
-    changed[at + 20] ^= 1;
+    let (mut blobs, image) = check(&archive, &digest).unwrap();
+    let mut layer = blobs.0[&image.layers[0].digest].to_vec();
+    layer[20] ^= 1;
+    blobs.0.insert(image.layers[0].digest.clone(), layer.into());
     let mut out = Vec::new();
-    let error = emit(&mut Cursor::new(&changed), &image, "n", &mut out).unwrap_err();
+    let error = emit(&blobs, &image, "n", &mut out).unwrap_err();
     assert!(matches!(error, OciError::Mismatch { .. }), "{error}");
     // No end marker: nobody can take it for a whole archive.
     assert!(!out.ends_with(&[0; 1024]));
@@ -282,6 +289,10 @@ fn volumes_and_giant_names_are_refused() {
         (tar::EntryType::GNULongName, vec![b'a'; 100_000], "are allowed"),
         (tar::EntryType::GNULongName, b"../../etc/shadow\0".to_vec(), "leaves the image"),
         (tar::EntryType::XHeader, b"28 path=../../../etc/shadow\n".to_vec(), "leaves the image"),
+        (tar::EntryType::XHeader, b"16 path=a\n/../b\n".to_vec(), "leaves the image"),
+        (tar::EntryType::XHeader, b"10 size=9\n".to_vec(), "size"),
+        (tar::EntryType::XHeader, b"99 path=x\n".to_vec(), "malformed"),
+        (tar::EntryType::XHeader, b"22 GNU.sparse.major=1\n".to_vec(), "sparse"),
     ] {
         let mut tar = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
@@ -302,4 +313,145 @@ fn volumes_and_giant_names_are_refused() {
     two.manifest["layers"][0]["size"] = two.packed.len().into();
     let (archive, digest) = two.archive();
     refused(&archive, &digest, "unpacked layer");
+}
+
+/// An index over images for several platforms.
+fn index(entries: &[(&str, Option<&str>, &str, usize)]) -> Vec<u8> {
+    let manifests: Vec<Value> = entries
+        .iter()
+        .map(|(architecture, variant, digest, size)| {
+            let mut entry = json!({
+                "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
+                "platform": { "os": "linux", "architecture": architecture },
+            });
+            if let Some(variant) = variant {
+                entry["platform"]["variant"] = (*variant).into();
+            }
+            entry
+        })
+        .collect();
+    json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests }).to_string().into_bytes()
+}
+
+fn with_index(archive: &[u8], index: &[u8]) -> Vec<u8> {
+    let mut members = members_of(archive);
+    members.push((blob(&sha(index)), index.to_vec()));
+    tar_of(&members)
+}
+
+#[test]
+fn an_index_leads_to_the_platforms_manifest() {
+    let (archive, digest) = good();
+    let size = members_of(&archive).iter().find(|(name, _)| *name == blob(&digest)).unwrap().1.len();
+    let other = sha(b"for another");
+    let list = index(&[("amd64", None, &other, 9), ("arm64", Some("v9"), &other, 9), ("arm64", Some("v8"), &digest, size)]);
+    let (_, image) = check(&with_index(&archive, &list), &sha(&list)).unwrap();
+    assert_eq!((image.digest.as_str(), image.asked.as_str()), (digest.as_str(), sha(&list).as_str()));
+
+    let none = index(&[("amd64", None, &digest, size), ("riscv64", None, &digest, size)]);
+    refused(&with_index(&archive, &none), &sha(&none), "linux/amd64, linux/riscv64");
+    let wrong = index(&[("arm64", None, &digest, size + 1)]);
+    refused(&with_index(&archive, &wrong), &sha(&wrong), "bytes");
+    // An index of indexes would be followed without end.
+    let text = String::from_utf8(list.clone()).unwrap().replacen("image.manifest.v1", "image.index.v1", 3);
+    refused(&with_index(&archive, text.as_bytes()), &sha(text.as_bytes()), "expected one of");
+    // A manifest that is an index as well could be read as either.
+    let both = format!("{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",{}", &String::from_utf8(list).unwrap()[1..]);
+    refused(&with_index(&archive, both.as_bytes()), &sha(both.as_bytes()), "twice");
+    let both = both.replacen(",\"mediaType\":\"application/vnd.oci.image.index.v1+json\"", "", 1);
+    refused(&with_index(&archive, both.as_bytes()), &sha(both.as_bytes()), "index too");
+}
+
+#[test]
+fn an_image_for_another_machine_is_refused() {
+    let mut parts = Parts::new(&[("x", tar::EntryType::Regular, b"p")]);
+    parts.config["architecture"] = "amd64".into();
+    let (archive, digest) = parts.archive();
+    refused(&archive, &digest, "linux/amd64");
+}
+
+fn zstd(layer: &[u8], window: u32) -> Vec<u8> {
+    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+    encoder.window_log(window).unwrap();
+    encoder.write_all(layer).unwrap();
+    encoder.finish().unwrap()
+}
+
+fn packed_with_zstd(layer: Vec<u8>, packed: Vec<u8>) -> Parts {
+    let mut parts = Parts::of_layer(layer);
+    parts.packed = packed;
+    parts.manifest["layers"][0] = json!({
+        "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd", "digest": sha(&parts.packed), "size": parts.packed.len(),
+    });
+    parts
+}
+
+#[test]
+fn layers_may_be_packed_with_zstd() {
+    let layer = Parts::new(&[("x", tar::EntryType::Regular, &[b'p'; 100_000])]).layer;
+    // Two frames and a skippable one between them: all of it is the layer (RFC 8878, section 3).
+    let (head, tail) = layer.split_at(60_000);
+    let mut packed = zstd(head, 20);
+    packed.extend([0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 1, 2, 3]);
+    packed.extend(zstd(tail, 20));
+    let (archive, digest) = packed_with_zstd(layer.clone(), packed.clone()).archive();
+    assert_eq!(check(&archive, &digest).unwrap().1.layers[0].compression, Compression::Zstd);
+
+    let mut short = packed.clone();
+    short.truncate(packed.len() - 5);
+    let (archive, digest) = packed_with_zstd(layer.clone(), short).archive();
+    assert!(check(&archive, &digest).is_err());
+    let mut more = packed.clone();
+    more.extend(b"more");
+    let (archive, digest) = packed_with_zstd(layer.clone(), more).archive();
+    assert!(check(&archive, &digest).is_err());
+    // Named gzip and packed with zstd: the engine would go by one of the two.
+    let mut named = packed_with_zstd(layer.clone(), packed);
+    named.manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
+    let (archive, digest) = named.archive();
+    refused(&archive, &digest, "packing of the layer");
+    // A window of 512 MiB is what the unpacker would have to keep in memory.
+    let (archive, digest) = packed_with_zstd(vec![0; 64 << 20], zstd(&vec![0; 64 << 20], 27)).archive();
+    assert!(check(&archive, &digest).is_err());
+    let bomb = vec![0; 32 << 20];
+    let packed = zstd(&bomb, 20);
+    let (archive, digest) = packed_with_zstd(bomb, packed).archive();
+    let limits = Limits { unpacked: 1 << 20, ..Limits::default() };
+    assert!(matches!(verify(&archive, &digest, &limits), Err(OciError::Limit { limit: 1048576, .. })));
+}
+
+mod properties {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever is done to an archive: what comes out at the other end is the approved image or nothing.
+        #[test]
+        fn an_altered_archive_gives_the_same_image_or_none(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in any::<prop::sample::Index>(), cuts in any::<bool>()) {
+            let (archive, digest) = good();
+            let (blobs, image) = check(&archive, &digest).unwrap();
+            let expected = emit(&blobs, &image, "n", Vec::new()).unwrap();
+            let mut altered = archive;
+            for (at, byte) in changes {
+                let at = at.index(altered.len());
+                altered[at] = byte;
+            }
+            if cuts {
+                altered.truncate(cut.index(altered.len()));
+            }
+            if let Ok((blobs, image)) = check(&altered, &digest) {
+                prop_assert_eq!(emit(&blobs, &image, "n", Vec::new()).unwrap(), expected);
+            }
+        }
+
+        /// No bytes at all make the parsers panic or hang.
+        #[test]
+        fn junk_is_refused_or_empty(junk in prop::collection::vec(any::<u8>(), 0..4096), start in prop::sample::select(vec![vec![], vec![0x1f, 0x8b, 8], vec![0x28, 0xb5, 0x2f, 0xfd]])) {
+            let bytes = [start, junk].concat();
+            let _ = import(&mut bytes.as_slice(), &mut Memory::default(), &Limits::default());
+            let _ = basalt_oci::inspect(bytes.as_slice(), &Limits { unpacked: 1 << 20, ..Limits::default() });
+        }
+    }
 }

@@ -5,25 +5,26 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::extract::rejection::JsonRejection;
-use axum::extract::{DefaultBodyLimit, Path, State};
+use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
 use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use config::{Boot, Module};
+use config::Boot;
 use futures_util::StreamExt as _;
 use ledger::Decision;
+use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::io::AsyncWriteExt as _;
 
 use super::{Answer, ApiError, unhex, unknown};
 use crate::approvals::{ApprovalError, Approvals};
 use crate::audit::{Audit, Evidence};
+use crate::fetch::Chunks;
 use crate::init;
-use crate::modules::{ModuleError, Modules};
+use crate::modules::{ModuleError, Modules, State as Became};
 
 const LARGEST_REQUEST: usize = 16 << 20;
-const LARGEST_ARCHIVE: u64 = 2 << 30;
+const MOST_LINES: u32 = 10_000;
 /// As long as a SHA-256 digest at the most: every TPM takes that as qualifying data.
 const LONGEST_NONCE: usize = 32;
 
@@ -34,7 +35,6 @@ pub struct Node {
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
     pub init: std::path::PathBuf,
-    pub uploads: tokio::sync::Mutex<()>,
 }
 
 type This = State<Arc<Node>>;
@@ -44,11 +44,12 @@ pub fn router(node: Arc<Node>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/modules", get(modules))
         .route("/v1/modules/{name}", put(apply))
-        .route("/v1/modules/{name}/archive", put(upload))
+        .route("/v1/images", put(upload))
         .route("/v1/modules/{name}/log", get(module_log))
         .route("/v1/audit", get(audit))
         .route("/v1/quote", post(quote))
         .route("/v1/ledger", get(ledger_text).put(ledger_extend))
+        .route("/v1/ledger/reset", post(ledger_reset))
         .route("/v1/services/{name}/{verb}", post(service))
         .route("/v1/node/{verb}", post(machine))
         .fallback(unknown)
@@ -59,7 +60,7 @@ pub fn router(node: Arc<Node>) -> Router {
 
 async fn status(State(node): This) -> Json<Value> {
     let since_boot = std::fs::read_to_string("/proc/uptime").ok().and_then(|t| t.split(' ').next()?.parse::<f64>().ok());
-    let engine = node.modules.engine().await.is_some();
+    let engine = node.modules.engine().is_some();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     Json(json!({
         "machine": node.machine,
@@ -93,72 +94,86 @@ fn processes() -> usize {
 }
 
 async fn modules(State(node): This) -> Json<Value> {
-    let units = node.modules.units.lock().await;
-    let list: Vec<Value> = units
-        .iter()
-        .map(|(name, unit)| {
-            let ledger = match node.approvals.decide(&unit.digest) {
+    let list: Vec<Value> = node
+        .modules
+        .views()
+        .into_iter()
+        .map(|(view, decision)| {
+            let ledger = match decision {
                 Decision::Allow(e) => json!({ "allowed": true, "statement": e.seq, "until": e.exp, "signers": e.signers }),
                 Decision::Deny(reason) => json!({ "allowed": false, "code": reason.code(), "reason": reason.to_string() }),
             };
-            json!({ "name": name, "digest": unit.digest, "ledger": ledger, "status": unit.state })
+            let mut value = json!(view);
+            value["ledger"] = ledger;
+            value
         })
         .collect();
     Json(json!({ "modules": list }))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Apply {
-    /// The module's file, as TOML.
-    toml: String,
-}
-
-async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json<Apply>, JsonRejection>) -> Answer<Value> {
-    let Json(Apply { toml }) = request?;
-    node.modules.apply(&name, &toml).await.map_err(|error| match error {
+/// Takes an owner's signed wish.
+async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json<wish::Signed>, JsonRejection>) -> Answer<Value> {
+    let Json(signed) = request?;
+    node.modules.apply(&name, &signed).map_err(|error| match error {
         ModuleError::Config(_) => ApiError::request(error),
+        ModuleError::Signature(_) => ApiError::new(StatusCode::FORBIDDEN, "signature", error),
+        ModuleError::Old { .. } => ApiError::new(StatusCode::CONFLICT, "old", error),
         ModuleError::Io { .. } => ApiError::node(error),
     })?;
     Ok(Json(json!({ "applied": name })))
 }
 
-/// Stores an archive; it is checked when the module that needs it starts.
-async fn upload(State(node): This, Path(name): Path<String>, body: Body) -> Answer<Value> {
-    Module::valid_name(&name).map_err(ApiError::request)?;
-    let path = node.modules.archive_path(&name);
-    // One upload of a module at a time: a second one must not write into what the first has put in place.
-    let _alone = node.uploads.lock().await;
-    let temporary = path.with_extension("upload");
-    let failed = |e: std::io::Error| ApiError::node(format!("{}: {e}", temporary.display()));
-    let mut file = tokio::fs::File::create(&temporary).await.map_err(failed)?;
-    let (mut stream, mut size) = (body.into_data_stream(), 0);
+/// Puts the blobs of an archive into the store. Whether they may run is decided when a module wants them.
+async fn upload(State(node): This, body: Body) -> Answer<Value> {
+    let (sender, chunks) = Chunks::pipe();
+    let fetcher = node.modules.fetcher().clone();
+    let storing = tokio::spawn(async move { fetcher.upload(chunks).await });
+    let mut stream = body.into_data_stream();
     while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(ApiError::request)?;
-        size += chunk.len() as u64;
-        if size > LARGEST_ARCHIVE {
-            let _ = tokio::fs::remove_file(&temporary).await;
-            return Err(ApiError::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "too-large",
-                format!("an archive has at most {LARGEST_ARCHIVE} bytes"),
-            ));
+        let broken = chunk.is_err();
+        if sender.send(chunk.map_err(std::io::Error::other)).await.is_err() || broken {
+            // The store has seen enough, or there is no more to come: it says which.
+            break;
         }
-        file.write_all(&chunk).await.map_err(failed)?;
     }
-    file.sync_all().await.map_err(failed)?;
-    tokio::fs::rename(&temporary, &path).await.map_err(failed)?;
-    Ok(Json(json!({ "stored": size })))
+    drop(sender);
+    let stored = storing.await.map_err(ApiError::node)?;
+    if let Err(refused) = &stored
+        && !matches!(refused, OciError::Io(_))
+    {
+        println!("an image that was sent is refused: {refused}");
+        node.audit.record("image-refused", &json!({ "reason": refused.code() })).await.map_err(ApiError::node)?;
+    }
+    let blobs = stored.map_err(|error| match error {
+        OciError::Io(error) if error.kind() == std::io::ErrorKind::QuotaExceeded => {
+            ApiError::new(StatusCode::INSUFFICIENT_STORAGE, "full", error)
+        }
+        OciError::Io(error) => ApiError::node(error),
+        refused => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "image", refused),
+    })?;
+    node.modules.wake();
+    Ok(Json(json!({ "blobs": blobs })))
 }
 
-async fn module_log(State(node): This, Path(name): Path<String>) -> Answer<Value> {
-    let container = match node.modules.units.lock().await.get(&name).map(|u| u.state.clone()) {
-        Some(crate::modules::State::Running { container }) => container,
-        Some(_) => return Err(ApiError::not_found(format!("the module {name} does not run"))),
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LogQuery {
+    #[serde(default = "some_lines")]
+    lines: u32,
+}
+
+fn some_lines() -> u32 {
+    200
+}
+
+async fn module_log(State(node): This, Path(name): Path<String>, Query(query): Query<LogQuery>) -> Answer<Value> {
+    let container = match node.modules.state(&name) {
+        Some(Became::Running { container } | Became::Starting { container }) => container,
+        Some(_) => return Err(ApiError::not_found(format!("the module {name} does not run; trustctl module list says why"))),
         None => return Err(ApiError::not_found(format!("there is no module {name}"))),
     };
-    let engine = node.modules.engine().await.ok_or_else(|| ApiError::node("the engine does not answer"))?;
-    let log = engine.logs(&container).await.map_err(ApiError::node)?;
+    let engine = node.modules.engine().ok_or_else(|| ApiError::node("the engine does not answer"))?;
+    let log = engine.logs(&container, query.lines.min(MOST_LINES)).await.map_err(ApiError::node)?;
     Ok(Json(json!({ "log": log })))
 }
 
@@ -192,12 +207,26 @@ async fn ledger_text(State(node): This) -> Answer<LedgerText> {
 
 /// Replaces the log by one that continues it.
 async fn ledger_extend(State(node): This, request: Result<Json<LedgerText>, JsonRejection>) -> Answer<Value> {
-    let seq = node.approvals.extend(&request?.0.log).map_err(|error| match error {
-        ApprovalError::Log(_) | ApprovalError::Fork => ApiError::new(StatusCode::CONFLICT, "ledger", error),
-        ApprovalError::Io { .. } | ApprovalError::HighWater { .. } => ApiError::node(error),
-    })?;
+    let seq = node.approvals.extend(&request?.0.log).await.map_err(ledger_error)?;
     node.modules.wake();
     Ok(Json(json!({ "statements": seq })))
+}
+
+fn ledger_error(error: ApprovalError) -> ApiError {
+    match error {
+        ApprovalError::Log(_) | ApprovalError::Fork | ApprovalError::HighWater { .. } => {
+            ApiError::new(StatusCode::CONFLICT, "ledger", error)
+        }
+        ApprovalError::Io { .. } | ApprovalError::Tpm(_) => ApiError::node(error),
+    }
+}
+
+/// Takes the log that is here for the beginning. Said first, in the register that every quote shows.
+async fn ledger_reset(State(node): This) -> Answer<Value> {
+    node.audit.record("ledger-reset", &json!({})).await.map_err(ApiError::node)?;
+    let mark = node.approvals.reset().await.map_err(ledger_error)?;
+    node.modules.wake();
+    Ok(Json(json!({ "statements": mark.seq })))
 }
 
 async fn service(State(node): This, Path((name, verb)): Path<(String, String)>) -> Answer<Value> {

@@ -36,6 +36,15 @@ impl RootKey {
         }
     }
 
+    /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in `info` is HMAC).
+    pub fn tag(&self, what: &str, data: &[u8]) -> [u8; 32] {
+        let hkdf = Hkdf::<Sha256>::new(Some(b"basalt-own-state-v1"), &self.0);
+        let mut tag = [0; 32];
+        // 32 bytes are always within what HKDF can give.
+        let _ = hkdf.expand_multi_info(&[what.as_bytes(), b"\0", data], &mut tag);
+        tag
+    }
+
     /// The secret key of a module for a suite: HKDF-SHA256 (RFC 5869) with a counter, for the rare output that is no key.
     pub fn vrf(&self, module: &str, suite: Suite) -> Zeroizing<[u8; 32]> {
         let hkdf = Hkdf::<Sha256>::new(Some(b"basalt-module-keys-v1"), &self.0);

@@ -17,14 +17,14 @@ use tss_esapi::structures::{
 use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use tss_esapi::{Context, Error, TctiNameConf};
 
-use super::{Sealed, SignedQuote, TpmError};
+use super::{Sealed, SignedQuote, TpmError, counter};
 
 /// At most so many bytes come from one TPM2_GetRandom: the size of the largest digest that every TPM 2.0 has.
 const RANDOM_CHUNK: usize = 32;
 
 pub(super) struct Device(Context);
 
-fn refused(what: &'static str) -> impl Fn(Error) -> TpmError {
+pub(super) fn refused(what: &'static str) -> impl Fn(Error) -> TpmError {
     move |source| TpmError::Refused { what, source }
 }
 
@@ -106,6 +106,14 @@ impl Device {
             flush(context, handle)?;
             Ok(secret?.value().to_vec())
         })
+    }
+
+    pub(super) fn counter(&mut self) -> Result<Option<u64>, TpmError> {
+        counter::read(&mut self.0)
+    }
+
+    pub(super) fn increment(&mut self) -> Result<u64, TpmError> {
+        counter::increment(&mut self.0)
     }
 
     /// Makes a primary key, uses it and flushes it, whatever happened in between.

@@ -2,6 +2,7 @@
 //!
 //! Invariants: only this thread speaks to the TPM; requests wait in a bounded queue; every handle is flushed on every path.
 
+mod counter;
 mod device;
 
 use std::path::PathBuf;
@@ -49,6 +50,8 @@ enum Request {
     Quote(Vec<u8>, oneshot::Sender<Result<SignedQuote, TpmError>>),
     Seal(Vec<u8>, oneshot::Sender<Result<Sealed, TpmError>>),
     Unseal(Sealed, oneshot::Sender<Result<Vec<u8>, TpmError>>),
+    Counter(oneshot::Sender<Result<Option<u64>, TpmError>>),
+    Increment(oneshot::Sender<Result<u64, TpmError>>),
 }
 
 /// How to reach the TPM's thread.
@@ -81,8 +84,13 @@ impl Tpm {
                     Request::Quote(nonce, to) => drop(to.send(device.quote(&nonce))),
                     Request::Seal(secret, to) => drop(to.send(device.seal(&secret))),
                     Request::Unseal(sealed, to) => drop(to.send(device.unseal(&sealed))),
+                    Request::Counter(to) => drop(to.send(device.counter())),
+                    Request::Increment(to) => drop(to.send(device.increment())),
                 }
             }
+            // Nobody asks any more: the process is about to end. Taking the C library's context down while that happens
+            // on the main thread corrupted its heap; the kernel closes the device.
+            std::mem::forget(device);
         });
         answer.await.map_err(|_| TpmError::Gone)??;
         Ok(Self(sender))
@@ -124,6 +132,16 @@ impl Tpm {
 
     pub async fn seal(&self, secret: Vec<u8>) -> Result<Sealed, TpmError> {
         self.insist(|to| Request::Seal(secret, to)).await
+    }
+
+    /// Where trustd's counter stands; none if it was never made.
+    pub async fn counter(&self) -> Result<Option<u64>, TpmError> {
+        self.insist(Request::Counter).await
+    }
+
+    /// One up, for ever.
+    pub async fn increment(&self) -> Result<u64, TpmError> {
+        self.insist(Request::Increment).await
     }
 
     pub async fn unseal(&self, sealed: Sealed) -> Result<Vec<u8>, TpmError> {

@@ -46,16 +46,15 @@ impl Swtpm {
             .unwrap();
         let deadline = Instant::now() + Duration::from_secs(60);
         while Instant::now() < deadline {
-            if let Some(status) = child.try_wait().unwrap() {
-                panic!("swtpm on {address} ended with {status}");
-            }
+            assert!(child.try_wait().unwrap().is_none(), "swtpm on {address} ended");
             // It may listen on one of them before the other.
             if [PORT, PORT + 1].into_iter().all(|port| std::net::TcpStream::connect((address, port)).is_ok()) {
                 return Self { child, tcti: format!("swtpm:host={address},port={PORT}") };
             }
             std::thread::sleep(Duration::from_millis(10));
         }
-        panic!("swtpm does not start");
+        let _ = child.kill();
+        panic!("swtpm does not start: {}", child.wait().unwrap());
     }
 
     pub(crate) async fn open(&self) -> Tpm {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
-use config::{Archive, Image, Module};
+use config::{Image, Module, Source};
 
 use crate::plan::{Plan, Step};
 use crate::store::Inputs;
@@ -31,7 +31,7 @@ pub fn load(name: &str) -> Result<Module> {
 pub fn program(name: &str) -> Result<String> {
     match load(name)?.image {
         Image::Ship(ship) => Ok(ship.program),
-        Image::Archive(_) => bail!("{DIR}/{name}.toml names an archive and is not built"),
+        Image::Node(_) => bail!("{DIR}/{name}.toml names an image and is not built"),
     }
 }
 
@@ -52,7 +52,7 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
     let recipe = recipe::program(&program)?;
     let binary = std::fs::read(plan.planned(&Step::Program(program.clone()))?.file(&recipe.package))?;
     let path = format!("/{program}");
-    let image = oci::Image {
+    let image = oci::Plain {
         architecture: "arm64",
         folders: &["run", "run/basalt"],
         files: &[(&program, 0o755, &binary)],
@@ -70,6 +70,7 @@ pub fn installed(plan: &Plan, name: &str) -> Result<(Module, String)> {
     let mut module = load(name)?;
     let built = plan.planned(&Step::Module(name.to_owned()))?;
     let digest = std::fs::read_to_string(built.file("digest")).context("the module is not built")?;
-    module.image = Image::Archive(Archive { digest: digest.clone(), archive: format!("/usr/share/basalt/modules/{name}.tar") });
+    module.image =
+        Image::Node(Source { digest: digest.clone(), registry: None, archive: Some(format!("/usr/share/basalt/modules/{name}.tar")) });
     Ok((module, digest))
 }

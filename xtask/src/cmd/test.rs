@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail};
 
 use super::dev;
-use crate::plan::Plan;
+use crate::plan::{Plan, Step};
 use crate::{config, paths, progress, tree};
 
 #[derive(clap::Args)]
@@ -127,7 +127,12 @@ fn engine(filter: Option<&str>) -> Result<()> {
     }
     let plan = plan()?;
     let state = dev::scratch(&plan, "engine")?;
-    let sandbox = dev::sandbox(&plan)?.engine(&state).env("BASALT_ENGINE_TESTS", "1");
+    let registry = plan.build(&Step::Tree("registry".into()))?.dir;
+    let sandbox = dev::sandbox(&plan)?
+        .engine(&state)
+        .read(&registry, "/in")
+        .env("BASALT_ENGINE_TESTS", "1")
+        .env("BASALT_REGISTRY", "/in/usr/bin/docker-registry");
     // The same selection of packages as for the other tests, so that nothing is compiled twice.
     let mut args =
         vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci", "--features", ENGINE_TESTS, "--test", "engine", "--"];

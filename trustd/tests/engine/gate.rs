@@ -1,0 +1,188 @@
+//! What may run, and as what.
+
+use bollard::models::ContainerCreateBody;
+use ledger::Status;
+use wish::{Aim, Wish};
+
+use crate::images::{Packed, image, index, layered, sha};
+use crate::node::{Node, Owner, run};
+
+fn module(digest: &str, more: &str) -> String {
+    format!("memory-mib = 32\nstop-within-s = 1\n{more}\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 1\n")
+}
+
+#[test]
+fn approved_runs_and_is_stopped_when_revoked() {
+    run(async {
+        let mut node = Node::start("approved").await;
+        let image = image("it runs");
+        node.state(&image.digest, Status::Approved).await;
+        node.push(&image.archive()).await.unwrap();
+        node.apply("good", &module(&image.digest, "cpu-percent = 50"));
+        let container = node.running("good").await;
+        assert!(node.own().await.logs(&container, 10).await.unwrap().contains("it runs"));
+        // What the engine made of it: nothing but what the template says.
+        let found = node.behind().await.inspect_container(&container, None).await.unwrap();
+        assert_eq!(found.image.as_deref(), Some(image.digest.as_str()));
+        let host = found.host_config.unwrap();
+        assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
+        assert_eq!((host.readonly_rootfs, host.privileged, host.pids_limit), (Some(true), Some(false), Some(64)));
+        assert_eq!((host.network_mode.as_deref(), host.nano_cpus), (Some("none"), Some(500_000_000)));
+        assert_eq!(host.security_opt, Some(vec!["no-new-privileges".to_owned()]));
+
+        node.state(&image.digest, Status::Revoked).await;
+        assert!(node.refused("good").await.starts_with("revoked"));
+        node.gone(&container).await;
+        let mut kinds = node.kinds().await;
+        // A machine with much else to do may let the stream wait.
+        kinds.retain(|kind| kind != "events-stalled");
+        assert_eq!(kinds, ["module-approved", "module-started", "module-stopped", "module-refused"]);
+    });
+}
+
+#[test]
+fn what_is_not_approved_or_altered_never_reaches_the_engine() {
+    run(async {
+        let mut node = Node::start("refused").await;
+        let stranger = image("nobody approved this");
+        node.push(&stranger.archive()).await.unwrap();
+        node.apply("stranger", &module(&stranger.digest, ""));
+        assert!(node.refused("stranger").await.starts_with("unknown"));
+        // Approved, and not there.
+        let absent = image("approved");
+        node.state(&absent.digest, Status::Approved).await;
+        node.apply("absent", &module(&absent.digest, ""));
+        assert!(node.refused("absent").await.contains("trustctl image push"));
+        // Altered on its way: the store does not take it.
+        let mut altered = image("altered");
+        altered.blobs[0][1000] ^= 1;
+        let mut archive = altered.archive();
+        // Under the name that the manifest has for it.
+        let (wrong, right) = (sha(&altered.blobs[0]), altered.layers[0].clone());
+        let at = archive.windows(64).position(|w| w == &wrong.as_bytes()[7..]).unwrap();
+        archive[at..at + 64].copy_from_slice(&right.as_bytes()[7..]);
+        let mut header = tar::Header::from_byte_slice(&archive[at - 13..at - 13 + 512]).clone();
+        header.set_cksum();
+        archive[at - 13..at - 13 + 512].copy_from_slice(header.as_bytes());
+        assert!(matches!(node.push(&archive).await, Err(oci::OciError::Mismatch { .. })));
+        assert!(node.own().await.images().await.unwrap().is_empty());
+        assert!(node.own().await.containers().await.unwrap().is_empty());
+    });
+}
+
+#[test]
+fn the_second_lock_lets_nobody_else_in() {
+    run(async {
+        let mut node = Node::start("lock").await;
+        let image = image("good");
+        node.state(&image.digest, Status::Approved).await;
+        node.push(&image.archive()).await.unwrap();
+        node.apply("good", &module(&image.digest, ""));
+        let container = node.running("good").await;
+        // root on the node, with the engine's own socket.
+        let docker = bollard::Docker::connect_with_unix(&node.engine.socket.to_string_lossy(), 60, bollard::API_DEFAULT_VERSION).unwrap();
+        let said = |error: bollard::errors::Error| {
+            let text = error.to_string();
+            assert!(text.contains("only trustd may use this engine"), "{text}");
+        };
+        said(docker.version().await.unwrap_err());
+        said(docker.list_containers(None::<bollard::query_parameters::ListContainersOptions>).await.unwrap_err());
+        let body = ContainerCreateBody { image: Some(image.digest.clone()), ..Default::default() };
+        said(docker.create_container(None::<bollard::query_parameters::CreateContainerOptions>, body).await.unwrap_err());
+        said(docker.kill_container(&container, None::<bollard::query_parameters::KillContainerOptions>).await.unwrap_err());
+        assert!(node.tickets.refused() >= 4);
+        // The lock is in the engine's configuration; a hang-up does not take it out.
+        node.running("good").await;
+    });
+}
+
+#[test]
+fn only_the_owner_wishes_and_only_forward() {
+    run(async {
+        let node = Node::start("wishes").await;
+        let toml = module(&sha(b"x"), "");
+        let wish = |serial| Wish { aim: Aim::Run, module: "m".into(), serial, toml: toml.clone() };
+        let refused = |signed: &wish::Signed, says: &str| {
+            let error = node.modules.apply("m", signed).unwrap_err().to_string();
+            assert!(error.contains(says), "{error}");
+        };
+        refused(&Owner::new().sign(&wish(1)), "not pinned");
+        let good = node.owner.sign(&wish(100));
+        let mut other = good.clone();
+        other.wish = wish(101).text();
+        refused(&other, "signature does not hold");
+        let mut cut = good.clone();
+        cut.signature.truncate(20);
+        refused(&cut, "signature does not hold");
+        let error = node.modules.apply("another", &good).unwrap_err().to_string();
+        assert!(error.contains("is for the module m"), "{error}");
+        node.modules.apply("m", &good).unwrap();
+        refused(&good, "older");
+        refused(&node.owner.sign(&wish(99)), "older");
+        // What a module cannot say, it cannot say signed either.
+        let mut privileged = wish(200);
+        privileged.toml = format!("privileged = true\n{toml}");
+        refused(&node.owner.sign(&privileged), "privileged");
+        let mut api = wish(201);
+        api.toml = format!("network = \"bridge\"\n{toml}[[ports]]\nnode = 7443\nmodule = 80\n");
+        refused(&node.owner.sign(&api), "the node's own");
+        let mut own = wish(202);
+        own.toml = format!("needs = [\"m\"]\n{toml}");
+        refused(&node.owner.sign(&own), "wait for itself");
+        // Altered on the data partition, the wish counts for nothing.
+        let path = node.settings.data.join("modules/m.now.json");
+        let text = std::fs::read_to_string(&path).unwrap().replace("memory-mib = 32", "memory-mib = 64");
+        std::fs::write(&path, text).unwrap();
+        let parts = crate::node::parts(&node.settings, &node.config, node.tickets.clone(), node.tpm.open().await).await;
+        assert_eq!(basalt_trustd::modules::Modules::open(parts).unwrap().state("m"), None);
+    });
+}
+
+#[test]
+fn every_packing_and_an_index_are_loaded() {
+    run(async {
+        let mut node = Node::start("forms").await;
+        let image = layered("many layers", &[Packed::Zstd, Packed::Gzip, Packed::No], 10_000);
+        let list = index(&image);
+        let mut blobs = image.blobs.clone();
+        blobs.push(list.clone());
+        node.push(&crate::images::archive_of(&blobs)).await.unwrap();
+        node.state(&sha(&list), Status::Approved).await;
+        node.apply("multi", &module(&sha(&list), ""));
+        let container = node.running("multi").await;
+        let found = node.behind().await.inspect_container(&container, None).await.unwrap();
+        assert_eq!(found.image.as_deref(), Some(image.digest.as_str()));
+        let approved = node.event(|e| e.starts_with("module-approved")).await;
+        assert!(approved.contains(&image.digest) && approved.contains(&sha(&list)), "{approved}");
+        // The manifest was never approved by itself, and its revocation counts all the same.
+        node.state(&image.digest, Status::Revoked).await;
+        assert!(node.refused("multi").await.starts_with("revoked"));
+        node.gone(&container).await;
+    });
+}
+
+#[test]
+fn a_blob_that_was_altered_on_the_data_partition_is_not_loaded() {
+    run(async {
+        let mut node = Node::start("spoilt").await;
+        let image = image("good");
+        node.push(&image.archive()).await.unwrap();
+        let path = node.settings.data.join("store/blobs").join(&image.layers[0][7..]);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[500] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        node.state(&image.digest, Status::Approved).await;
+        node.apply("good", &module(&image.digest, ""));
+        // Known from before: only the engine's copy is hashed again, and the archive stays unfinished.
+        let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+        while path.exists() && std::time::Instant::now() < deadline {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(!path.exists(), "the blob is still there");
+        assert!(node.own().await.containers().await.unwrap().is_empty());
+        // Sent again, it runs.
+        node.push(&image.archive()).await.unwrap();
+        node.modules.wake();
+        node.running("good").await;
+    });
+}

@@ -1,0 +1,14 @@
+//! The gate against a real Docker Engine, in namespaces of its own: `cargo xtask test engine`.
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod gate;
+mod images;
+mod kills;
+mod node;
+mod registry;
+mod upgrade;
+mod watch;
