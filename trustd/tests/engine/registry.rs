@@ -21,10 +21,10 @@ use crate::node::{Node, PATIENCE, run, wait};
 const SILENCE: Duration = Duration::from_secs(2);
 
 /// Debian's docker-registry on a port of its own.
-struct RealRegistry {
+pub(crate) struct RealRegistry {
     child: Child,
-    storage: PathBuf,
-    address: SocketAddr,
+    pub(crate) storage: PathBuf,
+    pub(crate) address: SocketAddr,
     _dir: tempfile::TempDir,
 }
 
@@ -36,7 +36,7 @@ impl Drop for RealRegistry {
 }
 
 impl RealRegistry {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let program = std::env::var_os("BASALT_REGISTRY").expect("these tests need a registry: cargo xtask test engine");
         let dir = tempfile::tempdir_in("/run").unwrap();
         let storage = dir.path().join("storage");

@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::dev;
 use crate::plan::{Plan, Step};
+use crate::sandbox::Sandbox;
 use crate::{config, paths, progress, tree};
 
 #[derive(clap::Args)]
@@ -126,13 +127,7 @@ fn engine(filter: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let plan = plan()?;
-    let state = dev::scratch(&plan, "engine")?;
-    let registry = plan.build(&Step::Tree("registry".into()))?.dir;
-    let sandbox = dev::sandbox(&plan)?
-        .engine(&state)
-        .read(&registry, "/in")
-        .env("BASALT_ENGINE_TESTS", "1")
-        .env("BASALT_REGISTRY", "/in/usr/bin/docker-registry");
+    let sandbox = engine_sandbox(&plan)?;
     // The same selection of packages as for the other tests, so that nothing is compiled twice.
     let mut args =
         vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci", "--features", ENGINE_TESTS, "--test", "engine", "--"];
@@ -141,6 +136,33 @@ fn engine(filter: Option<&str>) -> Result<()> {
     let result = check(&mut sandbox.command(args)?, "the engine tests");
     remove_groups();
     result
+}
+
+/// `cargo xtask bench gate`: the gate's figures beside those of the bare engine, from an optimised build.
+pub(super) fn bench_gate() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the gate is measured against an engine in namespaces of its own, which needs root");
+    }
+    let plan = plan()?;
+    let sandbox = engine_sandbox(&plan)?;
+    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-trustd", "--features", "engine-tests"];
+    args.extend(["--test", "engine", "--", "--ignored", "--exact", "bench::figures", "--nocapture"]);
+    let result = check(&mut sandbox.command(args)?, "the bench");
+    remove_groups();
+    result
+}
+
+/// An engine's namespaces, a registry beside it.
+fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
+    let state = dev::scratch(plan, "engine")?;
+    let scratch = dev::scratch(plan, "gate")?;
+    let registry = plan.build(&Step::Tree("registry".into()))?.dir;
+    Ok(dev::sandbox(plan)?
+        .engine(&state)
+        .write(&scratch, "/cache")
+        .read(&registry, "/in")
+        .env("BASALT_ENGINE_TESTS", "1")
+        .env("BASALT_REGISTRY", "/in/usr/bin/docker-registry"))
 }
 
 /// On hosts with the old control groups, empty ones outlive the namespace.

@@ -20,6 +20,8 @@ enum What {
     Boot,
     /// Side by side with a Debian that has systemd, its generic kernel and the same engine
     Image,
+    /// What goes through trustd's gate, side by side with the bare engine
+    Gate,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -27,6 +29,7 @@ pub fn run(args: Args) -> Result<()> {
     match args.what {
         What::Boot => boot::run(boots),
         What::Image => image::run(boots),
+        What::Gate => super::test::bench_gate(),
     }
 }
 

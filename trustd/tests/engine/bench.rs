@@ -1,0 +1,186 @@
+//! Side by side with the bare engine: `cargo xtask bench gate`. Everything is timed in one run on one machine, in turns.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use basalt_trustd::fetch::{Client, Fetcher, Watched};
+use basalt_trustd::store::Store;
+use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
+use config::{Registry, Source};
+use futures_util::StreamExt as _;
+use ledger::{Decision, Status};
+use oci::Limits;
+
+use crate::images::{Built, Packed, layered, publish};
+use crate::node::{Node, run};
+use crate::registry::RealRegistry;
+
+const ROUNDS: usize = 5;
+const LAYERS: usize = 8;
+const LAYER: usize = 25 << 20;
+
+fn median(mut values: Vec<Duration>) -> Duration {
+    values.sort();
+    values[values.len() / 2]
+}
+
+fn fetcher(dir: &std::path::Path, registries: &[Registry]) -> Fetcher {
+    let store = Store::open(dir, 8 << 30, Limits::default()).unwrap();
+    let client = Client::new(registries, Duration::from_secs(30)).unwrap();
+    Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"))
+}
+
+/// Another image each time: the engine keeps what it once had.
+fn large(round: usize) -> Built {
+    layered(&format!("round {round} {}", std::process::id()), &[Packed::Gzip; LAYERS], LAYER)
+}
+
+async fn forget(node: &Node) {
+    // trustd's own look removes what it did not load; it is not running here.
+    for image in node.own().await.images().await.unwrap() {
+        node.own().await.remove_image(&image.digest).await.unwrap();
+    }
+}
+
+#[test]
+#[ignore = "cargo xtask bench gate"]
+fn figures() {
+    run(async {
+        let registry = RealRegistry::start();
+        let host = registry.address.to_string();
+        let plain = Registry { host: host.clone(), mirrors: Vec::new(), plain: true, ca: None, user: None, password: None };
+        let mut node = Node::start("bench").await;
+        node.keeping_aborted();
+        let docker = node.behind().await;
+        let (mut loads, mut bare_loads, mut pulls, mut bare_pulls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for round in 0..ROUNDS {
+            let image = large(round);
+            let file = node.dir.path().join("image.tar");
+            std::fs::write(&file, image.archive_with_name("bench:1")).unwrap();
+            publish(&registry.storage, "bench/app", &image.blobs, &[&image.manifest]);
+
+            // The engine alone: docker load, docker pull.
+            let begun = Instant::now();
+            let content = tokio::fs::read(&file).await.unwrap();
+            let stream = futures_util::stream::iter(
+                content.chunks(1 << 17).map(|c| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(c))).collect::<Vec<_>>(),
+            );
+            let mut loading = Box::pin(docker.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, stream, None));
+            while let Some(item) = loading.next().await {
+                item.unwrap();
+            }
+            bare_loads.push(begun.elapsed());
+            drop(loading);
+            forget(&node).await;
+
+            // The gate: the same file into the store, verified, and from there into the engine.
+            let dir = tempfile::tempdir_in("/cache").unwrap();
+            let gate = fetcher(dir.path(), &[]);
+            let begun = Instant::now();
+            gate.upload(std::fs::File::open(&file).unwrap()).await.unwrap();
+            let source = Source { digest: image.digest.clone(), registry: None, archive: None };
+            let verified = gate.get("bench", &source, &Watched::default()).await.unwrap();
+            node.own().await.load(gate.store.clone(), verified).await.unwrap();
+            loads.push(begun.elapsed());
+            forget(&node).await;
+
+            let begun = Instant::now();
+            let options = CreateImageOptionsBuilder::default().from_image(&format!("{host}/bench/app@{}", image.digest)).build();
+            let mut pulling = Box::pin(docker.create_image(Some(options), None, None));
+            while let Some(item) = pulling.next().await {
+                item.unwrap();
+            }
+            bare_pulls.push(begun.elapsed());
+            drop(pulling);
+            forget(&node).await;
+
+            let dir = tempfile::tempdir_in("/cache").unwrap();
+            let gate = fetcher(dir.path(), std::slice::from_ref(&plain));
+            let begun = Instant::now();
+            let source = Source { digest: image.digest.clone(), registry: Some(format!("{host}/bench/app")), archive: None };
+            let verified = gate.get("bench", &source, &Watched::default()).await.unwrap();
+            node.own().await.load(gate.store.clone(), verified).await.unwrap();
+            pulls.push(begun.elapsed());
+            forget(&node).await;
+        }
+        let ratio = |ours: Vec<Duration>, bare: Vec<Duration>, what: &str, bare_name: &str| {
+            let (ours, bare) = (median(ours), median(bare));
+            println!(
+                "FIGURE {what}: {:.2} s, {bare_name} {:.2} s, ratio {:.2} (at most 1.10)",
+                ours.as_secs_f64(),
+                bare.as_secs_f64(),
+                ours.as_secs_f64() / bare.as_secs_f64()
+            );
+        };
+        ratio(loads, bare_loads, "load through the gate, 200 MB in 8 layers", "docker load");
+        ratio(pulls, bare_pulls, "pull through the gate, 200 MB in 8 layers", "docker pull");
+
+        // A verdict with everything local: ledger and image.
+        let small = crate::images::image("verdict");
+        node.state(&small.digest, Status::Approved).await;
+        node.push(&small.archive()).await.unwrap();
+        let source = Source { digest: small.digest.clone(), registry: None, archive: None };
+        let mut verdicts = Vec::new();
+        for _ in 0..1000 {
+            let begun = Instant::now();
+            let verified = node.modules.fetcher().get("verdict", &source, &Watched::default()).await.unwrap();
+            assert!(matches!(node.approvals.decide(&verified.digest), Decision::Allow(_)));
+            verdicts.push(begun.elapsed());
+        }
+        verdicts.sort();
+        println!(
+            "FIGURE verdict with everything local: p50 {:.2} ms, p99 {:.2} ms (at most 5 ms)",
+            verdicts[500].as_secs_f64() * 1e3,
+            verdicts[990].as_secs_f64() * 1e3
+        );
+        let stranger = crate::images::image("stranger");
+        let mut right = 0;
+        for _ in 0..5 {
+            let asked = (0..20).map(|n| {
+                let (fetcher, source, approvals) = (node.modules.fetcher().clone(), source.clone(), node.approvals.clone());
+                let other = stranger.digest.clone();
+                tokio::spawn(async move {
+                    if n % 2 == 0 {
+                        let verified = fetcher.get(&format!("v{n}"), &source, &Watched::default()).await.unwrap();
+                        matches!(approvals.decide(&verified.digest), Decision::Allow(_))
+                    } else {
+                        matches!(approvals.decide(&other), Decision::Deny(_))
+                    }
+                })
+            });
+            for task in asked.collect::<Vec<_>>() {
+                right += usize::from(task.await.unwrap());
+            }
+        }
+        println!("FIGURE verdicts 20 in parallel: {right}/100 right");
+
+        // Watching: one module runs, nothing happens.
+        node.apply("idle", &format!("memory-mib = 32\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n", small.digest));
+        node.go_on();
+        let container = node.running("idle").await;
+        let before = cpu();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        println!("FIGURE watching costs {:.2}% of a core in trustd (at most 1%)", (cpu() - before).as_secs_f64() / 60.0 * 100.0);
+        let mut gone = Vec::new();
+        for n in 0..5 {
+            let body = bollard::models::ContainerCreateBody { image: Some(small.digest.clone()), ..Default::default() };
+            let name = format!("stranger{n}");
+            let options = bollard::query_parameters::CreateContainerOptionsBuilder::default().name(&name).build();
+            let id = docker.create_container(Some(options), body).await.unwrap().id;
+            let begun = Instant::now();
+            let _ = docker.start_container(&id, None).await;
+            node.gone(&id).await;
+            gone.push(begun.elapsed());
+        }
+        println!("FIGURE an unknown container is gone after {:.2} s (at most 2 s)", median(gone).as_secs_f64());
+        assert!(!container.is_empty());
+    });
+}
+
+/// Processor time of this process so far.
+fn cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<u64> = text.rsplit(')').next().unwrap().split_whitespace().filter_map(|f| f.parse().ok()).collect();
+    // utime and stime, in hundredths of a second (proc_pid_stat(5)); the fields before are numbers but for the state.
+    Duration::from_millis((fields[10] + fields[11]) * 10)
+}
