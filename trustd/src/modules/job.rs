@@ -403,6 +403,8 @@ impl Modules {
             });
             step("good");
         }
+        // From here on this one is it; ending the old one takes its time.
+        self.with(name, |u| u.running(id));
         for other in others {
             self.end(engine, other, target).await?;
         }
