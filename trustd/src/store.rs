@@ -105,17 +105,6 @@ impl Store {
         Ok(())
     }
 
-    /// Bytes of all blobs, whole, in part and announced.
-    pub fn used(&self) -> Result<u64, StoreError> {
-        let state = self.state();
-        let written: u64 = state.writing.values().sum();
-        Ok(written + self.list(&state)?.iter().map(|(_, size, ..)| size).sum::<u64>())
-    }
-
-    pub fn quota(&self) -> u64 {
-        self.quota
-    }
-
     /// Path, size, age and digest of everything that is not being written.
     fn list(&self, state: &State) -> Result<Vec<(PathBuf, u64, std::time::SystemTime, String)>, StoreError> {
         let mut list = Vec::new();

@@ -1,8 +1,8 @@
 //! The work on one module, from its wish to a healthy container: fetch and verify first, then start the new beside the old,
 //! then switch; and back if the new one does not become healthy in time.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ledger::Decision;
@@ -289,7 +289,7 @@ impl Modules {
         };
         if made.is_err() {
             for other in others.iter().filter(|o| halted.contains(&o.id.as_str())) {
-                if matches!(self.decide(&other.started.asked, &other.started.digest), Decision::Allow(_)) {
+                if self.allowed(&other.started) {
                     engine.start(&other.id).await?;
                 }
             }
@@ -299,7 +299,7 @@ impl Modules {
 
     /// Creates a container, says and remembers that it is ours, and starts it.
     async fn start(&self, engine: &Engine, plan: &Plan, mut started: Started) -> Result<String, Trouble> {
-        let _creating = Creating::new(self, &plan.name);
+        let _creating = Noted::new(&self.creating, &plan.name);
         let (id, shape) = engine.create(plan).await?;
         started.shape = shape;
         step("created");
@@ -315,7 +315,7 @@ impl Modules {
         }
         step("remembered");
         // The engine completes its settings when it starts a container (on control groups v2 it does): it is compared once more.
-        let touching = Touching::new(self, &id);
+        let touching = Noted::new(&self.touched, &id);
         let running = match engine.start(&id).await {
             Ok(()) => engine.judge(&id, plan).await,
             Err(error) => Err(error),
@@ -387,7 +387,7 @@ impl Modules {
         }
         let plan = self.plan(name, target, &started.digest).await?;
         if !started.introduced {
-            let _touching = Touching::new(self, id);
+            let _touching = Noted::new(&self.touched, id);
             engine.introduce(id, &plan).await?;
             self.started.remember(id, &Started { introduced: true, ..started })?;
         }
@@ -409,14 +409,12 @@ impl Modules {
             self.end(engine, other, target).await?;
         }
         self.pin(name);
-        let rolled_back = self.with(name, |u| {
-            u.running(id);
+        self.with(name, |u| {
             u.loaded.retain(|settings, _| *settings == target.fingerprint());
-            u.rolled_back()
+            if u.record.rolled_back().is_none() {
+                u.trouble = None;
+            }
         });
-        if rolled_back != Some(true) {
-            self.with(name, |u| u.trouble = None);
-        }
         println!("module {name} runs");
         Ok(())
     }
@@ -448,13 +446,15 @@ impl Modules {
         step("rolled-back");
         for other in others.iter().filter(|o| o.started.settings == good.fingerprint()) {
             // Stopped for the new one's sake, or never.
-            if matches!(self.decide(&other.started.asked, &other.started.digest), Decision::Allow(_))
-                && engine.start(&other.id).await.is_ok()
-            {
+            if self.allowed(&other.started) && engine.start(&other.id).await.is_ok() {
                 self.with(name, |u| u.running(&other.id));
             }
         }
         Ok(())
+    }
+
+    fn allowed(&self, started: &Started) -> bool {
+        matches!(self.decide(&started.asked, &started.digest), Decision::Allow(_))
     }
 
     /// The first of those that do not run, or are not healthy yet.
@@ -478,41 +478,22 @@ impl Modules {
     }
 }
 
-/// Says that a container of this name is being made, until it is remembered or gone.
-struct Creating<'a> {
-    modules: &'a Modules,
+/// A name that stands in a set for as long as this lives.
+struct Noted<'a> {
+    set: &'a Mutex<BTreeSet<String>>,
     name: String,
 }
 
-impl<'a> Creating<'a> {
-    fn new(modules: &'a Modules, name: &str) -> Self {
-        lock(&modules.creating).insert(name.to_owned());
-        Self { modules, name: name.to_owned() }
+impl<'a> Noted<'a> {
+    fn new(set: &'a Mutex<BTreeSet<String>>, name: &str) -> Self {
+        lock(set).insert(name.to_owned());
+        Self { set, name: name.to_owned() }
     }
 }
 
-impl Drop for Creating<'_> {
+impl Drop for Noted<'_> {
     fn drop(&mut self) {
-        lock(&self.modules.creating).remove(&self.name);
-    }
-}
-
-/// Says that a container is being changed by trustd itself.
-struct Touching<'a> {
-    modules: &'a Modules,
-    id: String,
-}
-
-impl<'a> Touching<'a> {
-    fn new(modules: &'a Modules, id: &str) -> Self {
-        lock(&modules.touched).insert(id.to_owned());
-        Self { modules, id: id.to_owned() }
-    }
-}
-
-impl Drop for Touching<'_> {
-    fn drop(&mut self) {
-        lock(&self.modules.touched).remove(&self.id);
+        lock(self.set).remove(&self.name);
     }
 }
 

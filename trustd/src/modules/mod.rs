@@ -120,31 +120,24 @@ impl Modules {
         if wish.module != name {
             return Err(ModuleError::Config(format!("the wish is for the module {}, not for {name}", wish.module)));
         }
-        let units = lock(&self.units);
+        let mut units = lock(&self.units);
         let seen = units.get(name).and_then(|u| u.record.now.as_ref()).map_or(0, |now| now.serial);
         if wish.serial <= seen {
             return Err(ModuleError::Old { module: name.to_owned(), seen, found: wish.serial });
         }
-        if kept.aim == Aim::Run {
+        let runs = kept.aim == Aim::Run;
+        if runs {
             self.fits(name, &kept, &units).map_err(ModuleError::Config)?;
         }
-        let stays = kept.aim == Aim::Run;
         let written = self.wishes.keep(name, signed).and_then(|()| self.wishes.mark_failed(name, None));
-        if stays {
-            written?;
-            return self.wished(name, kept, units);
-        }
         // A full disk must not keep a module from being stopped.
-        self.wished(name, kept, units)?;
+        if written.is_ok() || !runs {
+            units.entry(name.to_owned()).or_insert_with(|| Unit::new(Default::default())).wished(kept);
+            drop(units);
+            self.pin(name);
+            self.wake();
+        }
         written
-    }
-
-    fn wished(&self, name: &str, kept: Kept, mut units: MutexGuard<'_, BTreeMap<String, Unit>>) -> Result<(), ModuleError> {
-        units.entry(name.to_owned()).or_insert_with(|| Unit::new(Default::default())).wished(kept);
-        drop(units);
-        self.pin(name);
-        self.wake();
-        Ok(())
     }
 
     /// What a module cannot know by itself: that others have a port, or wait for it.

@@ -92,8 +92,7 @@ pub struct Previous {
 
 impl Unit {
     pub fn new(record: Record) -> Self {
-        let serial = record.now.as_ref().map(|now| now.serial);
-        let trouble = record.failed.as_ref().filter(|(failed, _)| Some(*failed) == serial).map(|(_, why)| why.clone());
+        let trouble = record.rolled_back().map(str::to_owned);
         Self {
             record,
             state: State::Waiting { reason: "not looked at yet".into() },
@@ -112,8 +111,8 @@ impl Unit {
     /// What should run: the newest wish, or the last good one if that was rolled back.
     pub fn target(&self) -> Option<&Kept> {
         let now = self.record.now.as_ref()?;
-        match (&self.record.failed, &self.record.good) {
-            (Some((serial, _)), Some(good)) if *serial == now.serial && now.aim == Aim::Run => Some(good),
+        match &self.record.good {
+            Some(good) if now.aim == Aim::Run && self.record.rolled_back().is_some() => Some(good),
             _ => Some(now),
         }
     }
@@ -154,12 +153,6 @@ impl Unit {
     /// A short while, not longer each time: it is not its fault.
     pub fn rest(&mut self) {
         self.not_before = Some(Instant::now() + FIRST_PAUSE);
-    }
-
-    /// The newest wish was tried and rolled back.
-    pub fn rolled_back(&self) -> bool {
-        let serial = self.record.now.as_ref().map(|now| now.serial);
-        self.record.failed.as_ref().is_some_and(|(failed, _)| Some(*failed) == serial)
     }
 
     pub fn resting(&self) -> bool {

@@ -96,13 +96,10 @@ impl Modules {
                 println!("modules: {}", if problem.is_empty() { "all is well again" } else { &problem });
                 said = problem;
             }
-            match looked {
-                Ok(_) => {}
-                Err(_) => {
-                    *lock(&self.engine) = None;
-                    if let Some(stream) = lock(&self.watched.stream).take() {
-                        stream.abort();
-                    }
+            if looked.is_err() {
+                *lock(&self.engine) = None;
+                if let Some(stream) = lock(&self.watched.stream).take() {
+                    stream.abort();
                 }
             }
             let _ = tokio::time::timeout(PERIOD.saturating_sub(begun.elapsed()), self.changed.notified()).await;

@@ -70,6 +70,12 @@ impl Record {
         &mut self.before
     }
 
+    /// Why the newest wish was rolled back, if it was.
+    pub fn rolled_back(&self) -> Option<&str> {
+        let (serial, why) = self.failed.as_ref()?;
+        (*serial == self.now.as_ref()?.serial).then_some(why)
+    }
+
     /// All that could be run again.
     pub fn versions(&self) -> impl Iterator<Item = &Kept> {
         [&self.now, &self.good, &self.before].into_iter().flatten().filter(|kept| kept.aim != Aim::Remove)

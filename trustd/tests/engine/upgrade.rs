@@ -147,6 +147,9 @@ fn folders_last_and_are_never_shared_by_two_versions() {
         node.apply("app", &with_folder(&sick, CHECKED));
         node.event(|e| e.starts_with("module-rolled-back")).await;
         assert_eq!(node.running("app").await, old, "stopped for the trial, and started again");
+        // The state names it throughout; the engine says when it is up again. A newer wish before that would come first.
+        let words = || std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
+        crate::node::wait("the old version's restart", || words() == "one\nsick\none\n");
         node.apply("app", &with_folder(&two, CHECKED));
         node.gone(&old).await;
         node.event(|e| e.starts_with("module-upgraded")).await;
