@@ -294,6 +294,18 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     let mut expected = plain;
     expected.boards = expected.boards.iter().map(|board| board.with_settings(settings.as_bytes())).collect();
     card.attest_to(&expected).unwrap();
+    let log = text(&card.client().get("/v1/ledger").unwrap()["log"]);
+    drop(console);
+
+    // A newer log, carried there on the card: it is gone by and changes no measurement.
+    let listed = trustctl::statement::entries(&log).unwrap();
+    let ledger::Statement::Image(demo) = &listed[0].statement else { panic!("{log}") };
+    let revoked = with_statement(&log, &demo.digest, Status::Revoked, &trustctl::keys::folder().unwrap()).unwrap();
+    std::fs::write(card.dir.join("ledger.jsonl"), revoked).unwrap();
+    card.with_boot("mcopy -i $BOOT ledger.jsonl ::ledger.jsonl").unwrap();
+    let console = card.boot_to_ready().unwrap();
+    card.wait_for_module("demo", SOON, |m| m["ledger"]["code"] == "revoked" && !running(m)).unwrap();
+    card.attest_to(&expected).unwrap();
     drop(console);
 
     // What cannot be gone by stops the node before it says what it is.

@@ -86,10 +86,12 @@ fn as_built(table: &[u8; 512]) -> bool {
 
 /// What the boot partition holds.
 pub(crate) struct BootPartition {
-    /// Of the list of all files but the node's settings.
+    /// Of the list of all files but those below.
     pub(crate) files: Digest,
     /// The bytes that are measured are those that are gone by: the file is read once.
     pub(crate) settings: Option<Vec<u8>>,
+    /// For trustd, which believes none of it unsigned.
+    pub(crate) ledger: Option<Vec<u8>>,
 }
 
 /// Looks at the boot partition, which is there only meanwhile.
@@ -97,14 +99,14 @@ pub(crate) struct BootPartition {
 /// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
 pub(crate) fn boot_partition(device: &str) -> Result<BootPartition, Fatal> {
     let mounted = crate::mounts::BootPartition::mount(device)?;
-    let found = files_and_settings(Path::new(mounted.path()));
+    let found = files_apart(Path::new(mounted.path()));
     let found = found.map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
     mounted.unmount()?;
     Ok(found)
 }
 
-fn files_and_settings(dir: &Path) -> std::io::Result<BootPartition> {
-    let (mut list, mut settings) = (FileList::default(), None);
+fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
+    let (mut list, mut settings, mut ledger) = (FileList::default(), None, None);
     visit(dir, &mut |path| {
         // FAT does not tell capitals from small letters. Names are as the build sees them, wherever the partition is mounted.
         let inside = path.strip_prefix(dir).unwrap_or(path);
@@ -112,20 +114,22 @@ fn files_and_settings(dir: &Path) -> std::io::Result<BootPartition> {
             return Ok(());
         }
         let name = format!("/boot/{}", inside.display()).to_ascii_lowercase();
-        if name != measure::SETTINGS {
-            return list.add_digest(&name, digest(path)?).map_err(std::io::Error::other);
-        }
+        let (kept, largest) = match name.as_str() {
+            measure::SETTINGS => (&mut settings, measure::LARGEST_SETTINGS),
+            measure::LEDGER => (&mut ledger, measure::LARGEST_LEDGER),
+            _ => return list.add_digest(&name, digest(path)?).map_err(std::io::Error::other),
+        };
         let mut bytes = Vec::new();
-        std::fs::File::open(path)?.take(measure::LARGEST_SETTINGS + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > measure::LARGEST_SETTINGS {
-            return Err(std::io::Error::other(format!("{name} has more than {} bytes", measure::LARGEST_SETTINGS)));
+        std::fs::File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > largest {
+            return Err(std::io::Error::other(format!("{name} has more than {largest} bytes")));
         }
-        match settings.replace(bytes) {
+        match kept.replace(bytes) {
             None => Ok(()),
             Some(_) => Err(std::io::Error::other(format!("two files have the name {name}"))),
         }
     })?;
-    Ok(BootPartition { files: list.digest(), settings })
+    Ok(BootPartition { files: list.digest(), settings, ledger })
 }
 
 fn add_files(dir: &Path, list: &mut FileList) -> std::io::Result<()> {
@@ -152,19 +156,23 @@ fn read(path: &str) -> Result<Vec<u8>, Fatal> {
 
 #[cfg(test)]
 mod tests {
-    use super::{as_built, files_and_settings};
+    use super::{as_built, files_apart};
 
     #[test]
     fn the_nodes_settings_are_apart_from_the_images_files() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &[u8]| std::fs::write(dir.path().join(name), text).unwrap();
-        let found = || files_and_settings(dir.path());
+        let found = || files_apart(dir.path());
         write("config.txt", b"kernel=a");
         let bare = found().unwrap();
         assert_eq!(bare.settings, None);
         write("Node.TOML", b"hostname = \"a\"");
         let with = found().unwrap();
         assert_eq!((with.files, with.settings.as_deref()), (bare.files, Some(&b"hostname = \"a\""[..])));
+        write("ledger.jsonl", b"{}\n");
+        let ledger = found().unwrap();
+        assert_eq!((ledger.files, ledger.ledger.as_deref()), (bare.files, Some(&b"{}\n"[..])), "not measured");
+        std::fs::remove_file(dir.path().join("ledger.jsonl")).unwrap();
         // A card that was made by hand can hold both.
         write("node.toml", b"");
         assert!(found().is_err_and(|e| e.to_string().contains("two files")));

@@ -13,8 +13,10 @@ use crate::{Fatal, facts};
 /// The platform's log; trustd appends nothing to it.
 const LOG: &str = "/run/measure/platform.log";
 
-/// The owner's settings from the boot partition, for netd and trustd.
+/// What was on the boot partition, for netd and trustd: the owner's settings, and a log of approvals.
+const CONFIG: &str = "/run/config";
 const SETTINGS: &str = "/run/config/node.toml";
+const LEDGER: &str = "/run/config/ledger.jsonl";
 
 /// Of the partitions, the firmware's.
 const BOOT: u8 = 1;
@@ -24,7 +26,7 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
     facts::partitions(&machine.disk)?;
     let partition = machine.partition(BOOT);
     // The larger part of the reading, beside the rest and beside the wait for the TPM.
-    let (mut tpm, events, settings) = std::thread::scope(|scope| {
+    let (mut tpm, events, found) = std::thread::scope(|scope| {
         let boot_partition = scope.spawn(|| facts::boot_partition(&partition));
         let trustd = scope.spawn(|| facts::file(facts::TRUSTD));
         let mut tpm = Tpm::open(Duration::from_secs(machine.tpm_wait_s))?;
@@ -45,10 +47,13 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
             boot_partition: boot_partition.files,
             node_settings: Sha256::digest(boot_partition.settings.as_deref().unwrap_or_default()).into(),
         });
-        Ok::<_, Fatal>((tpm, events, boot_partition.settings))
+        Ok::<_, Fatal>((tpm, events, boot_partition))
     })?;
     // A file that nobody can go by stops the node before it says what it is.
-    let node = go_by(settings)?;
+    let node = go_by(found.settings)?;
+    if let Some(ledger) = found.ledger {
+        hand_over(LEDGER, &ledger)?;
+    }
     crate::mounts::make_dir("/run/measure", 0o755, None)?;
     let mut log = std::fs::File::options().create_new(true).append(true).open(LOG).map_err(Fatal::io(format!("create {LOG}")))?;
     extend(&mut tpm, &events, &mut log)?;
@@ -62,10 +67,14 @@ fn go_by(settings: Option<Vec<u8>>) -> Result<Node, Fatal> {
     let image = std::fs::read_to_string("/etc/basalt/node.toml").map_err(Fatal::io("read /etc/basalt/node.toml"))?;
     let node = config::node(&image, settings.as_deref())?;
     if let Some(settings) = settings {
-        crate::mounts::make_dir("/run/config", 0o755, None)?;
-        std::fs::write(SETTINGS, settings).map_err(Fatal::io(format!("write {SETTINGS}")))?;
+        hand_over(SETTINGS, settings.as_bytes())?;
     }
     Ok(node)
+}
+
+fn hand_over(path: &str, bytes: &[u8]) -> Result<(), Fatal> {
+    crate::mounts::make_dir(CONFIG, 0o755, None)?;
+    std::fs::write(path, bytes).map_err(Fatal::io(format!("write {path}")))
 }
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Fatal>>) -> Result<T, Fatal> {

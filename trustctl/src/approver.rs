@@ -1,13 +1,13 @@
 //! The approver's side: a log in a file, statements, signatures.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use ledger::{Entry, HighWater, Log, Policy, Statement, Status};
+use ledger::{ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, Policy, Statement, Status, Witnessing};
+use serde_json::json;
 use trustctl::client::Client;
-use trustctl::keys;
+use trustctl::{keys, statement, witness};
 
 /// Which log, and who signs.
 #[derive(clap::Args)]
@@ -42,6 +42,18 @@ pub(crate) struct Revoke {
     signing: Signing,
 }
 
+#[derive(clap::Args)]
+pub(crate) struct Approvers {
+    /// Public keys of all approvers from here on (`trustctl key show`)
+    #[arg(required = true)]
+    keys: Vec<String>,
+    /// How many of them an approval needs
+    #[arg(long)]
+    threshold: usize,
+    #[command(flatten)]
+    signing: Signing,
+}
+
 #[derive(Subcommand)]
 pub(crate) enum LogCommand {
     /// Print the statements of a log
@@ -60,6 +72,29 @@ pub(crate) enum LogCommand {
         approver: Vec<String>,
         #[arg(long, default_value_t = 1)]
         threshold: usize,
+        /// The log's own key (NAME+HASH+KEY) if a checkpoint is asked for
+        #[arg(long)]
+        checkpoint: Option<String>,
+        /// A witness's key (NAME+HASH+KEY); once for each
+        #[arg(long, requires = "checkpoint")]
+        witness: Vec<String>,
+        /// How many of the witnesses must have seen the log
+        #[arg(long, default_value_t = 0)]
+        witnesses: usize,
+    },
+    /// Sign a log's checkpoint and let witnesses cosign it, at once or again to stay fresh
+    #[command(after_help = "The log is written if at least one witness cosigned. Witnesses speak C2SP tlog-witness.")]
+    Cosign {
+        #[arg(long, default_value = "ledger.jsonl")]
+        log: PathBuf,
+        #[arg(long, default_value = "home")]
+        ledger: String,
+        /// The log's key [default: log.key in the folder of keys]
+        #[arg(long)]
+        key: Option<PathBuf>,
+        /// Address of a witness, without /add-checkpoint; once for each
+        #[arg(long)]
+        witness: Vec<String>,
     },
     /// Add your signature to the newest statement of a log
     Sign {
@@ -80,80 +115,167 @@ pub(crate) enum LogCommand {
     },
 }
 
-pub(crate) fn approve(args: &Approve, folder: &Path) -> Result<()> {
-    add(&args.signing, folder, &args.digest, Status::Approved, args.days)
+pub(crate) fn approve(args: &Approve, folder: &Path, json: bool) -> Result<()> {
+    image(&args.signing, folder, &args.digest, Status::Approved, args.days, json)
 }
 
-pub(crate) fn revoke(args: &Revoke, folder: &Path) -> Result<()> {
+pub(crate) fn revoke(args: &Revoke, folder: &Path, json: bool) -> Result<()> {
     // A revocation is final; its expiry says nothing and is as far off as can be said.
-    add(&args.signing, folder, &args.digest, Status::Revoked, 365 * 100)
+    image(&args.signing, folder, &args.digest, Status::Revoked, 365 * 100, json)
 }
 
-fn add(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u64) -> Result<()> {
+fn image(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u64, json: bool) -> Result<()> {
     if digest.strip_prefix("sha256:").and_then(measure::unhex).is_none_or(|b| b.len() != 32) {
         bail!(
             "{digest:?} is not a digest: expected sha256: and 64 lower-case hex digits, as `docker images --digests` or the build print it"
         );
     }
+    let now = statement::now()?;
+    let digest = digest.to_owned();
+    add(signing, folder, json, |seq| ImageStatement { digest, exp: now + days * 86_400, iat: now, seq, status }.into())
+}
+
+pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
+    Policy::new(&args.signing.ledger, &args.keys, args.threshold)?;
+    let (approvers, threshold, iat) = (args.keys.clone(), args.threshold, statement::now()?);
+    add(&args.signing, folder, json, |seq| ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into())
+}
+
+fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> Statement) -> Result<()> {
     let key = signer(signing, folder)?;
-    let mut text = read(&signing.log)?;
-    let entries = parse(&text)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let seq = entries.last().map_or(0, |e| e.statement.seq) + 1;
-    let mut entry = Entry::new(Statement { digest: digest.to_owned(), exp: now + days * 86_400, iat: now, seq, status });
-    entry.sign(&signing.ledger, &key);
-    text.push_str(&entry.line());
-    text.push('\n');
+    let before = read(&signing.log)?;
+    let text = statement::append(&before, &signing.ledger, &key, make)?;
     write(&signing.log, &text)?;
-    println!("statement {seq}: {status:?} {digest}, signed by {}", keys::public_hex(&key));
-    println!("Next: trustctl log push --log {}   (or first `trustctl log sign` by further approvers)", signing.log.display());
+    let entries = statement::entries(&text)?;
+    let Some(entry) = entries.last() else { bail!("the statement was not added") };
+    if json {
+        println!("{}", json!(entry));
+        return Ok(());
+    }
+    println!("{}", shown(&entry.statement));
+    println!("signed by {}", keys::public_hex(&key));
+    let log = signing.log.display();
+    match ledger::parts(&before).1 {
+        Some(_) => {
+            println!("Next: `trustctl log sign` by further approvers, trustctl log cosign --log {log}, trustctl log push --log {log}")
+        }
+        None => println!("Next: trustctl log push --log {log}   (or first `trustctl log sign` by further approvers)"),
+    }
     Ok(())
 }
 
-pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client) -> Result<()> {
-    match command {
-        LogCommand::Show { log } => {
-            for entry in parse(&read(log)?)? {
-                let s = &entry.statement;
-                println!(
-                    "{:5}  {:8}  {}  until {}  signed by {}",
-                    s.seq,
-                    format!("{:?}", s.status).to_lowercase(),
-                    s.digest,
-                    s.exp,
-                    entry.signatures.len()
-                );
-            }
+fn shown(statement: &Statement) -> String {
+    match statement {
+        Statement::Image(s) => {
+            format!("{:5}  {:9}  {}  until {}", s.seq, format!("{:?}", s.status).to_lowercase(), s.digest, s.exp)
         }
-        LogCommand::Verify { log, ledger, approver, threshold } => {
-            let policy = Policy::new(ledger, approver, *threshold)?;
+        Statement::Approvers(s) => format!("{:5}  approvers  {} of {}", s.seq, s.threshold, s.approvers.join(" ")),
+    }
+}
+
+pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bool) -> Result<()> {
+    match command {
+        LogCommand::Show { log } => show(&read(log)?, json),
+        LogCommand::Verify { log, ledger, approver, threshold, checkpoint, witness, witnesses } => {
+            let mut policy = Policy::new(ledger, approver, *threshold)?;
+            if let Some(key) = checkpoint {
+                policy.witnessing = Some(Witnessing::new(key, witness, *witnesses, u64::MAX)?);
+            }
             let replayed = Log::replay(&policy, &read(log)?, &HighWater::default())?;
-            println!("{}: {} statements, all in order and signed", log.display(), replayed.high_water.seq);
+            let (seq, witnessed) = (replayed.high_water().seq, replayed.witnessed());
+            said(json, &json!({ "statements": seq, "witnessed": witnessed }), || {
+                let seen = witnessed.map_or_else(String::new, |time| format!(", seen by {witnesses} witnesses at {time} or later"));
+                format!("{}: {seq} statements, all in order and signed{seen}", log.display())
+            });
+            Ok(())
+        }
+        LogCommand::Cosign { log, ledger, key, witness } => {
+            let (key, vkey) = keys::load_log(&key.clone().unwrap_or_else(|| folder.join(keys::LOG)))?;
+            cosign(log, ledger, &key, &vkey.name, witness, json)
         }
         LogCommand::Sign { signing } => {
             let key = signer(signing, folder)?;
             let text = read(&signing.log)?;
-            let mut entries = parse(&text)?;
+            let mut entries = statement::entries(&text)?;
             let last = entries.last_mut().context("the log is empty")?;
             last.sign(&signing.ledger, &key);
-            println!("statement {} now has {} signatures", last.statement.seq, last.signatures.len());
-            let text: String = entries.iter().map(|e| e.line() + "\n").collect();
-            write(&signing.log, &text)?;
+            let (seq, signatures) = (last.statement.seq(), last.signatures.len());
+            let mut fresh: String = entries.iter().map(|e| e.line() + "\n").collect();
+            // The checkpoint is of the statements, not of who signed them.
+            if let Some(checkpoint) = ledger::parts(&text).1 {
+                fresh = format!("{fresh}\n{checkpoint}");
+            }
+            write(&signing.log, &fresh)?;
+            said(json, &json!({ "statement": seq, "signatures": signatures }), || {
+                format!("statement {seq} now has {signatures} signatures")
+            });
+            Ok(())
         }
         LogCommand::Fetch { log } => {
             let answer = client.get("/v1/ledger")?;
             write(log, answer["log"].as_str().context("the node sent no log")?)?;
-            println!("written to {}", log.display());
+            said(json, &json!({ "written": log }), || format!("written to {}", log.display()));
+            Ok(())
         }
         LogCommand::Reset => {
-            let answer = client.post("/v1/ledger/reset", &serde_json::json!({}))?;
-            println!("the node goes by the {} statements that it has; the reset is in its audit log", answer["statements"]);
+            let answer = client.post("/v1/ledger/reset", &json!({}))?;
+            said(json, &answer, || {
+                format!("the node goes by the {} statements that it has; the reset is in its audit log", answer["statements"])
+            });
+            Ok(())
         }
         LogCommand::Push { log } => {
-            let answer = client.put("/v1/ledger", &serde_json::json!({ "log": read(log)? }))?;
-            println!("the node now has {} statements", answer["statements"]);
+            let answer = client.put("/v1/ledger", &json!({ "log": read(log)? }))?;
+            said(json, &answer, || format!("the node now has {} statements", answer["statements"]));
+            Ok(())
         }
     }
+}
+
+/// One answer, for people or for programs.
+pub(crate) fn said(as_json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
+    println!("{}", if as_json { value.to_string() } else { text() });
+}
+
+fn show(text: &str, json: bool) -> Result<()> {
+    let entries = statement::entries(text)?;
+    let checkpoint = ledger::parts(text).1;
+    if json {
+        println!("{}", json!({ "entries": entries, "checkpoint": checkpoint }));
+        return Ok(());
+    }
+    for entry in entries {
+        println!("{}  signed by {}", shown(&entry.statement), entry.signatures.len());
+    }
+    if let Some(note) = checkpoint {
+        let head = Checkpoint::parse(note).map_err(anyhow::Error::msg)?;
+        println!("checkpoint of {} statements, origin {}, root {}", head.size, head.origin, measure::hex(&head.root));
+        println!("{} signatures under it; trustctl log verify checks them", note.lines().filter(|l| l.starts_with('\u{2014}')).count());
+    }
+    Ok(())
+}
+
+fn cosign(log: &Path, ledger: &str, key: &ledger::SigningKey, origin: &str, witnesses: &[String], json: bool) -> Result<()> {
+    let done = witness::cosign(&read(log)?, ledger, origin, key, witnesses)?;
+    for (address, error) in &done.failed {
+        eprintln!("warning: the witness {address} did not cosign: {error:#}");
+    }
+    if done.seen.is_empty() && !witnesses.is_empty() {
+        bail!("no witness cosigned; {} is as it was", log.display());
+    }
+    write(log, &done.log)?;
+    said(
+        json,
+        &json!({ "cosigned": done.seen, "failed": done.failed.iter().map(|(a, e)| json!({ "witness": a, "why": format!("{e:#}") })).collect::<Vec<_>>() }),
+        || {
+            format!(
+                "signed by the log {origin} and cosigned by {} of {} witnesses\nNext: trustctl log push --log {}",
+                done.seen.len(),
+                witnesses.len(),
+                log.display()
+            )
+        },
+    );
     Ok(())
 }
 
@@ -173,11 +295,4 @@ fn write(log: &Path, text: &str) -> Result<()> {
     std::fs::write(&temporary, text)
         .and_then(|()| std::fs::rename(&temporary, log))
         .with_context(|| format!("cannot write {}", log.display()))
-}
-
-fn parse(text: &str) -> Result<Vec<Entry>> {
-    text.lines()
-        .enumerate()
-        .map(|(n, line)| serde_json::from_str(line).with_context(|| format!("line {} of the log is not a statement", n + 1)))
-        .collect()
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
 use ed25519_dalek::{SigningKey, VerifyingKey};
+use ledger::{NoteKey, Role};
 use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
@@ -103,6 +104,38 @@ pub fn load(path: &Path, who: &str) -> Result<SigningKey> {
     SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
 }
 
+/// The file of a log's key; the name that the key has as a C2SP vkey is beside it.
+pub const LOG: &str = "log.key";
+
+/// Makes the key of a log. Without an origin the log is named after its key, in the form that sigsum's witnesses want.
+pub fn new_log(dir: &Path, origin: Option<&str>) -> Result<NoteKey> {
+    // A bad name is refused before there is a key.
+    let named = |key: &SigningKey| {
+        let origin = origin.map_or_else(|| sigsum_origin(key), str::to_owned);
+        NoteKey::new(&origin, Role::Log, key.verifying_key()).map_err(anyhow::Error::msg)
+    };
+    named(&SigningKey::from_bytes(&[1; 32]))?;
+    let vkey = named(&new_signing(dir, "log")?)?;
+    std::fs::write(dir.join("log.vkey"), format!("{vkey}\n"))?;
+    Ok(vkey)
+}
+
+fn sigsum_origin(key: &SigningKey) -> String {
+    format!("sigsum.org/v1/tree/{}", measure::hex(&Sha256::digest(key.verifying_key().as_bytes())))
+}
+
+/// A log's key, and its public form.
+pub fn load_log(path: &Path) -> Result<(SigningKey, NoteKey)> {
+    let key = load(path, "log")?;
+    let beside = path.with_extension("vkey");
+    let text = std::fs::read_to_string(&beside).with_context(|| format!("cannot read {}, the log's public key", beside.display()))?;
+    let vkey = NoteKey::parse(text.trim()).map_err(anyhow::Error::msg).with_context(|| beside.display().to_string())?;
+    if vkey.key != key.verifying_key() {
+        bail!("{} is not the public key of {}", beside.display(), path.display());
+    }
+    Ok((key, vkey))
+}
+
 /// The approver's public key as configs/node.toml wants it.
 pub fn public_hex(key: &SigningKey) -> String {
     measure::hex(key.verifying_key().as_bytes())
@@ -160,5 +193,11 @@ mod tests {
         assert!(new_owner(dir.path()).is_err());
         assert!(new_approver(dir.path()).is_err());
         assert!(load_approver(&dir.path().join("owner.crt")).is_err());
+        let log = new_log(dir.path(), None).unwrap();
+        assert!(log.name.starts_with("sigsum.org/v1/tree/"));
+        assert_eq!(load_log(&dir.path().join(LOG)).unwrap().1, log);
+        assert!(new_log(dir.path(), Some("x")).is_err(), "there is one");
+        assert!(new_log(&dir.path().join("other"), Some("two words")).is_err());
+        assert!(!dir.path().join("other").join(LOG).exists());
     }
 }

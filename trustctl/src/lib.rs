@@ -7,3 +7,4 @@ pub mod image;
 pub mod keys;
 pub mod module;
 pub mod statement;
+pub mod witness;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use trustctl::client::{Address, Client, Refusal};
 use trustctl::keys;
 
@@ -46,7 +46,9 @@ enum Command {
     Approve(approver::Approve),
     /// Revoke an image in a log; that is final
     Revoke(approver::Revoke),
-    /// Show, check, sign or send a log
+    /// Change who approves from here on, in a log; as many of those before must sign it as an approval needs
+    Approvers(approver::Approvers),
+    /// Show, check, sign, cosign or send a log
     Log {
         #[command(subcommand)]
         command: approver::LogCommand,
@@ -79,6 +81,8 @@ enum Command {
         verb: node::ServiceVerb,
         name: String,
     },
+    /// Print completions for a shell: `source <(trustctl completions bash)`
+    Completions { shell: clap_complete::Shell },
     /// Reboot the node in good order
     Reboot,
     /// Switch the node off in good order
@@ -91,6 +95,9 @@ enum KeyCommand {
     New {
         #[arg(value_enum)]
         whose: Whose,
+        /// What a log is called, like example.org/fleet [default: one made from the key, as sigsum's witnesses want it]
+        #[arg(long)]
+        origin: Option<String>,
     },
     /// Show what configs/node.toml pins
     Show,
@@ -104,6 +111,8 @@ enum Whose {
     Approver,
     /// Signs the manifests of images
     Builder,
+    /// Signs the checkpoints of a log
+    Log,
 }
 
 fn main() -> ExitCode {
@@ -126,11 +135,12 @@ fn run(cli: Cli) -> Result<()> {
     let folder = cli.keys.clone().map_or_else(keys::folder, Ok)?;
     let client = Client::new(cli.node.clone(), &folder);
     match cli.command {
-        Command::Key { command: KeyCommand::New { whose } } => new_key(whose, &folder),
-        Command::Key { command: KeyCommand::Show } => show_keys(&folder),
-        Command::Approve(args) => approver::approve(&args, &folder),
-        Command::Revoke(args) => approver::revoke(&args, &folder),
-        Command::Log { command } => approver::log(&command, &folder, &client),
+        Command::Key { command: KeyCommand::New { whose, origin } } => new_key(whose, origin.as_deref(), &folder, cli.json),
+        Command::Key { command: KeyCommand::Show } => show_keys(&folder, cli.json),
+        Command::Approve(args) => approver::approve(&args, &folder, cli.json),
+        Command::Revoke(args) => approver::revoke(&args, &folder, cli.json),
+        Command::Approvers(args) => approver::approvers(&args, &folder, cli.json),
+        Command::Log { command } => approver::log(&command, &folder, &client, cli.json),
         Command::Status => node::status(&client, cli.json),
         Command::Modules => node::modules(&client, cli.json),
         Command::Image { command } => node::image(&client, &command, cli.json),
@@ -139,38 +149,63 @@ fn run(cli: Cli) -> Result<()> {
         Command::Quote(args) => node::quote(&client, &args, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
         Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
-        Command::Service { verb, name } => node::service(&client, verb, &name),
-        Command::Reboot => node::machine(&client, "reboot"),
-        Command::Poweroff => node::machine(&client, "poweroff"),
+        Command::Service { verb, name } => node::service(&client, verb, &name, cli.json),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "trustctl", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::Reboot => node::machine(&client, "reboot", cli.json),
+        Command::Poweroff => node::machine(&client, "poweroff", cli.json),
     }
 }
 
-fn new_key(whose: Whose, folder: &std::path::Path) -> Result<()> {
-    match whose {
-        Whose::Owner => println!("owner.certificates = [\"{}\"]", keys::new_owner(folder)?.fingerprint()),
-        Whose::Approver => println!("ledger.approvers = [\"{}\"]", keys::public_hex(&keys::new_approver(folder)?)),
-        Whose::Builder => {
-            println!("{}", keys::public_hex(&keys::new_signing(folder, "builder")?));
-            println!("Who checks your images names it: trustctl verify-image DIR --builder KEY");
-            return Ok(());
+fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: bool) -> Result<()> {
+    anyhow::ensure!(origin.is_none() || matches!(whose, Whose::Log), "only a log has an origin");
+    let (public, next) = match whose {
+        Whose::Owner => {
+            let print = keys::new_owner(folder)?.fingerprint();
+            (print.clone(), format!("owner.certificates = [\"{print}\"]\n{PINS}"))
         }
-    }
-    println!(
-        "The key is in {}. Put the line above into configs/node.toml; an image that names none pins your keys by itself.",
-        folder.display()
-    );
+        Whose::Approver => {
+            let key = keys::public_hex(&keys::new_approver(folder)?);
+            (key.clone(), format!("ledger.approvers = [\"{key}\"]\n{PINS}"))
+        }
+        Whose::Builder => {
+            let key = keys::public_hex(&keys::new_signing(folder, "builder")?);
+            (key.clone(), format!("{key}\nWho checks your images names it: trustctl verify-image DIR --builder KEY"))
+        }
+        Whose::Log => {
+            let key = keys::new_log(folder, origin)?.to_string();
+            (
+                key.clone(),
+                format!(
+                    "[ledger.checkpoints]\nlog = \"{key}\"\nGive it to the witnesses, and name theirs in configs/node.toml (docs/ledger.md)."
+                ),
+            )
+        }
+    };
+    approver::said(json, &serde_json::json!({ "public": public, "folder": folder }), || {
+        format!("{next}\nThe key is in {}.", folder.display())
+    });
     Ok(())
 }
 
-fn show_keys(folder: &std::path::Path) -> Result<()> {
-    println!("owner     {}", keys::Owner::load(folder).map_or_else(|e| format!("none ({e})"), |o| o.fingerprint()));
-    println!(
-        "approver  {}",
-        keys::load_approver(&folder.join("approver.key")).map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k))
-    );
-    println!(
-        "builder   {}",
-        keys::load(&folder.join(keys::BUILDER), "builder").map_or_else(|e| format!("none ({e})"), |k| keys::public_hex(&k))
-    );
+const PINS: &str = "Put the line above into configs/node.toml; an image that names none pins your keys by itself.";
+
+fn show_keys(folder: &std::path::Path, json: bool) -> Result<()> {
+    let shown = [
+        ("owner", keys::Owner::load(folder).map(|o| o.fingerprint())),
+        ("approver", keys::load_approver(&folder.join("approver.key")).map(|k| keys::public_hex(&k))),
+        ("builder", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::public_hex(&k))),
+        ("log", keys::load_log(&folder.join(keys::LOG)).map(|(_, vkey)| vkey.to_string())),
+    ];
+    if json {
+        let keys: serde_json::Map<_, _> = shown.into_iter().map(|(who, key)| (who.to_owned(), key.ok().into())).collect();
+        println!("{}", serde_json::Value::Object(keys));
+        return Ok(());
+    }
+    for (who, key) in shown {
+        println!("{who:9} {}", key.unwrap_or_else(|e| format!("none ({e})")));
+    }
     Ok(())
 }

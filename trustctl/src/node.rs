@@ -11,6 +11,8 @@ use trustctl::client::Client;
 use trustctl::{evidence, module};
 use wish::Aim;
 
+use crate::approver::said;
+
 #[derive(Subcommand)]
 pub(crate) enum ModuleCommand {
     /// Sign a module's file and send it: it runs once its image is approved and there
@@ -305,18 +307,20 @@ pub(crate) fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn service(client: &Client, verb: ServiceVerb, name: &str) -> Result<()> {
+pub(crate) fn service(client: &Client, verb: ServiceVerb, name: &str, json: bool) -> Result<()> {
     let verb = match verb {
         ServiceVerb::Restart => "restart",
         ServiceVerb::Kill => "kill",
     };
-    client.post(&format!("/v1/services/{name}/{verb}"), &json!({}))?;
-    println!("asked: {verb} {name}");
-    Ok(())
+    asked(client, &format!("/v1/services/{name}/{verb}"), json)
 }
 
-pub(crate) fn machine(client: &Client, verb: &str) -> Result<()> {
-    client.post(&format!("/v1/node/{verb}"), &json!({}))?;
-    println!("asked: {verb}");
+pub(crate) fn machine(client: &Client, verb: &str, json: bool) -> Result<()> {
+    asked(client, &format!("/v1/node/{verb}"), json)
+}
+
+fn asked(client: &Client, path: &str, json: bool) -> Result<()> {
+    let answer = client.post(path, &json!({}))?;
+    said(json, &answer, || format!("asked: {}", answer["asked"].as_str().unwrap_or_default()));
     Ok(())
 }

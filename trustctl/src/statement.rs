@@ -1,15 +1,38 @@
-//! A statement at the end of a log.
+//! Statements at the end of a log, and what its Merkle tree is made of.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
-use ledger::{Entry, SigningKey, Statement, Status};
+use anyhow::{Context as _, Result};
+use ledger::merkle::{Hash, leaf};
+use ledger::{Entry, ImageStatement, SigningKey, Statement, Status};
+
+/// The statements of a log, nothing of them checked.
+pub fn entries(log: &str) -> Result<Vec<Entry>> {
+    let lines = ledger::parts(log).0.lines().enumerate();
+    lines.map(|(n, line)| serde_json::from_str(line).with_context(|| format!("line {} of the log is not a statement", n + 1))).collect()
+}
+
+/// The log with one more statement, which is told its place. A checkpoint of the shorter log is left out.
+pub fn append(log: &str, ledger: &str, key: &SigningKey, statement: impl FnOnce(u64) -> Statement) -> Result<String> {
+    let before = ledger::parts(log).0;
+    let seq = entries(before)?.last().map_or(0, |e| e.statement.seq()) + 1;
+    let mut entry = Entry::new(statement(seq));
+    entry.sign(ledger, key);
+    Ok(format!("{before}{}\n", entry.line()))
+}
 
 /// The log with one more statement: good from an hour ago, so that a node's clock may be behind, until a day from now.
 pub fn appended(log: &str, digest: &str, status: Status, ledger: &str, key: &SigningKey) -> Result<String> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
-    let seq = log.lines().count() as u64 + 1;
-    let mut entry = Entry::new(Statement { digest: digest.to_owned(), exp: now + 86_400, iat: now - 3600, seq, status });
-    entry.sign(ledger, key);
-    Ok(format!("{log}{}\n", entry.line()))
+    let now = now()?;
+    append(log, ledger, key, |seq| ImageStatement { digest: digest.to_owned(), exp: now + 86_400, iat: now - 3600, seq, status }.into())
+}
+
+/// The leaves of the log's Merkle tree.
+pub fn leaves(log: &str, ledger: &str) -> Result<Vec<Hash>> {
+    Ok(entries(log)?.iter().map(|entry| leaf(&entry.statement.signed_bytes(ledger))).collect())
+}
+
+/// Seconds since 1970.
+pub fn now() -> Result<u64> {
+    Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }

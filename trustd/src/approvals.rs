@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use config::{Ledger, Node};
+use config::{Checkpoints, Ledger, Node};
 use ledger::{Decision, HighWater, Log, LogError, Policy, Reason};
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ const RESET: &str =
 struct Mark {
     /// Where the TPM's counter stands.
     counter: u64,
-    head: String,
+    root: String,
     seq: u64,
     /// Over the fields above.
     tag: String,
@@ -57,20 +57,39 @@ pub struct Approvals {
     etc: PathBuf,
     floor: u64,
     grace: Duration,
+    stale_grace: Duration,
+}
+
+/// What the owner is told of the ledger.
+#[derive(Serialize)]
+pub struct View {
+    statements: u64,
+    /// The root of its Merkle tree, hex.
+    root: String,
+    approvers: Vec<String>,
+    threshold: usize,
+    /// Since when enough witnesses vouch for it, in seconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    witnessed: Option<u64>,
+    /// For how many seconds after that it counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_age_s: Option<u64>,
 }
 
 impl Approvals {
     /// Never fails for the ledger's sake: one that cannot be used denies everything, with its reason.
     pub async fn open(node: &Node, etc: &Path, data: &Path, floor: u64, tpm: Tpm, root: Arc<RootKey>) -> Result<Self, LogError> {
-        let Ledger::Log { name, approvers, threshold, revocation_grace_s } = &node.ledger;
+        let Ledger::Log { revocation_grace_s, checkpoints, .. } = &node.ledger;
+        let stale_grace_s = checkpoints.as_ref().map_or(0, |Checkpoints { stale_grace_s, .. }| *stale_grace_s);
         let approvals = Self {
-            policy: Policy::new(name, approvers, *threshold)?,
+            policy: Policy::try_from(&node.ledger)?,
             state: RwLock::new(Err("it was not read yet".into())),
             alone: tokio::sync::Mutex::default(),
             marks: Marks { data: data.to_owned(), tpm, root },
             etc: etc.to_owned(),
             floor,
             grace: Duration::from_secs(*revocation_grace_s),
+            stale_grace: Duration::from_secs(stale_grace_s),
         };
         let read = match approvals.marks.read().await {
             Ok(seen) => approvals.read(&seen).await,
@@ -99,6 +118,7 @@ impl Approvals {
     pub fn grace(&self, reason: &Reason) -> Duration {
         match reason {
             Reason::Revoked { .. } => self.grace,
+            Reason::Stale { .. } => self.stale_grace,
             _ => Duration::ZERO,
         }
     }
@@ -111,32 +131,46 @@ impl Approvals {
         }
     }
 
-    /// Takes a longer log: all of it is checked, and it must continue the one that this node has.
-    pub async fn extend(&self, fresh: &str) -> Result<u64, ApprovalError> {
+    /// The same in short; or why it cannot be used.
+    pub fn view(&self) -> Result<View, String> {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let (_, log) = state.as_ref().map_err(Clone::clone)?;
+        let (HighWater { seq, root }, (approvers, threshold)) = (log.high_water(), log.approvers());
+        let max_age_s = self.policy.witnessing.as_ref().filter(|_| log.witnessed().is_some()).map(|w| w.max_age);
+        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed: log.witnessed(), max_age_s })
+    }
+
+    /// Takes a longer log, or a fresher one: all of it is checked, and it must continue the one that this node has. Says how
+    /// many statements there are now, and whether anything is new.
+    pub async fn extend(&self, fresh: &str) -> Result<(u64, bool), ApprovalError> {
         let _alone = self.alone.lock().await;
-        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|(_, log)| log.high_water.clone());
-        let seen = match known {
-            Some(seen) => seen,
+        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|(_, log)| log.clone());
+        let seen = match &known {
+            Some(known) => known.high_water(),
             None => self.marks.read().await?,
         };
         let log = Log::replay(&self.policy, fresh, &seen)?;
-        let (seq, path) = (log.high_water.seq, log_path(&self.marks.data));
+        let (high_water, path) = (log.high_water(), log_path(&self.marks.data));
+        // An older cosignature of the same statements must not make the ledger older.
+        if known.is_some_and(|known| known.high_water() == high_water && !log.better_than(&known)) {
+            return Ok((high_water.seq, false));
+        }
         let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
-        if kept.is_ok() && log.high_water != seen {
-            kept = self.marks.write(&log.high_water).await;
+        if kept.is_ok() && high_water != seen {
+            kept = self.marks.write(&high_water).await;
         }
         // A full disk must not keep a revocation from taking effect; an approval waits until it is kept.
         let log = if kept.is_ok() { log } else { log.without_approvals_after(seen.seq) };
         self.set(Ok((fresh.to_owned(), log)));
-        kept.map(|()| seq)
+        kept.map(|()| (high_water.seq, true))
     }
 
     /// Takes the log that is here for the beginning, whatever was seen before. The caller records it.
     pub async fn reset(&self) -> Result<HighWater, ApprovalError> {
         let _alone = self.alone.lock().await;
         let (text, log) = self.read(&HighWater::default()).await?;
-        self.marks.write(&log.high_water).await?;
-        let mark = log.high_water.clone();
+        let mark = log.high_water();
+        self.marks.write(&mark).await?;
         self.set(Ok((text, log)));
         Ok(mark)
     }
@@ -151,8 +185,9 @@ impl Approvals {
         let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(&self.marks.data))?);
         let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
         let log = Log::replay(&self.policy, text, seen)?;
-        if log.high_water != *seen {
-            self.marks.write(&log.high_water).await?;
+        let found = log.high_water();
+        if found != *seen {
+            self.marks.write(&found).await?;
         }
         Ok((text.to_owned(), log))
     }
@@ -174,8 +209,8 @@ impl Marks {
         self.data.join("ledger.seen")
     }
 
-    fn tag(&self, counter: u64, head: &str, seq: u64) -> String {
-        measure::hex(&self.root.tag("ledger-mark", format!("{counter} {head} {seq}").as_bytes()))
+    fn tag(&self, counter: u64, root: &str, seq: u64) -> String {
+        measure::hex(&self.root.tag("ledger-mark", format!("{counter} {root} {seq}").as_bytes()))
     }
 
     async fn read(&self) -> Result<HighWater, ApprovalError> {
@@ -194,18 +229,18 @@ impl Marks {
             (Some(text), Some(counter)) => (text, counter),
         };
         let mark: Mark = serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
-        if mark.tag != self.tag(mark.counter, &mark.head, mark.seq) {
+        if mark.tag != self.tag(mark.counter, &mark.root, mark.seq) {
             return Err(unusable("this node did not write it".into()));
         }
-        let head = measure::unhex(&mark.head).and_then(|b| b.try_into().ok());
-        let head = head.ok_or_else(|| unusable("the head is not 64 hex digits".into()))?;
+        let root = measure::unhex(&mark.root).and_then(|b| b.try_into().ok());
+        let root = root.ok_or_else(|| unusable("the root is not 64 hex digits".into()))?;
         if mark.counter == counter + 1 {
             // Killed between the file and the counter.
             self.tpm.increment().await?;
         } else if mark.counter != counter {
             return Err(unusable(format!("it is of step {}, the TPM has counted to {counter}: an older state was put back", mark.counter)));
         }
-        Ok(HighWater { seq: mark.seq, head })
+        Ok(HighWater { seq: mark.seq, root })
     }
 
     /// First the file, then the counter.
@@ -214,10 +249,10 @@ impl Marks {
             Some(counter) => counter,
             None => self.tpm.increment().await?,
         };
-        let (counter, head) = (before + 1, measure::hex(&mark.head));
-        let tag = self.tag(counter, &head, mark.seq);
+        let (counter, root) = (before + 1, measure::hex(&mark.root));
+        let tag = self.tag(counter, &root, mark.seq);
         let path = self.path();
-        let text = serde_json::to_string(&Mark { counter, head, seq: mark.seq, tag }).unwrap_or_default();
+        let text = serde_json::to_string(&Mark { counter, root, seq: mark.seq, tag }).unwrap_or_default();
         files::write(&path, text.as_bytes()).map_err(|source| ApprovalError::Io { path, source })?;
         crate::steps::step("marked");
         self.tpm.increment().await?;

@@ -14,6 +14,7 @@ pub mod files;
 pub mod init;
 pub mod modules;
 pub mod settings;
+pub mod sources;
 pub mod steps;
 pub mod store;
 pub mod tpm;
@@ -43,10 +44,13 @@ pub async fn run(settings: Settings) -> Result<()> {
         Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built, tpm.clone(), root.clone()).await?);
     let tickets = Arc::new(engine::Tickets::default());
     engine::serve(tickets.clone(), &settings.plugin)?;
+    let fetcher = fetcher(&node, &settings.data)?;
+    let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone()).map_err(anyhow::Error::msg)?;
+    let sources = Arc::new(sources);
     let modules = Arc::new(modules::Modules::open(modules::Parts {
         approvals: approvals.clone(),
         audit: audit.clone(),
-        fetcher: fetcher(&node, &settings.data)?,
+        fetcher,
         sockets: Arc::new(Sockets::new(settings.modules.clone(), tpm, root)),
         tickets: tickets.clone(),
         settings: settings.clone(),
@@ -59,14 +63,16 @@ pub async fn run(settings: Settings) -> Result<()> {
         boot,
         machine: machine.name,
         modules: modules.clone(),
-        approvals,
+        approvals: approvals.clone(),
         audit,
+        sources: sources.clone(),
         init: settings.init.clone(),
     }));
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    tokio::spawn(modules.keep());
+    tokio::spawn(modules.clone().keep());
+    tokio::spawn(sources.keep(approvals, move || modules.wake()));
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(local, router.clone()).into_future() => served.context("the local API ended"),

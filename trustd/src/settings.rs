@@ -12,6 +12,8 @@ pub struct Settings {
     pub etc: PathBuf,
     /// The owner's settings from the boot partition, where there are any.
     pub own: PathBuf,
+    /// A log from the boot partition, where there is one: nobody vouches for it but its signatures.
+    pub boot_log: PathBuf,
     /// What lasts: ledger, keys, audit log, uploaded modules.
     pub data: PathBuf,
     /// What lasts until the next boot.
@@ -36,6 +38,7 @@ impl Settings {
         Self {
             etc: "/etc/basalt".into(),
             own: "/run/config/node.toml".into(),
+            boot_log: "/run/config/ledger.jsonl".into(),
             data: "/data/trustd".into(),
             run: "/run/trustd".into(),
             modules: "/run/modules".into(),

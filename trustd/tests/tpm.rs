@@ -164,7 +164,7 @@ fn an_altered_log_is_not_believed() {
 #[test]
 fn the_ledgers_mark_never_goes_back() {
     use basalt_trustd::approvals::Approvals;
-    use ledger::{Decision, Entry, SigningKey, Statement, Status};
+    use ledger::{Decision, Entry, ImageStatement, SigningKey, Status};
     let dir = tempfile::tempdir().unwrap();
     let swtpm = Swtpm::start(dir.path());
     let (etc, data) = (dir.path().join("etc"), dir.path().join("data"));
@@ -181,7 +181,7 @@ fn the_ledgers_mark_never_goes_back() {
     .unwrap();
     let digest = format!("sha256:{}", "ab".repeat(32));
     let line = |seq, status| {
-        let mut entry = Entry::new(Statement { digest: digest.clone(), exp: u64::MAX, iat: 0, seq, status });
+        let mut entry = Entry::new(ImageStatement { digest: digest.clone(), exp: u64::MAX, iat: 0, seq, status });
         entry.sign("t", &key);
         entry.line() + "\n"
     };

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use config::{Ledger, Node};
-use ledger::{Entry, SigningKey, Statement, Status};
+use ledger::{HighWater, ImageStatement, Log, Policy, SigningKey, Status};
 
 use crate::{config as files, layers, progress, recipe};
 
@@ -76,11 +76,13 @@ pub fn own_approver() -> Result<String> {
 /// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
 /// by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
-    let Ledger::Log { name, approvers, threshold, .. } = &node.ledger;
+    let Ledger::Log { name, approvers, threshold, checkpoints, .. } = &node.ledger;
     let path = layers::current().find("configs/ledger.jsonl");
     let mut log = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
     let own = if approver_path()?.exists() { Some(approver()?) } else { None };
-    let own = own.filter(|key| *threshold == 1 && approvers.contains(&trustctl::keys::public_hex(key)));
+    // Nobody can witness a log before it is made: one that needs witnesses ships as it is.
+    let alone = *threshold == 1 && checkpoints.is_none();
+    let own = own.filter(|key| alone && approvers.contains(&trustctl::keys::public_hex(key)));
     let iat = recipe::release()?.source_date_epoch;
     for (module, digest) in digests {
         if log.contains(digest.as_str()) {
@@ -92,11 +94,14 @@ pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> 
             ));
             continue;
         };
-        let seq = log.lines().count() as u64 + 1;
-        let mut entry = Entry::new(Statement { digest: digest.clone(), exp: iat + SHIPPED_FOR, iat, seq, status: Status::Approved });
-        entry.sign(name, key);
-        log.push_str(&entry.line());
-        log.push('\n');
+        let exp = iat + SHIPPED_FOR;
+        let statement = |seq| ImageStatement { digest: digest.clone(), exp, iat, seq, status: Status::Approved }.into();
+        log = trustctl::statement::append(&log, name, key, statement)?;
+    }
+    // What the node would refuse is refused here, before anybody flashes it.
+    let policy = Policy::try_from(&node.ledger).context("[ledger] of configs/node.toml")?;
+    if !(log.is_empty() && policy.witnessing.is_some()) {
+        Log::replay(&policy, &log, &HighWater::default()).context("configs/ledger.jsonl")?;
     }
     Ok(log)
 }

@@ -11,7 +11,7 @@ mod service;
 
 pub use boot::{Boot, Machine, Tpm};
 pub use module::{CryptoUse, Health, Image, Module, Network, Port, Protocol, Ship, Source, Volume, repository};
-pub use node::{Addressing, Api, Ledger, Node, Owner, Registry, Store, Subnet, node};
+pub use node::{Addressing, Api, Checkpoints, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
 pub use service::{Ready, Service};
 
 #[derive(Debug, thiserror::Error)]

@@ -233,7 +233,82 @@ pub enum Ledger {
         /// How long what runs may go on after its revocation, in seconds.
         #[serde(default)]
         revocation_grace_s: u64,
+        /// Without them, what the approvers signed is enough.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        checkpoints: Option<Checkpoints>,
+        /// Where newer logs are looked for: `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None is trusted.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        sources: Vec<String>,
+        /// How often, in seconds.
+        #[serde(default = "five_minutes")]
+        poll_s: u64,
     },
+}
+
+fn five_minutes() -> u64 {
+    300
+}
+
+/// What a log must be signed and seen by besides its approvers (C2SP tlog-checkpoint and cosignature/v1).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Checkpoints {
+    /// The log's key, `NAME+HASH+KEY` (`trustctl key new log`).
+    pub log: String,
+    /// The witnesses' keys, `NAME+HASH+KEY`.
+    #[serde(default)]
+    pub witnesses: Vec<String>,
+    /// How many of the witnesses must have seen the log.
+    #[serde(default)]
+    pub threshold: usize,
+    /// For how long after that nothing newer is needed, in seconds.
+    #[serde(default = "a_week")]
+    pub max_age_s: u64,
+    /// How long what runs may then go on, in seconds.
+    #[serde(default)]
+    pub stale_grace_s: u64,
+}
+
+fn a_week() -> u64 {
+    7 * 86_400
+}
+
+/// Where a node looks for newer logs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogSource {
+    File(std::path::PathBuf),
+    Http { tls: bool, host: String, path: String },
+}
+
+impl std::str::FromStr for LogSource {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| format!("expected https://HOST[:PORT]/PATH, http://HOST[:PORT]/PATH or file:/PATH, found {text:?} ({why})");
+        if let Some(path) = text.strip_prefix("file:") {
+            return if path.starts_with('/') { Ok(Self::File(path.into())) } else { Err(wrong("the path must be absolute")) };
+        }
+        let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
+            (Some(rest), _) => (true, rest),
+            (_, Some(rest)) => (false, rest),
+            _ => return Err(wrong("no such kind of source")),
+        };
+        let (host, path) = rest.split_once('/').ok_or_else(|| wrong("no path"))?;
+        valid_host(host).map_err(|why| wrong(&why))?;
+        if path.bytes().any(|b| !b.is_ascii_graphic() || b == b'#') {
+            return Err(wrong("what is in the path must be percent-encoded"));
+        }
+        Ok(Self::Http { tls, host: host.to_owned(), path: format!("/{path}") })
+    }
+}
+
+impl std::fmt::Display for LogSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Http { tls, host, path } => write!(f, "{}://{host}{path}", if *tls { "https" } else { "http" }),
+        }
+    }
 }
 
 impl TryFrom<RawNode> for Node {
@@ -256,7 +331,13 @@ impl TryFrom<RawNode> for Node {
                 }
             }
         }
-        let Ledger::Log { name, approvers, threshold, .. } = &raw.ledger;
+        let Ledger::Log { name, approvers, threshold, sources, poll_s, .. } = &raw.ledger;
+        for source in sources {
+            source.parse::<LogSource>().map_err(|e| format!("ledger.sources: {e}"))?;
+        }
+        if *poll_s == 0 {
+            return Err("ledger.poll-s: expected at least 1, found 0".into());
+        }
         crate::valid_name(name).map_err(|e| format!("ledger.name: {e}"))?;
         if *threshold == 0 || (!approvers.is_empty() && *threshold > approvers.len()) {
             return Err(format!("ledger.threshold: expected 1 to the number of approvers ({}), found {threshold}", approvers.len()));
@@ -306,6 +387,13 @@ mod tests {
             ("threshold = 1", "threshold = 1\ncolour = 1", "colour"),
             ("kind = \"log\"", "kind = \"paper\"", "log"),
             ("threshold = 1", "threshold = 1\napprovers = [\"00\"]", "64"),
+            ("threshold = 1", "threshold = 1\nsources = [\"ftp://x/y\"]", "https://HOST"),
+            ("threshold = 1", "threshold = 1\nsources = [\"https://x\"]", "no path"),
+            ("threshold = 1", "threshold = 1\nsources = [\"https://u@x/y\"]", "no host"),
+            ("threshold = 1", "threshold = 1\nsources = [\"file:y\"]", "absolute"),
+            ("threshold = 1", "threshold = 1\npoll-s = 0", "poll-s"),
+            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]", "log"),
+            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nage = 1", "age"),
             ("threshold = 1", "threshold = 1\n[store]\nquota-mib = 0", "quota-mib"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"http://x\"", "HOST[:PORT]"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"", "go together"),

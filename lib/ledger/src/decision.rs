@@ -25,8 +25,12 @@ pub enum Reason {
     Expired { digest: String, seq: u64, exp: u64, now: u64 },
     #[error("the approval of {digest} (statement {seq}) holds from {iat}, now is {now}; is the clock right?")]
     NotYet { digest: String, seq: u64, iat: u64, now: u64 },
-    #[error("the clock is not set: it says {now}, which is before {floor}, when this node's image was built")]
+    #[error("the clock is not set: it says {now}, which is before {floor}, when this node's image was built or its ledger was witnessed")]
     Clock { now: u64, floor: u64 },
+    #[error(
+        "the ledger is too old: enough witnesses saw it at {witnessed}, now is {now}, at most {max_age} s may lie between; trustctl log cosign, then push"
+    )]
+    Stale { witnessed: u64, now: u64, max_age: u64 },
     #[error("the ledger cannot be used: {0}")]
     Ledger(String),
 }
@@ -40,6 +44,7 @@ impl Reason {
             Self::Expired { .. } => "expired",
             Self::NotYet { .. } => "not-yet",
             Self::Clock { .. } => "clock",
+            Self::Stale { .. } => "stale",
             Self::Ledger(_) => "ledger",
         }
     }

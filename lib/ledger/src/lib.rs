@@ -5,17 +5,23 @@
 //! - Only signed bytes decide. A line that is not the canonical form of what it says is refused, so nothing unsigned can ride along.
 //! - The sequence has no gaps and, against a [`HighWater`], never goes back nor forks.
 //! - A revocation is final.
+//! - Where a node asks for witnesses, a log that too few of them saw, or saw too long ago, allows nothing.
 //! - No I/O, no clock, no unsafe.
 //!
 //! The format is specified in docs/ledger.md.
 #![forbid(unsafe_code)]
 
+mod checkpoint;
 mod decision;
 mod log;
+pub mod merkle;
+mod note;
 mod statement;
 
+pub use checkpoint::{Checkpoint, Witnessing};
 pub use decision::{Decision, Evidence, Reason};
-pub use log::{HighWater, Log, LogError, Policy, longer};
-pub use statement::{Entry, Signature, Statement, Status};
+pub use log::{HighWater, Log, LogError, Policy, longer, parts};
+pub use note::{NoteKey, Role};
+pub use statement::{ApproversStatement, Change, Entry, ImageStatement, Signature, Statement, Status};
 
 pub use ed25519_dalek::{SigningKey, VerifyingKey};

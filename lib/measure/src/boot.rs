@@ -14,7 +14,8 @@ pub struct BootFacts<'a> {
     /// As /proc/cmdline shows it; see [`own_words`].
     pub command_line: &'a str,
     pub device_tree: Digest,
-    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`].
+    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`] and
+    /// [`LEDGER`].
     pub boot_partition: Digest,
     /// Digest of [`SETTINGS`], or of nothing where there is no such file.
     pub node_settings: Digest,
@@ -33,6 +34,11 @@ pub const SETTINGS: &str = "/boot/node.toml";
 pub const NODE_SETTINGS: &str = "node-settings";
 /// In bytes. Settings are a few lines; what is larger is something else.
 pub const LARGEST_SETTINGS: u64 = 1 << 16;
+
+/// A log of approvals on the boot partition. Not measured: it holds by its own signatures or not at all.
+pub const LEDGER: &str = "/boot/ledger.jsonl";
+/// In bytes; init keeps it in memory.
+pub const LARGEST_LEDGER: u64 = 16 << 20;
 
 /// Whether Windows or macOS puts this on a FAT partition that it sees, without being asked; as a path inside of the partition.
 ///

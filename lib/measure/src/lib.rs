@@ -18,8 +18,8 @@ mod pcr;
 mod quote;
 
 pub use boot::{
-    Board, BootFacts, LARGEST_SETTINGS, Measurements, NODE_SETTINGS, SETTINGS, boot_events, left_by_a_computer, no_settings, own_words,
-    verity_root,
+    Board, BootFacts, LARGEST_LEDGER, LARGEST_SETTINGS, LEDGER, Measurements, NODE_SETTINGS, SETTINGS, boot_events, left_by_a_computer,
+    no_settings, own_words, verity_root,
 };
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;

@@ -22,6 +22,7 @@ use crate::audit::{Audit, Evidence};
 use crate::fetch::Chunks;
 use crate::init;
 use crate::modules::{ModuleError, Modules, State as Became};
+use crate::sources::Sources;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;
@@ -34,6 +35,7 @@ pub struct Node {
     pub modules: Arc<Modules>,
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
+    pub sources: Arc<Sources>,
     pub init: std::path::PathBuf,
 }
 
@@ -69,14 +71,23 @@ async fn status(State(node): This) -> Json<Value> {
         "time": unix,
         "uptime_s": since_boot,
         "engine": if engine { "answers" } else { "does not answer" },
-        "ledger": match node.approvals.text() {
-            Ok(text) => json!({ "statements": text.lines().count() }),
-            Err(problem) => json!({ "problem": problem }),
-        },
+        "ledger": ledger(&node),
         "hostname": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
         "memory": memory(),
         "processes": processes(),
     }))
+}
+
+fn ledger(node: &Node) -> Value {
+    let mut value = match node.approvals.view() {
+        Ok(view) => json!(view),
+        Err(problem) => json!({ "problem": problem }),
+    };
+    let sources = node.sources.heard();
+    if !sources.is_empty() {
+        value["sources"] = json!(sources);
+    }
+    value
 }
 
 /// Total and available memory in kB, as /proc/meminfo has them.
@@ -207,9 +218,9 @@ async fn ledger_text(State(node): This) -> Answer<LedgerText> {
 
 /// Replaces the log by one that continues it.
 async fn ledger_extend(State(node): This, request: Result<Json<LedgerText>, JsonRejection>) -> Answer<Value> {
-    let seq = node.approvals.extend(&request?.0.log).await.map_err(ledger_error)?;
+    let (seq, new) = node.approvals.extend(&request?.0.log).await.map_err(ledger_error)?;
     node.modules.wake();
-    Ok(Json(json!({ "statements": seq })))
+    Ok(Json(json!({ "statements": seq, "new": new })))
 }
 
 fn ledger_error(error: ApprovalError) -> ApiError {

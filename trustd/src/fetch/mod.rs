@@ -97,6 +97,10 @@ impl Fetcher {
         Self { store, client, platform }
     }
 
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// The image that a module names, verified to the last byte. `who` needs its blobs from now on.
     pub async fn get(&self, who: &str, source: &Source, watched: &Watched) -> Result<Verified, FetchError> {
         let mut again = BTreeSet::new();

@@ -102,6 +102,19 @@ impl Client {
         Ok(Self { http: Http::new(hosts, usual, patience), registries: Arc::new(registries), tokens: Arc::default() })
     }
 
+    /// A small file that is no image, with the certificates that are set for its host.
+    pub(crate) async fn file(&self, tls: bool, host: &str, path: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let host = if tls { self.http.host(host) } else { Host { name: host.to_owned(), tls: None } };
+        if tls && host.tls.is_none() {
+            return Err(format!("{} is set to plain in [[registries]], and its source says https", host.name));
+        }
+        let answer = self.http.get(&host, path, &[]).await.map_err(|e| e.to_string())?;
+        if answer.status != StatusCode::OK {
+            return Err(format!("{} answers {}", answer.host, answer.status));
+        }
+        answer.whole(limit).await.map_err(|e| e.to_string())
+    }
+
     /// Fetches one blob or manifest into the store: from the first of mirrors and registry that gives it.
     pub(super) async fn fetch(
         &self,

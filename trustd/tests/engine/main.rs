@@ -9,6 +9,7 @@ mod bench;
 mod gate;
 mod images;
 mod kills;
+mod ledger;
 mod node;
 mod registry;
 mod upgrade;

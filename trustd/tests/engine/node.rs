@@ -16,7 +16,7 @@ use basalt_trustd::modules::{Modules, Parts, State};
 use basalt_trustd::settings::Settings;
 use basalt_trustd::store::Store;
 use bollard::Docker;
-use ledger::{Entry, SigningKey, Statement, Status};
+use ledger::{Entry, ImageStatement, SigningKey, Status};
 use rcgen::SigningKey as _;
 use wish::{Aim, Signed, Wish};
 
@@ -167,6 +167,7 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
     Settings {
         etc: path("etc"),
         own: path("own.toml"),
+        boot_log: path("boot.jsonl"),
         data: path("data"),
         run: path("run"),
         modules: path("sockets"),
@@ -335,8 +336,13 @@ impl Node {
     }
 }
 
+/// A program that nobody here wrote.
+pub(crate) fn service(name: &str) -> PathBuf {
+    Path::new(&std::env::var_os("BASALT_SERVICES").expect("these tests need real services: cargo xtask test engine")).join(name)
+}
+
 pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64) -> String {
-    let mut entry = Entry::new(Statement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status });
+    let mut entry = Entry::new(ImageStatement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status });
     entry.sign("t", key);
     entry.line() + "\n"
 }

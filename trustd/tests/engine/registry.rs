@@ -37,7 +37,7 @@ impl Drop for RealRegistry {
 
 impl RealRegistry {
     pub(crate) fn start() -> Self {
-        let program = std::env::var_os("BASALT_REGISTRY").expect("these tests need a registry: cargo xtask test engine");
+        let program = crate::node::service("docker-registry");
         let dir = tempfile::tempdir_in("/run").unwrap();
         let storage = dir.path().join("storage");
         let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();

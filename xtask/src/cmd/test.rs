@@ -156,13 +156,13 @@ pub(super) fn bench_gate() -> Result<()> {
 fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
     let state = dev::scratch(plan, "engine")?;
     let scratch = dev::scratch(plan, "gate")?;
-    let registry = plan.build(&Step::Tree("registry".into()))?.dir;
+    let services = plan.build(&Step::Tree("services".into()))?.dir;
     Ok(dev::sandbox(plan)?
         .engine(&state)
         .write(&scratch, "/cache")
-        .read(&registry, "/in")
+        .read(&services, "/in")
         .env("BASALT_ENGINE_TESTS", "1")
-        .env("BASALT_REGISTRY", "/in/usr/bin/docker-registry"))
+        .env("BASALT_SERVICES", "/in/usr/bin"))
 }
 
 /// On hosts with the old control groups, empty ones outlive the namespace.
