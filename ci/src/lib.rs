@@ -172,6 +172,42 @@ impl Card {
     }
 }
 
+/// What a real browser makes of an HTML document in the card's folder: the document as it then is, a picture of it, what it had to say.
+pub struct Looked {
+    pub document: String,
+    pub picture: Vec<u8>,
+    pub said: String,
+}
+
+impl Card {
+    /// Shows a document of this folder to the browser, in a sandbox without a network.
+    pub fn look_at(&self, file: &str) -> Result<Looked> {
+        let sandbox = Sandbox::new(&setting("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
+        let address = format!("file:///work/{file}");
+        let look = |option: &str| -> Result<std::process::Output> {
+            let argv = [
+                "chromium-headless-shell",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--enable-logging=stderr",
+                "--window-size=1100,900",
+                option,
+                &address,
+            ];
+            let output = sandbox.command(argv)?.output()?;
+            anyhow::ensure!(output.status.success(), "the browser: {}", String::from_utf8_lossy(&output.stderr));
+            Ok(output)
+        };
+        let dumped = look("--dump-dom")?;
+        look("--screenshot=/work/page.png")?;
+        Ok(Looked {
+            document: String::from_utf8(dumped.stdout)?,
+            picture: std::fs::read(self.dir.join("page.png"))?,
+            said: String::from_utf8_lossy(&dumped.stderr).into_owned(),
+        })
+    }
+}
+
 /// Copies the blocks in which two ranges differ; what is a hole in both stays one.
 fn copy_differing(from: &std::fs::File, at: u64, to: &std::fs::File, to_at: u64, length: u64) -> Result<()> {
     use std::os::unix::fs::FileExt as _;

@@ -90,6 +90,25 @@ fn boots_measures_and_runs_the_approved_module() {
     let kinds: Vec<&str> = checked.modules.iter().map(|r| r.content.kind.as_str()).collect();
     assert_eq!(kinds, ["module-approved", "module-started"]);
 
+    // The status page, in a real browser: it shows what the API says, and runs and loads nothing.
+    let page = card.client().text("/").unwrap();
+    let script = "<script>document.title='owned'</script><img src=https://other.example/x>";
+    std::fs::write(card.dir.join("page.html"), page.replace("</body>", &format!("{script}</body>"))).unwrap();
+    let looked = card.look_at("page.html").unwrap();
+    let modules = card.client().get("/v1/modules").unwrap();
+    for word in ["demo", ">running<", ">allowed<", &text(&modules["modules"][0]["digest"]), "PCR 14", &measure::hex(&checked.pcrs[&14].0)] {
+        assert!(looked.document.contains(word), "{word} is not in {}", looked.document);
+    }
+    assert!(!looked.document.contains("<title>owned"), "{}", looked.document);
+    let refusals = |what: &str| {
+        looked.said.lines().filter(|l| l.contains("CONSOLE") && l.contains("Content Security Policy") && l.contains(what)).count()
+    };
+    assert!(refusals("script") > 0 && refusals("image") > 0, "{}", looked.said);
+    assert_eq!(looked.said.matches("CONSOLE").count(), refusals(""), "{}", looked.said);
+    assert!(looked.picture.len() > 20_000, "an empty page? {} bytes", looked.picture.len());
+    let metrics = card.client().text("/metrics").unwrap();
+    assert!(metrics.contains("basalt_module_state{module=\"demo\",state=\"running\"} 1\n"), "{metrics}");
+
     // Its proofs verify here, with nothing but the public values.
     let log = wait(SOON, "the demo's log", || {
         let log = card.client().get("/v1/modules/demo/log").map(|v| text(&v["log"])).map_err(|e| e.to_string())?;
@@ -179,6 +198,51 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     assert_eq!(status["ledger"]["statements"], statements, "{status}");
     refused("fickle", "revoked");
     card.attest().unwrap();
+}
+
+#[test]
+fn modules_reach_their_peers_only_and_are_upgraded_on_the_fly() {
+    let card = Card::flash("peers").unwrap();
+    fetch_demo(&card);
+    let console = card.boot_to_ready().unwrap();
+    let (one, two) = (image(&card, "one"), image(&card, "two"));
+    for (archive, digest) in [&one, &two] {
+        push(&card, digest, Status::Approved);
+        send(&card, archive).unwrap();
+    }
+    let run = |name: &str, command: &str, digest: &str, peers: &str, health: &str| {
+        let toml = format!(
+            "command = [\"/demo\", {command}]\nnetwork = \"bridge\"\npeers = [{peers}]\nmemory-mib = 32\npids = 16\nstop-within-s = 1\n\
+             [image]\ndigest = \"{digest}\"\n[health]\n{health}\n"
+        );
+        trustctl::module::send(&card.client(), &card.dir, name, wish::Aim::Run, &toml).unwrap();
+    };
+    let server = |digest: &str| run("server", "\"serve\", \"8080\"", digest, "\"asker\"", "port = 8080");
+    server(&one.1);
+    for (name, peers) in [("asker", "\"server\""), ("stranger", "")] {
+        run(name, "\"ask\", \"server:8080\"", &one.1, peers, "stays-s = 1");
+    }
+    let says = |name: &str, what: &str| {
+        wait(SOON, &format!("the log of {name}"), || {
+            let log = card.client().get(&format!("/v1/modules/{name}/log?lines=3")).map_err(|e| e.to_string())?;
+            if text(&log["log"]).contains(what) { Ok(()) } else { Err(log.to_string()) }
+        })
+        .unwrap();
+    };
+    says("asker", "server:8080 says one");
+    says("stranger", "server:8080 does not answer");
+    let container = |name: &str| text(&card.wait_for_module(name, SOON, running).unwrap()["status"]["container"]);
+    let before = ["server", "asker", "stranger"].map(container);
+    server(&two.1);
+    says("asker", "server:8080 says two");
+    card.wait_for_module("server", SOON, |m| running(m) && m["settled"] == true && m["digest"] == two.1.as_str()).unwrap();
+    let after = ["server", "asker", "stranger"].map(container);
+    assert_ne!(after[0], before[0]);
+    assert_eq!(after[1..], before[1..], "nobody else was started anew");
+    // What happened is in the quote.
+    let checked = card.attest().unwrap();
+    assert!(checked.modules.iter().any(|r| r.content.kind == "module-upgraded" && r.content.data.contains(&two.1)));
+    drop(console);
 }
 
 #[test]

@@ -100,7 +100,24 @@ impl Client {
         self.send(Method::PUT, path, Content::File(file), "application/octet-stream")
     }
 
+    /// What is meant for people or for other programs: the status page, the metrics.
+    pub fn text(&self, path: &str) -> Result<String> {
+        let (status, bytes) = self.ask(Method::GET, path, Content::Bytes(Vec::new()), "text/plain")?;
+        if status != StatusCode::OK {
+            return Err(refusal(status, &bytes)?.into());
+        }
+        String::from_utf8(bytes.to_vec()).context("the node's answer is not a text")
+    }
+
     fn send(&self, method: Method, path: &str, content: Content<'_>, kind: &str) -> Result<Value> {
+        let (status, bytes) = self.ask(method, path, content, kind)?;
+        if status != StatusCode::OK {
+            return Err(refusal(status, &bytes)?.into());
+        }
+        json(status, &bytes)
+    }
+
+    fn ask(&self, method: Method, path: &str, content: Content<'_>, kind: &str) -> Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
             match &self.address {
@@ -183,7 +200,7 @@ async fn exchange(
     path: &str,
     content: Content<'_>,
     kind: &str,
-) -> Result<Value> {
+) -> Result<(StatusCode, Bytes)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request =
@@ -197,16 +214,17 @@ async fn exchange(
         let bytes = response.into_body().collect().await?.to_bytes();
         Ok::<_, hyper::Error>((status, bytes))
     };
-    let (status, bytes) = tokio::time::timeout(ANSWER_WITHIN, answer)
-        .await
-        .context("the node does not answer")?
-        .context("the node broke the connection off")?;
-    let value: Value = serde_json::from_slice(&bytes).with_context(|| format!("the node's answer ({status}) is not JSON"))?;
-    if status != StatusCode::OK {
-        let text = |key: &str| value["error"][key].as_str().unwrap_or("?").to_owned();
-        return Err(Refusal { status: status.as_u16(), code: text("code"), message: text("message") }.into());
-    }
-    Ok(value)
+    tokio::time::timeout(ANSWER_WITHIN, answer).await.context("the node does not answer")?.context("the node broke the connection off")
+}
+
+fn json(status: StatusCode, bytes: &[u8]) -> Result<Value> {
+    serde_json::from_slice(bytes).with_context(|| format!("the node's answer ({status}) is not JSON"))
+}
+
+fn refusal(status: StatusCode, bytes: &[u8]) -> Result<Refusal> {
+    let value = json(status, bytes)?;
+    let text = |key: &str| value["error"][key].as_str().unwrap_or("?").to_owned();
+    Ok(Refusal { status: status.as_u16(), code: text("code"), message: text("message") })
 }
 
 /// What is sent along with a request.

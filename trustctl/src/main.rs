@@ -54,7 +54,13 @@ enum Command {
         command: approver::LogCommand,
     },
     /// What the node is and how it is
-    Status,
+    Status {
+        /// Write the node's status page into this file instead: one HTML document that loads nothing
+        #[arg(long, value_name = "FILE")]
+        html: Option<PathBuf>,
+    },
+    /// What Prometheus would be told (GET /metrics)
+    Metrics,
     /// The node's modules and what the ledger says of them
     Modules,
     /// Send images to the node
@@ -141,7 +147,12 @@ fn run(cli: Cli) -> Result<()> {
         Command::Revoke(args) => approver::revoke(&args, &folder, cli.json),
         Command::Approvers(args) => approver::approvers(&args, &folder, cli.json),
         Command::Log { command } => approver::log(&command, &folder, &client, cli.json),
-        Command::Status => node::status(&client, cli.json),
+        Command::Status { html: Some(file) } => node::page(&client, &file, cli.json),
+        Command::Status { html: None } => node::status(&client, cli.json),
+        Command::Metrics => {
+            print!("{}", client.text("/metrics")?);
+            Ok(())
+        }
         Command::Modules => node::modules(&client, cli.json),
         Command::Image { command } => node::image(&client, &command, cli.json),
         Command::Module { command } => node::module(&client, &folder, &command, cli.json),

@@ -100,6 +100,12 @@ fn text(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
+pub(crate) fn page(client: &Client, file: &Path, as_json: bool) -> Result<()> {
+    std::fs::write(file, client.text("/")?).with_context(|| format!("cannot write {}", file.display()))?;
+    said(as_json, &json!({ "written": file }), || format!("written to {}; open it in a browser", file.display()));
+    Ok(())
+}
+
 pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
     let s = client.get("/v1/status")?;
     if as_json {
@@ -116,11 +122,23 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
     println!("engine   {}", text(&s["engine"]));
     match s["ledger"]["problem"].as_str() {
         Some(problem) => println!("ledger   CANNOT BE USED: {problem}"),
-        None => println!("ledger   {} statements", s["ledger"]["statements"]),
+        None => println!("ledger   {} statements{}", s["ledger"]["statements"], age(&s)),
+    }
+    for (source, heard) in s["ledger"]["sources"].as_object().into_iter().flatten() {
+        println!("         {source}: {}", heard["problem"].as_str().unwrap_or("good"));
     }
     let free = |key: &str| s["memory"][key].as_u64().unwrap_or_default() / 1024;
     println!("memory   {} MiB, {} MiB available, {} processes", free("total_kb"), free("available_kb"), s["processes"]);
     Ok(())
+}
+
+/// How old the ledger is, where witnesses are asked for.
+fn age(status: &Value) -> String {
+    let number = |value: &Value| value.as_u64();
+    match (number(&status["time"]), number(&status["ledger"]["witnessed"]), number(&status["ledger"]["max_age_s"])) {
+        (Some(now), Some(witnessed), Some(most)) => format!(", witnessed {} s ago (it counts for {most} s)", now.saturating_sub(witnessed)),
+        _ => String::new(),
+    }
 }
 
 pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {

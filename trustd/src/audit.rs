@@ -6,6 +6,7 @@
 //! - An extend that is not ours is never adopted: then this module refuses to work, and with it the gate.
 //! - Quote and logs of one answer are of one moment: both are made under the same lock.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, hex, parse_log, replay};
@@ -35,7 +36,7 @@ pub struct Evidence {
     pub signature: String,
     /// The attestation key, SEC 1 uncompressed.
     pub key: String,
-    pub pcrs: std::collections::BTreeMap<String, String>,
+    pub pcrs: BTreeMap<String, String>,
     pub platform_log: Vec<Record>,
     pub modules_log: Vec<Record>,
 }
@@ -136,10 +137,7 @@ impl Audit {
     pub async fn evidence(&self, nonce: Vec<u8>) -> Result<Evidence, AuditError> {
         let state = self.state.lock().await;
         let SignedQuote { attest, signature, key } = self.tpm.quote(nonce).await?;
-        let mut pcrs = std::collections::BTreeMap::new();
-        for pcr in [PLATFORM_PCR, MODULES_PCR] {
-            pcrs.insert(pcr.to_string(), hex(&self.tpm.read(pcr).await?.0));
-        }
+        let pcrs = self.read().await?;
         Ok(Evidence {
             attest: hex(&attest),
             signature: hex(&signature),
@@ -148,6 +146,20 @@ impl Audit {
             platform_log: self.platform.clone(),
             modules_log: state.records.clone(),
         })
+    }
+
+    async fn read(&self) -> Result<BTreeMap<String, String>, AuditError> {
+        let mut pcrs = BTreeMap::new();
+        for pcr in [PLATFORM_PCR, MODULES_PCR] {
+            pcrs.insert(pcr.to_string(), hex(&self.tpm.read(pcr).await?.0));
+        }
+        Ok(pcrs)
+    }
+
+    /// What the TPM has in the registers now, by their numbers.
+    pub async fn registers(&self) -> Result<BTreeMap<String, String>, AuditError> {
+        let _state = self.state.lock().await;
+        self.read().await
     }
 
     /// init's events, which replay to the TPM's register.

@@ -66,6 +66,7 @@ pub async fn run(settings: Settings) -> Result<()> {
         approvals: approvals.clone(),
         audit,
         sources: sources.clone(),
+        tickets,
         init: settings.init.clone(),
     }));
     let path = settings.run.join("api.sock");

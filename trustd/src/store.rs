@@ -4,6 +4,8 @@
 //! - A file under `blobs/` had the bytes of its name when it was put there. Whoever reads it checks that again (`oci::Checked`):
 //!   the partition is not trusted between two readings.
 //! - What is pinned is never removed to make room. Nothing is written beyond the quota.
+//! - What was received is on the medium after [`Store::sync`], not before: whoever promises that it lasts calls that first. What a power
+//!   cut spoils is found by the hash when it is read, and is fetched again.
 //! - What was fetched in part stays under `partial/` and is gone on with, unless it turned out to be something else.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +14,7 @@ use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use oci::{Blobs, Checked, Facts, Image, Limits, OciError, Sink, Verified};
+use oci::{Blobs, Checked, Facts, Image, Layer, Limits, OciError, Sink, Verified};
 
 use crate::files;
 
@@ -48,6 +50,8 @@ struct State {
     pins: BTreeMap<String, BTreeSet<String>>,
     /// Being written now.
     writing: BTreeMap<String, u64>,
+    /// Perhaps not on the medium yet.
+    unsynced: BTreeSet<PathBuf>,
 }
 
 impl Store {
@@ -171,12 +175,13 @@ impl Store {
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         match self.copy(Checked::new(before.chain(content), digest, size), &mut file, start) {
             Ok(facts) => {
-                file.sync_all().map_err(failed)?;
                 let whole = self.path("blobs", digest).map_err(failed)?;
-                std::fs::rename(&path, &whole).and_then(|()| files::sync_folder(&whole)).map_err(failed)?;
+                std::fs::rename(&path, &whole).map_err(failed)?;
+                let mut state = self.state();
                 if let Some(facts) = facts {
-                    self.state().facts.insert(digest.to_owned(), facts);
+                    state.facts.insert(digest.to_owned(), facts);
                 }
+                state.unsynced.insert(whole);
                 Ok(())
             }
             Err(error) => {
@@ -188,6 +193,27 @@ impl Store {
                 }
                 Err(error)
             }
+        }
+    }
+
+    /// Returns when everything that was received is on the medium.
+    pub fn sync(&self) -> Result<(), StoreError> {
+        let unsynced = std::mem::take(&mut self.state().unsynced);
+        for path in &unsynced {
+            let synced = match File::open(path) {
+                // It made room for another, or was not what it should be.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                opened => opened.and_then(|file| file.sync_all()),
+            };
+            if let Err(source) = synced {
+                let path = path.clone();
+                self.state().unsynced.extend(unsynced);
+                return Err(StoreError::Io { path, source });
+            }
+        }
+        match unsynced.first() {
+            Some(path) => files::sync_folder(path).map_err(|source| StoreError::Io { path: path.clone(), source }),
+            None => Ok(()),
         }
     }
 
@@ -235,21 +261,27 @@ impl Store {
 
     /// Takes an image as verified if its layers are what they should be, and says what is not.
     pub fn verify(&self, image: Image) -> Result<Verified, StoreError> {
-        let verified = image.judge(&self.limits, |layer| {
-            if let Some(facts) = self.state().facts.get(&layer.digest) {
-                return Ok(facts.clone());
-            }
-            let absent = || OciError::Absent { what: "the layer", digest: layer.digest.clone(), size: Some(layer.size) };
-            let (size, content) = self.blob(&layer.digest)?.ok_or_else(absent)?;
-            if size != layer.size {
-                let (expected, found) = (format!("{} bytes", layer.size), format!("{size} bytes"));
-                return Err(OciError::Mismatch { what: "the blob", digest: layer.digest.clone(), expected, found });
-            }
-            let facts = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits)?;
-            self.state().facts.insert(layer.digest.clone(), facts.clone());
-            Ok(facts)
-        });
-        Ok(verified?)
+        Ok(image.judge(&self.limits, |layer| self.inspect(layer))?)
+    }
+
+    /// The same of one layer, which says nothing yet of the image.
+    pub fn verify_layer(&self, layer: &Layer) -> Result<(), StoreError> {
+        Ok(layer.judge(&self.inspect(layer)?)?)
+    }
+
+    fn inspect(&self, layer: &Layer) -> Result<Facts, OciError> {
+        if let Some(facts) = self.state().facts.get(&layer.digest) {
+            return Ok(facts.clone());
+        }
+        let absent = || OciError::Absent { what: "the layer", digest: layer.digest.clone(), size: Some(layer.size) };
+        let (size, content) = self.blob(&layer.digest)?.ok_or_else(absent)?;
+        if size != layer.size {
+            let (expected, found) = (format!("{} bytes", layer.size), format!("{size} bytes"));
+            return Err(OciError::Mismatch { what: "the blob", digest: layer.digest.clone(), expected, found });
+        }
+        let facts = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits)?;
+        self.state().facts.insert(layer.digest.clone(), facts.clone());
+        Ok(facts)
     }
 }
 

@@ -34,6 +34,8 @@ enum Command {
     Harden(cmd::harden::Args),
     /// Measure the times that are promised in the README
     Bench(cmd::bench::Args),
+    /// Feed what strangers can send to the parsers, with libFuzzer
+    Fuzz(cmd::fuzz::Args),
     /// Build twice in different surroundings and compare every byte
     Repro(cmd::repro::Args),
     /// Empty the cache of downloads and results
@@ -62,6 +64,7 @@ fn main() -> ExitCode {
         Command::Size(args) => cmd::size::run(args),
         Command::Harden(args) => cmd::harden::run(args),
         Command::Bench(args) => cmd::bench::run(args),
+        Command::Fuzz(args) => cmd::fuzz::run(&args),
         Command::Repro(args) => cmd::repro::run(args),
         Command::Clean(args) => cmd::clean::run(args),
         Command::Enter { spec } => sandbox::enter(&spec),

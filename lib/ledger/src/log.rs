@@ -491,4 +491,26 @@ mod tests {
         let empty = seen("", 1500);
         assert_eq!(Log::replay(&witnessed(), &empty, &HighWater::default()).unwrap().high_water(), HighWater::default());
     }
+
+    /// `cargo xtask fuzz --corpus`: what the fuzz targets begin with.
+    #[test]
+    fn seeds_of_the_fuzzer() {
+        let text = line(1, 9, Status::Approved, &[1, 2]) + &line(2, 9, Status::Revoked, &[3]) + &change(3, &[4, 5], 2, &[1, 2]);
+        let log = replay(2, &text).unwrap();
+        assert_eq!(log.high_water().seq, 3);
+        let Some(dir) = std::env::var_os("BASALT_CORPUS") else { return };
+        let write = |kind: &str, name: &str, text: &str| {
+            let dir = std::path::Path::new(&dir).join(kind);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join(name), text).unwrap();
+        };
+        write("statement", "log", &text);
+        write("statement", "line", &line(1, 9, Status::Approved, &[1, 2]));
+        let empty = replay(1, "").unwrap().high_water();
+        let head = Checkpoint { origin: "log.example".into(), size: empty.seq, root: empty.root };
+        let note = head.sign(&key(9)).unwrap();
+        let body = note.split_inclusive('\n').take(3).collect::<String>();
+        write("checkpoint", "witnessed", &(note + &note::cosign(&body, "w1.example", &key(1), 1500)));
+        write("checkpoint", "vkey", &NoteKey::new("log.example", Role::Log, key(9).verifying_key()).unwrap().to_string());
+    }
 }

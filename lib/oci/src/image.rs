@@ -1,9 +1,10 @@
 use std::io::Read as _;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 
 use crate::layer::{Facts, Layer};
-use crate::{Blobs, Checked, Limits, OciError, inspect, json};
+use crate::{Blobs, Checked, Limits, OciError, inspect};
 
 pub const MANIFEST_TYPES: [&str; 2] =
     ["application/vnd.oci.image.manifest.v1+json", "application/vnd.docker.distribution.manifest.v2+json"];
@@ -49,6 +50,7 @@ pub struct Image {
     pub(crate) config: Vec<u8>,
     pub layers: Vec<Layer>,
     pub media_type: String,
+    pub platform: Platform,
 }
 
 /// An image of which every byte was checked.
@@ -99,10 +101,40 @@ pub fn resolve(blobs: &impl Blobs, digest: &str, platform: &Platform, limits: &L
     let config_value = parse("the config", &config)?;
     check_config(&config_value, platform)?;
     let layers = layers(&value, &config_value, limits)?;
-    Ok(Image { asked, digest, manifest, config_digest: described.digest, config, layers, media_type })
+    Ok(Image { asked, digest, manifest, config_digest: described.digest, config, layers, media_type, platform: platform.clone() })
 }
 
 impl Image {
+    /// The first layers as an image of their own, for an engine that unpacks while the others are still on their way. It has no program.
+    #[must_use]
+    pub fn beginning(&self, layers: usize) -> Self {
+        let layers: Vec<Layer> = self.layers.iter().take(layers).cloned().collect();
+        let diff_ids: Vec<&str> = layers.iter().map(|l| l.diff_id.as_str()).collect();
+        let config = json!({
+            "architecture": self.platform.architecture, "os": self.platform.os, "rootfs": { "type": "layers", "diff_ids": diff_ids },
+        });
+        let listed: Vec<Value> =
+            layers.iter().map(|l| json!({ "mediaType": l.media_type(), "digest": l.digest, "size": l.size })).collect();
+        let (config, media_type) = (config.to_string().into_bytes(), MANIFEST_TYPES[0]);
+        let config_digest = digest_of(&config);
+        let manifest = json!({
+            "schemaVersion": 2, "mediaType": media_type, "layers": listed,
+            "config": { "mediaType": CONFIG_TYPES[0], "digest": config_digest, "size": config.len() },
+        });
+        let manifest = manifest.to_string().into_bytes();
+        let digest = digest_of(&manifest);
+        Self {
+            asked: digest.clone(),
+            digest,
+            manifest,
+            config_digest,
+            config,
+            layers,
+            media_type: media_type.into(),
+            platform: self.platform.clone(),
+        }
+    }
+
     /// Every blob that the image consists of, with its size: manifest, config, layers.
     pub fn blobs(&self) -> impl Iterator<Item = (&str, u64)> {
         let documents = [(self.digest.as_str(), self.manifest.len() as u64), (&self.config_digest, self.config.len() as u64)];
@@ -135,6 +167,10 @@ impl Image {
             inspect(Checked::new(content, &layer.digest, size), limits).map_err(|error| error.of(&layer.digest))
         })
     }
+}
+
+fn digest_of(bytes: &[u8]) -> String {
+    format!("sha256:{}", measure::hex(&Sha256::digest(bytes)))
 }
 
 fn is_index(value: &Value) -> bool {
@@ -233,7 +269,7 @@ fn document(blobs: &impl Blobs, what: &'static str, digest: &str, size: Option<u
 }
 
 fn parse(what: &'static str, bytes: &[u8]) -> Result<Value, OciError> {
-    json::parse(bytes).map_err(|problem| OciError::Document { what, problem })
+    crate::json::parse(bytes).map_err(|problem| OciError::Document { what, problem })
 }
 
 fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {

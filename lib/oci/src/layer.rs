@@ -5,7 +5,7 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Descriptor, Limits, OciError};
+use crate::{Descriptor, Limits, OciError, Source};
 
 /// How a layer is packed, told from its first bytes as the engine tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +53,16 @@ impl Layer {
         Ok(Self { digest, size, compression, diff_id: diff_id.to_owned() })
     }
 
-    pub(crate) fn judge(&self, facts: &Facts) -> Result<(), OciError> {
+    /// What manifests call a layer that is packed so.
+    pub(crate) fn media_type(&self) -> &'static str {
+        KINDS.into_iter().find(|(_, compression)| *compression == self.compression).map_or("", |(name, _)| name)
+    }
+
+    /// Whether unpacking it showed what manifest and config say of it.
+    ///
+    /// # Errors
+    /// What is otherwise.
+    pub fn judge(&self, facts: &Facts) -> Result<(), OciError> {
         let mismatch = |what, expected: String, found: String| {
             if expected == found { Ok(()) } else { Err(OciError::Mismatch { what, digest: self.digest.clone(), expected, found }) }
         };
@@ -77,6 +86,14 @@ impl OciError {
 /// # Errors
 /// What is wrong with the layer; a bomb ends at the limit.
 pub fn inspect(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
+    let mut source = Source::new(packed);
+    match look(&mut source, limits) {
+        Err(OciError::Io(error)) if !source.failed => Err(bad(format!("it cannot be unpacked: {error}"))),
+        looked => looked,
+    }
+}
+
+fn look(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
     let mut packed = BufReader::with_capacity(1 << 16, packed);
     let start = packed.fill_buf()?;
     let compression = match start {

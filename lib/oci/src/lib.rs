@@ -19,7 +19,7 @@ mod memory;
 pub use archive::import;
 pub use build::{Image as Plain, build};
 pub use checked::Checked;
-pub use emit::emit;
+pub use emit::{Emitter, emit};
 pub use image::{Descriptor, INDEX_TYPES, Image, MANIFEST_TYPES, Platform, Verified, is_digest, resolve};
 pub use layer::{Compression, Facts, Layer, inspect};
 pub use memory::Memory;
@@ -50,6 +50,8 @@ impl Default for Limits {
 pub enum OciError {
     #[error("{0}")]
     Io(io::Error),
+    #[error("this is no tar archive: {problem}")]
+    Archive { problem: String },
     #[error("the archive's member {member:?} is refused: {why}")]
     Member { member: String, why: String },
     #[error("{what} {digest} is not there")]
@@ -69,6 +71,7 @@ impl OciError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Io(_) => "io",
+            Self::Archive { .. } => "archive",
             Self::Member { .. } => "member",
             Self::Absent { .. } => "absent",
             Self::Document { .. } => "document",
@@ -95,6 +98,27 @@ impl From<OciError> for io::Error {
             OciError::Io(error) => error,
             verdict => Self::new(io::ErrorKind::InvalidData, verdict),
         }
+    }
+}
+
+/// Remembers whether it was the source that failed: if not, what comes from a decoder as an I/O error is a verdict on the data.
+struct Source<R> {
+    from: R,
+    failed: bool,
+}
+
+impl<R> Source<R> {
+    fn new(from: R) -> Self {
+        Self { from, failed: false }
+    }
+}
+
+impl<R: io::Read> io::Read for Source<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.from.read(buffer);
+        // The next try of a call that was interrupted says more.
+        self.failed |= read.as_ref().is_err_and(|e| e.kind() != io::ErrorKind::Interrupted);
+        read
     }
 }
 

@@ -109,8 +109,39 @@ fn good() -> (Vec<u8>, String) {
     Parts::new(&[("bin/x", tar::EntryType::Regular, b"program")]).archive()
 }
 
+/// `cargo xtask fuzz --corpus`: what these tests make is what the fuzz targets begin with, and what the gate is shown whole.
+/// An archive is written behind the 32 bytes of its manifest's SHA-256.
+fn keep(kind: &str, input: &[u8]) {
+    if let Some(dir) = std::env::var_os("BASALT_CORPUS").filter(|_| input.len() < 20_000) {
+        let path = std::path::Path::new(&dir).join(kind).join(&sha(input)["sha256:".len()..][..16]);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, input).unwrap();
+    }
+}
+
+fn digest_bytes(digest: &str) -> Vec<u8> {
+    measure::unhex(&digest["sha256:".len()..]).unwrap()
+}
+
+#[test]
+fn nothing_of_the_corpus_is_admitted() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
+    let mut seen = 0;
+    for entry in ["archive", "archive-around"].iter().flat_map(|kind| std::fs::read_dir(corpus.join(kind)).unwrap()) {
+        let path = entry.unwrap().path();
+        let input = std::fs::read(&path).unwrap();
+        let (digest, archive) = input.split_at(32);
+        assert!(check(archive, &format!("sha256:{}", measure::hex(digest))).is_err(), "{}", path.display());
+        seen += 1;
+    }
+    assert!(seen >= 40, "only {seen}: cargo xtask fuzz --corpus");
+}
+
 #[track_caller]
 fn refused(archive: &[u8], digest: &str, says: &str) {
+    // Around a good image, whose blobs stay good whatever comes with them, or one that is bad by itself.
+    let kind = if digest == good().1 { "archive-around" } else { "archive" };
+    keep(kind, &[&digest_bytes(digest), archive].concat());
     let error = check(archive, digest).unwrap_err().to_string();
     assert!(error.contains(says), "expected {says:?} in: {error}");
 }
@@ -121,6 +152,9 @@ fn a_good_archive_passes_and_comes_out_in_canonical_form() {
         build(&Plain { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" })
             .unwrap();
     let (blobs, image) = check(&archive, &digest).unwrap();
+    keep("archive-good", &[&digest_bytes(&digest), archive.as_slice()].concat());
+    keep("manifest", &[&*blobs.0[&digest], &[0], &*blobs.0[&image.config_digest]].concat());
+    keep("layer", &blobs.0[&image.layers[0].digest]);
     let out = emit(&blobs, &image, "basalt/x:1", Vec::new()).unwrap();
     assert_eq!(check(&out, &digest).unwrap().1.layers.len(), 1);
     // What came in decides nothing about the form: more members and another order give the same bytes.
@@ -237,6 +271,21 @@ fn documents_that_say_two_things() {
 }
 
 #[test]
+fn what_cannot_be_read_is_refused_and_no_error_of_the_storage() {
+    let (_, digest) = good();
+    refused(&b"not a tar".repeat(1000), &digest, "no tar archive");
+    for junk in [&b"\x1f\x8b\x08 and no deflate follows"[..], b"\x28\xb5\x2f\xfd and no frame", &b"no tar either ".repeat(100)] {
+        let mut parts = Parts::new(&[("x", tar::EntryType::Regular, b"p")]);
+        parts.packed = junk.to_vec();
+        parts.manifest["layers"][0]["digest"] = sha(junk).into();
+        parts.manifest["layers"][0]["size"] = junk.len().into();
+        keep("layer", junk);
+        let (archive, digest) = parts.archive();
+        refused(&archive, &digest, "cannot be unpacked");
+    }
+}
+
+#[test]
 fn layers_that_would_leave_the_image() {
     for (name, kind, data, says) in [
         ("../../etc/shadow", tar::EntryType::Regular, &b"x"[..], "leaves the image"),
@@ -301,7 +350,10 @@ fn volumes_and_giant_names_are_refused() {
         header.set_size(data.len() as u64);
         header.set_cksum();
         tar.append(&header, data.as_slice()).unwrap();
-        let (archive, digest) = Parts::of_layer(tar.into_inner().unwrap()).archive();
+        let parts = Parts::of_layer(tar.into_inner().unwrap());
+        keep("layer", &parts.packed);
+        keep("layer", &parts.layer);
+        let (archive, digest) = parts.archive();
         refused(&archive, &digest, says);
     }
     // A second gzip member belongs to the layer, as the engine has it.

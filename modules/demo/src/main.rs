@@ -1,6 +1,7 @@
 //! A module as small as one can be: it holds no key and no cryptography, and still has a verifiable random function.
 
 use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -13,6 +14,39 @@ const ALPHA: &str = "626173616c74";
 const PAUSE: Duration = Duration::from_secs(15);
 
 fn main() {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        ["serve", port] => serve(port),
+        ["ask", peer] => ask(peer),
+        _ => prove(),
+    }
+}
+
+/// Answers whoever connects with the word in the image.
+fn serve(port: &str) {
+    let word = std::fs::read_to_string("/word").unwrap_or_default();
+    let listener = match TcpListener::bind(format!("0.0.0.0:{port}")) {
+        Ok(listener) => listener,
+        Err(error) => return println!("demo: cannot listen on {port}: {error}"),
+    };
+    for mut client in listener.incoming().flatten() {
+        let _ = client.write_all(word.as_bytes());
+    }
+}
+
+/// Asks a peer, HOST:PORT, for its word again and again.
+fn ask(peer: &str) {
+    loop {
+        let mut word = String::new();
+        match TcpStream::connect(peer).and_then(|mut stream| stream.read_to_string(&mut word)) {
+            Ok(_) => println!("demo: {peer} says {word}"),
+            Err(error) => println!("demo: {peer} does not answer: {error}"),
+        }
+        std::thread::sleep(Duration::from_secs(1));
+    }
+}
+
+fn prove() {
     if let Err(error) = run() {
         println!("demo: failed: {error}");
         std::process::exit(1);

@@ -1,7 +1,9 @@
 //! The two HTTP/1.1 + JSON interfaces. docs/api.md describes both.
 
+mod metrics;
 pub mod module;
 pub mod owner;
+mod page;
 pub mod tls;
 
 use axum::Json;

@@ -1,13 +1,16 @@
 //! What the node's owner gets: on a Unix socket that only root and trustd can reach, and over TLS for pinned certificates.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::rejection::JsonRejection;
+use axum::extract::rejection::{JsonRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, State};
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
+use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_FRAME_OPTIONS};
+use axum::response::{Html, IntoResponse};
+use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use config::Boot;
 use futures_util::StreamExt as _;
@@ -16,9 +19,10 @@ use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{Answer, ApiError, unhex, unknown};
+use super::{Answer, ApiError, metrics, page, unhex, unknown};
 use crate::approvals::{ApprovalError, Approvals};
 use crate::audit::{Audit, Evidence};
+use crate::engine::Tickets;
 use crate::fetch::Chunks;
 use crate::init;
 use crate::modules::{ModuleError, Modules, State as Became};
@@ -26,6 +30,7 @@ use crate::sources::Sources;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;
+const OPENAPI: &str = include_str!("../../../docs/openapi.json");
 /// As long as a SHA-256 digest at the most: every TPM takes that as qualifying data.
 const LONGEST_NONCE: usize = 32;
 
@@ -36,46 +41,100 @@ pub struct Node {
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
     pub sources: Arc<Sources>,
+    pub tickets: Arc<Tickets>,
     pub init: std::path::PathBuf,
 }
 
 type This = State<Arc<Node>>;
 
+/// An address and what can be done there.
+pub struct Route {
+    pub path: &'static str,
+    pub methods: &'static [&'static str],
+    handler: MethodRouter<Arc<Node>>,
+}
+
+/// What there is; docs/openapi.json says the same and a test compares the two.
+pub fn routes() -> Vec<Route> {
+    let all: [(_, &[_], _); 14] = [
+        ("/", &["get"], get(status_page)),
+        ("/metrics", &["get"], get(prometheus)),
+        ("/v1/openapi.json", &["get"], get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+        ("/v1/status", &["get"], get(status)),
+        ("/v1/modules", &["get"], get(modules)),
+        ("/v1/modules/{name}", &["put"], put(apply)),
+        ("/v1/modules/{name}/log", &["get"], get(module_log)),
+        ("/v1/images", &["put"], put(upload)),
+        ("/v1/audit", &["get"], get(audit)),
+        ("/v1/quote", &["post"], post(quote)),
+        ("/v1/ledger", &["get", "put"], get(ledger_text).put(ledger_extend)),
+        ("/v1/ledger/reset", &["post"], post(ledger_reset)),
+        ("/v1/services/{name}/{verb}", &["post"], post(service)),
+        ("/v1/node/{verb}", &["post"], post(machine)),
+    ];
+    all.into_iter().map(|(path, methods, handler)| Route { path, methods, handler }).collect()
+}
+
 pub fn router(node: Arc<Node>) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route("/v1/modules", get(modules))
-        .route("/v1/modules/{name}", put(apply))
-        .route("/v1/images", put(upload))
-        .route("/v1/modules/{name}/log", get(module_log))
-        .route("/v1/audit", get(audit))
-        .route("/v1/quote", post(quote))
-        .route("/v1/ledger", get(ledger_text).put(ledger_extend))
-        .route("/v1/ledger/reset", post(ledger_reset))
-        .route("/v1/services/{name}/{verb}", post(service))
-        .route("/v1/node/{verb}", post(machine))
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
-        .with_state(node)
+    let router = routes().into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
+    router.fallback(unknown).method_not_allowed_fallback(unknown).layer(DefaultBodyLimit::max(LARGEST_REQUEST)).with_state(node)
+}
+
+/// What a page or a scraper is shown, all of one moment.
+pub struct Snapshot {
+    pub status: Value,
+    pub modules: Vec<Value>,
+    /// PCR number and value; or why the TPM does not say.
+    pub registers: Result<BTreeMap<String, String>, String>,
+}
+
+impl Node {
+    async fn snapshot(&self) -> Snapshot {
+        let registers = self.audit.registers().await.map_err(|error| error.to_string());
+        Snapshot { status: status_of(self), modules: modules_of(self), registers }
+    }
+}
+
+async fn status_page(State(node): This) -> impl IntoResponse {
+    let headers = [(CONTENT_SECURITY_POLICY, page::POLICY), (CACHE_CONTROL, "no-store"), (X_FRAME_OPTIONS, "deny")];
+    (headers, Html(page::render(&node.snapshot().await)))
+}
+
+async fn prometheus(State(node): This) -> impl IntoResponse {
+    let mut events = BTreeMap::new();
+    for record in node.audit.records().await {
+        *events.entry(record.content.kind).or_default() += 1;
+    }
+    let counts = metrics::Counts { events, refused: node.tickets.refused() };
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&node.snapshot().await, &counts))
 }
 
 async fn status(State(node): This) -> Json<Value> {
+    let snapshot = node.snapshot().await;
+    let mut status = snapshot.status;
+    status["registers"] = match snapshot.registers {
+        Ok(registers) => json!(registers),
+        Err(problem) => json!({ "problem": problem }),
+    };
+    Json(status)
+}
+
+fn status_of(node: &Node) -> Value {
     let since_boot = std::fs::read_to_string("/proc/uptime").ok().and_then(|t| t.split(' ').next()?.parse::<f64>().ok());
     let engine = node.modules.engine().is_some();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    Json(json!({
+    json!({
         "machine": node.machine,
         "variant": node.boot.variant,
         "version": node.boot.version,
         "time": unix,
         "uptime_s": since_boot,
         "engine": if engine { "answers" } else { "does not answer" },
-        "ledger": ledger(&node),
+        "ledger": ledger(node),
         "hostname": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
         "memory": memory(),
         "processes": processes(),
-    }))
+    })
 }
 
 fn ledger(node: &Node) -> Value {
@@ -105,8 +164,11 @@ fn processes() -> usize {
 }
 
 async fn modules(State(node): This) -> Json<Value> {
-    let list: Vec<Value> = node
-        .modules
+    Json(json!({ "modules": modules_of(&node) }))
+}
+
+fn modules_of(node: &Node) -> Vec<Value> {
+    node.modules
         .views()
         .into_iter()
         .map(|(view, decision)| {
@@ -118,8 +180,7 @@ async fn modules(State(node): This) -> Json<Value> {
             value["ledger"] = ledger;
             value
         })
-        .collect();
-    Json(json!({ "modules": list }))
+        .collect()
 }
 
 /// Takes an owner's signed wish.
@@ -177,7 +238,8 @@ fn some_lines() -> u32 {
     200
 }
 
-async fn module_log(State(node): This, Path(name): Path<String>, Query(query): Query<LogQuery>) -> Answer<Value> {
+async fn module_log(State(node): This, Path(name): Path<String>, query: Result<Query<LogQuery>, QueryRejection>) -> Answer<Value> {
+    let Query(query) = query.map_err(|error| ApiError::request(error.body_text()))?;
     let container = match node.modules.state(&name) {
         Some(Became::Running { container } | Became::Starting { container }) => container,
         Some(_) => return Err(ApiError::not_found(format!("the module {name} does not run; trustctl module list says why"))),

@@ -3,11 +3,11 @@
 //! Invariants: an image is loaded only as the archive that `oci` wrote from verified blobs; a container is created only by
 //! the full digest of its manifest and from one template; what the engine says it will run is compared before it runs.
 
+mod load;
 mod template;
 mod tickets;
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,13 +17,12 @@ use bollard::models::{
     NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, EventsOptions, ImportImageOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder,
-    LogsOptionsBuilder, RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StopContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt as _};
 
-use crate::store::Store;
-
+pub use load::{Known, Loading};
 use template::shape;
 pub use template::{LABEL, Plan, Shape, link_network, own_network, volume};
 pub use tickets::{Tickets, serve};
@@ -130,48 +129,6 @@ impl Engine {
             Err(error) if !absent(&error) => Err(refused("remove an image")(error)),
             _ => Ok(()),
         }
-    }
-
-    /// Loads a verified image and makes sure that the engine has it under its digest.
-    pub async fn load(&self, store: Arc<Store>, image: oci::Verified) -> Result<(), EngineError> {
-        let digest = image.digest.clone();
-        if self.has(&digest).await {
-            return Ok(());
-        }
-        let (sender, receiver) = tokio::sync::mpsc::channel(8);
-        let name = tag(&digest);
-        // Verified bytes only; if they change on the way, the stream ends in an error and the engine gets no whole archive.
-        let emitting = tokio::task::spawn_blocking(move || -> Result<(), oci::OciError> {
-            let out = std::io::BufWriter::with_capacity(1 << 17, Pipe(sender.clone()));
-            let result = oci::emit(&*store, &image, &name, out).and_then(|mut out| Ok(out.flush()?));
-            if result.is_err() {
-                let _ = sender.blocking_send(Err(std::io::Error::other("the image is not what was verified")));
-            }
-            result
-        });
-        let body = futures_util::stream::unfold(receiver, |mut r| async { r.recv().await.map(|item| (item, r)) });
-        let mut answers = Box::pin(self.0.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, body, None));
-        let mut refusal = None;
-        while let Some(answer) = answers.next().await {
-            // An error can come within an answer that began well.
-            if let Err(error) = answer {
-                refusal = Some(error);
-                break;
-            }
-        }
-        drop(answers);
-        // What is wrong with the image says more than that the engine did not like its end.
-        let emitted = emitting.await.map_err(|e| oci::OciError::Io(std::io::Error::other(e)))?;
-        match (emitted, refusal) {
-            (Err(error), None) => return Err(error.into()),
-            (Err(error), Some(_)) if !matches!(error, oci::OciError::Io(_)) => return Err(error.into()),
-            (_, Some(error)) => return Err(refused("load the image")(error)),
-            (Ok(()), None) => {}
-        }
-        if !self.has(&digest).await {
-            return Err(EngineError::Other { what: "the loaded image", expected: digest, found: "no such image".into() });
-        }
-        Ok(())
     }
 
     pub async fn has(&self, digest: &str) -> bool {
@@ -318,19 +275,5 @@ impl Engine {
             events.push(event.map_err(refused("list its events"))?);
         }
         Ok(events)
-    }
-}
-
-/// Sends what is written as the parts of a stream.
-struct Pipe(tokio::sync::mpsc::Sender<std::io::Result<bytes::Bytes>>);
-
-impl std::io::Write for Pipe {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(bytes::Bytes::copy_from_slice(data)));
-        sent.map(|()| data.len()).map_err(|_| std::io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

@@ -4,34 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::http::header::{AUTHORIZATION, HOST, LOCATION};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, Uri};
 use bytes::Bytes;
-use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use http_body_util::Empty;
+use hyper::header::{AUTHORIZATION, HOST, LOCATION};
+use hyper::http::{HeaderName, HeaderValue};
+use hyper::{Request, Uri};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-const MOST_REDIRECTS: usize = 5;
-const LARGEST_HEAD: usize = 64 * 1024;
-const MOST_HEADERS: usize = 100;
+use super::answer::{Answer, HttpError, Stream, exchange, shown};
 
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    #[error("{host} cannot be reached: {problem}")]
-    Connect { host: String, problem: String },
-    #[error("{host} says nothing, or next to nothing, for {seconds} s")]
-    Stalled { host: String, seconds: u64 },
-    #[error("{host} broke off: {problem}")]
-    Broken { host: String, problem: String },
-    #[error("{host} redirects to {to:?}, which is not followed: {why}")]
-    Redirect { host: String, to: String, why: &'static str },
-    #[error("{host} sends more than {limit} bytes")]
-    TooLong { host: String, limit: u64 },
-}
+const MOST_REDIRECTS: usize = 5;
 
 /// How a host is spoken to.
 #[derive(Clone)]
@@ -48,15 +32,6 @@ pub(super) struct Http {
     usual: Arc<ClientConfig>,
     /// The longest silence.
     patience: Duration,
-}
-
-pub(super) struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub host: String,
-    body: Incoming,
-    /// The longest silence.
-    pub patience: Duration,
 }
 
 impl Http {
@@ -112,19 +87,10 @@ impl Http {
         let stalled = || HttpError::Stalled { host: host.name.clone(), seconds: self.patience.as_secs() };
         let asked = async {
             let stream = self.connect(host).await?;
-            let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-                .max_buf_size(LARGEST_HEAD)
-                .max_headers(MOST_HEADERS)
-                .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
-                .await
-                .map_err(|e| broken(e.to_string()))?;
-            // It ends with the answer's body, or when that is dropped.
-            tokio::spawn(connection);
-            sender.send_request(request).await.map_err(|e| broken(e.to_string()))
+            exchange(stream, request).await.map_err(|e| broken(e.to_string()))
         };
         let response = tokio::time::timeout(self.patience, asked).await.map_err(|_| stalled())??;
-        let (parts, body) = response.into_parts();
-        Ok(Answer { status: parts.status, headers: parts.headers, host: host.name.clone(), body, patience: self.patience })
+        Ok(Answer::new(response, &host.name, self.patience))
     }
 
     async fn connect(&self, host: &Host) -> Result<Box<dyn Stream>, HttpError> {
@@ -136,49 +102,5 @@ impl Http {
         let name = ServerName::try_from(name.to_owned()).map_err(|e| failed(e.to_string()))?;
         let stream = tokio_rustls::TlsConnector::from(tls.clone()).connect(name, stream).await.map_err(|e| failed(e.to_string()))?;
         Ok(Box::new(stream))
-    }
-}
-
-/// An address without what could be secret in it: a user, a signature.
-pub(super) fn shown(address: &str) -> String {
-    match address.parse::<Uri>() {
-        Ok(uri) => format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default()),
-        Err(_) => "something else than an address".into(),
-    }
-}
-
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-impl Answer {
-    /// The next bytes of the body; None at its end.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
-        loop {
-            let frame = tokio::time::timeout(self.patience, self.body.frame())
-                .await
-                .map_err(|_| HttpError::Stalled { host: self.host.clone(), seconds: self.patience.as_secs() })?;
-            match frame {
-                None => return Ok(None),
-                Some(Err(error)) => return Err(HttpError::Broken { host: self.host.clone(), problem: error.to_string() }),
-                Some(Ok(frame)) => {
-                    // Trailers say nothing that counts here.
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
-            }
-        }
-    }
-
-    /// The whole of a small body.
-    pub(super) async fn whole(mut self, limit: u64) -> Result<Vec<u8>, HttpError> {
-        let mut bytes = Vec::new();
-        while let Some(chunk) = self.chunk().await? {
-            if (bytes.len() + chunk.len()) as u64 > limit {
-                return Err(HttpError::TooLong { host: self.host, limit });
-            }
-            bytes.extend_from_slice(&chunk);
-        }
-        Ok(bytes)
     }
 }

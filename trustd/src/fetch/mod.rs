@@ -1,5 +1,6 @@
 //! Getting an image: from the store, and what is not there from a registry or an archive, until every byte is verified.
 
+mod answer;
 mod http;
 mod registry;
 
@@ -8,13 +9,21 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use config::Source;
-use oci::{Image, OciError, Platform, Verified};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt as _, StreamExt as _};
+use oci::{Image, Layer, OciError, Platform, Verified};
 use serde::Serialize;
 
-pub use http::HttpError;
+pub use answer::HttpError;
 pub use registry::{Chunks, Client, PATIENCE, RegistryError};
 
 use crate::store::{Store, StoreError};
+
+/// Hears how many layers of an image are verified, from the first on.
+pub type Ready<'a> = &'a (dyn Fn(&Arc<Image>, usize) + Sync);
+
+/// So many layers are fetched beside each other.
+const BESIDE: usize = 3;
 
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
@@ -101,18 +110,20 @@ impl Fetcher {
         &self.client
     }
 
-    /// The image that a module names, verified to the last byte. `who` needs its blobs from now on.
-    pub async fn get(&self, who: &str, source: &Source, watched: &Watched) -> Result<Verified, FetchError> {
+    /// The image that a module names, verified to the last byte. `who` needs its blobs from now on. `ready` is told
+    /// again and again how many of the image's layers, from the first on, are verified.
+    pub async fn get(&self, who: &str, source: &Source, watched: &Watched, ready: Ready<'_>) -> Result<Verified, FetchError> {
         let mut again = BTreeSet::new();
         let mut pins: BTreeSet<String> = [source.digest.clone()].into();
         loop {
             self.store.pin(who, pins.clone());
             let error = match self.attempt(&source.digest).await {
                 Ok(image) => {
+                    let image = Arc::new(image);
                     pins.extend(image.blobs().map(|(digest, _)| digest.to_owned()));
                     self.store.pin(who, pins.clone());
-                    match self.layers(&image, source, watched).await {
-                        Ok(()) => match self.verify(image).await {
+                    match self.layers(&image, source, watched, ready).await {
+                        Ok(()) => match self.verify((*image).clone()).await {
                             Ok(verified) => return Ok(verified),
                             Err(error) => error,
                         },
@@ -147,16 +158,31 @@ impl Fetcher {
         blocking(move || Ok(store.verify(image)?)).await
     }
 
-    async fn layers(&self, image: &Image, source: &Source, watched: &Watched) -> Result<(), FetchError> {
+    async fn layers(&self, image: &Arc<Image>, source: &Source, watched: &Watched, ready: Ready<'_>) -> Result<(), FetchError> {
         let have = |digest: &str| self.store.size(digest).unwrap_or_else(|| self.store.partial(digest));
         let parts = image.layers.iter().map(|l| Part { digest: l.digest.clone(), size: l.size, have: have(&l.digest) });
         watched.set(Progress { layers: parts.collect() });
-        for layer in &image.layers {
-            if self.store.size(&layer.digest).is_none() {
-                self.bring(source, "the layer", &layer.digest, Some(layer.size), watched).await?;
-            }
+        let mut seen = BTreeSet::new();
+        let wanted = image.layers.iter().filter(|layer| seen.insert(&layer.digest));
+        let each: Vec<BoxFuture<'_, _>> = wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
+        // An archive brings all that it has at once.
+        let beside = if source.archive.is_none() { BESIDE } else { 1 };
+        let mut each = futures_util::stream::iter(each).buffered(beside);
+        let mut good = BTreeSet::new();
+        while let Some(layer) = each.next().await {
+            good.insert(&layer?.digest);
+            ready(image, image.layers.iter().take_while(|l| good.contains(&l.digest)).count());
         }
         Ok(())
+    }
+
+    async fn layer<'a>(&self, layer: &'a Layer, source: &Source, watched: &Watched) -> Result<&'a Layer, FetchError> {
+        if self.store.size(&layer.digest).is_none() {
+            self.bring(source, "the layer", &layer.digest, Some(layer.size), watched).await?;
+        }
+        let (store, known) = (self.store.clone(), layer.clone());
+        blocking(move || Ok(store.verify_layer(&known)?)).await?;
+        Ok(layer)
     }
 
     /// Brings one missing blob; from an archive, all that it has.
@@ -204,10 +230,17 @@ impl Fetcher {
         }
     }
 
-    /// Loads no more than what is there: puts every blob of an archive that somebody sends into the store.
+    /// Puts every blob of an archive that somebody sends into the store, to last.
     pub async fn upload(&self, mut archive: impl std::io::Read + Send + 'static) -> Result<Vec<String>, OciError> {
         let store = self.store.clone();
-        let task = tokio::task::spawn_blocking(move || oci::import(&mut archive, &mut &*store, &store.limits));
+        let task = tokio::task::spawn_blocking(move || {
+            let blobs = oci::import(&mut archive, &mut &*store, &store.limits)?;
+            store.sync().map_err(|error| match error {
+                StoreError::Io { source, .. } => OciError::Io(source),
+                other => OciError::Io(std::io::Error::other(other)),
+            })?;
+            Ok(blobs)
+        });
         task.await.unwrap_or_else(|e| Err(OciError::Io(std::io::Error::other(e))))
     }
 }

@@ -18,7 +18,8 @@ use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
 
 use super::Watched;
-use super::http::{Answer, Host, Http, HttpError, shown};
+use super::answer::{Answer, HttpError, shown};
+use super::http::{Host, Http};
 use crate::store::{Store, StoreError};
 
 /// The longest silence of a registry.

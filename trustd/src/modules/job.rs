@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ledger::Decision;
-use oci::OciError;
+use oci::{Image, OciError};
 use serde_json::json;
 use tokio::time::Instant;
 use wish::Aim;
@@ -14,7 +14,7 @@ use wish::Aim;
 use super::started::Started;
 use super::wishes::Kept;
 use super::{Modules, State, health, lock, pin_name};
-use crate::engine::{self, Engine, EngineError, Plan};
+use crate::engine::{self, Engine, EngineError, Loading, Plan};
 use crate::fetch::FetchError;
 use crate::steps::step;
 
@@ -103,7 +103,7 @@ impl Modules {
     }
 
     /// The newest wish; and if that cannot be while nothing runs, the last one that was good.
-    async fn attempt(&self, name: &str, engine: &Engine) -> Result<(), Trouble> {
+    async fn attempt(&self, name: &str, engine: &Arc<Engine>) -> Result<(), Trouble> {
         let Some((target, proven)) = self.with(name, |u| u.target().cloned().map(|t| (t, u.proven()))).flatten() else { return Ok(()) };
         let tried = self.bring(name, engine, &self.mine(name, engine).await?, &target, proven).await;
         let good = self.with(name, |u| u.record.good.clone()).flatten().filter(|good| !proven && good.aim == Aim::Run);
@@ -130,7 +130,7 @@ impl Modules {
     }
 
     /// The module's containers as they are now, but for those that are being ended already.
-    async fn mine(&self, name: &str, engine: &Engine) -> Result<Vec<Mine>, Trouble> {
+    async fn mine(&self, name: &str, engine: &Arc<Engine>) -> Result<Vec<Mine>, Trouble> {
         let containers = engine.containers().await?;
         let started = self.started.all()?;
         let mine = containers.into_iter().filter_map(|c| Some(Mine { started: started.get(&c.id)?.clone(), id: c.id, running: c.running }));
@@ -143,7 +143,7 @@ impl Modules {
         self.started.of(&container).map(|_| container)
     }
 
-    async fn bring(&self, name: &str, engine: &Engine, mine: &[Mine], target: &Kept, proven: bool) -> Result<(), Trouble> {
+    async fn bring(&self, name: &str, engine: &Arc<Engine>, mine: &[Mine], target: &Kept, proven: bool) -> Result<(), Trouble> {
         if target.aim != Aim::Run {
             return self.end_all(name, engine, mine, target).await;
         }
@@ -189,7 +189,7 @@ impl Modules {
     }
 
     /// Nothing of it should run.
-    async fn end_all(&self, name: &str, engine: &Engine, mine: &[Mine], target: &Kept) -> Result<(), Trouble> {
+    async fn end_all(&self, name: &str, engine: &Arc<Engine>, mine: &[Mine], target: &Kept) -> Result<(), Trouble> {
         for container in mine {
             self.end(engine, container, target).await?;
         }
@@ -211,7 +211,7 @@ impl Modules {
     }
 
     /// Gets the image and makes a container of it, which is started at the end.
-    async fn make(&self, name: &str, engine: &Engine, target: &Kept, others: &[&Mine]) -> Result<String, Trouble> {
+    async fn make(&self, name: &str, engine: &Arc<Engine>, target: &Kept, others: &[&Mine]) -> Result<String, Trouble> {
         let asked = target.source.digest.as_str();
         let refuse = |code, reason: String| Trouble::Refused { code, reason, digest: asked.to_owned() };
         let deny = |decision: Decision| match decision {
@@ -230,7 +230,15 @@ impl Modules {
             u.progress.clone()
         });
         let settings = target.fingerprint();
-        let fetched = self.parts.fetcher.get(&pin_name(name, &settings), &target.source, &watched.unwrap_or_default()).await;
+        // Whoever takes images away that nobody needs waits meanwhile.
+        let one = self.loading.read().await;
+        let started = self.started.clone();
+        let known = move |digest: &str, there| if there { started.expect_image(digest) } else { started.forget_image(digest) };
+        let known = Arc::new(move |digest: &str, there| known(digest, there).map_err(std::io::Error::other));
+        let loading = Loading::new(engine, self.parts.fetcher.store.clone(), known);
+        let ready = |image: &Arc<Image>, layers| loading.ready(image, layers);
+        let watched = watched.unwrap_or_default();
+        let fetched = self.parts.fetcher.get(&pin_name(name, &settings), &target.source, &watched, &ready).await;
         let image = fetched.map_err(|error: FetchError| match error.passing() {
             true => Trouble::Failed(error.to_string()),
             false => refuse("image", error.to_string()),
@@ -248,18 +256,18 @@ impl Modules {
             self.with(name, |u| u.said.insert(key));
         }
         step("approved");
-        {
-            // Whoever takes images away that nobody needs does so under the same lock.
-            let _one = self.loading.acquire().await?;
-            self.with(name, |u| u.loaded.insert(settings.clone(), digest.clone()));
-            self.started.expect_image(&digest)?;
-            let loaded = engine.load(self.parts.fetcher.store.clone(), image).await;
-            if let Err(EngineError::Image(OciError::Mismatch { digest, .. })) = &loaded {
-                // Spoilt on the data partition since it was verified: it is got anew at the next attempt.
-                self.parts.fetcher.store.remove(digest)?;
-            }
-            loaded?;
+        self.with(name, |u| u.loaded.insert(settings.clone(), digest.clone()));
+        self.started.expect_image(&digest)?;
+        let loaded = loading.finish(image).await;
+        if let Err(EngineError::Image(OciError::Mismatch { digest, .. })) = &loaded {
+            // Spoilt on the data partition since it was verified: it is got anew at the next attempt.
+            self.parts.fetcher.store.remove(digest)?;
         }
+        loaded?;
+        drop(one);
+        // The start does not wait for it: until then, a power cut costs another fetch.
+        let store = self.parts.fetcher.store.clone();
+        tokio::task::spawn_blocking(move || store.sync().unwrap_or_else(|error| println!("store: {error}")));
         step("loaded");
         let plan = self.plan(name, target, &digest).await?;
         for (n, network) in plan.networks().iter().enumerate() {
@@ -298,7 +306,7 @@ impl Modules {
     }
 
     /// Creates a container, says and remembers that it is ours, and starts it.
-    async fn start(&self, engine: &Engine, plan: &Plan, mut started: Started) -> Result<String, Trouble> {
+    async fn start(&self, engine: &Arc<Engine>, plan: &Plan, mut started: Started) -> Result<String, Trouble> {
         let _creating = Noted::new(&self.creating, &plan.name);
         let (id, shape) = engine.create(plan).await?;
         started.shape = shape;
@@ -353,7 +361,15 @@ impl Modules {
     }
 
     /// Waits for the new one to become healthy, and switches to it.
-    async fn trial(&self, name: &str, engine: &Engine, target: &Kept, proven: bool, id: &str, others: &[&Mine]) -> Result<(), Trouble> {
+    async fn trial(
+        &self,
+        name: &str,
+        engine: &Arc<Engine>,
+        target: &Kept,
+        proven: bool,
+        id: &str,
+        others: &[&Mine],
+    ) -> Result<(), Trouble> {
         let old = others.iter().any(|o| o.running);
         if !old {
             self.with(name, |u| u.state = State::Starting { container: id.to_owned() });
@@ -423,7 +439,7 @@ impl Modules {
     async fn gave_up(
         &self,
         name: &str,
-        engine: &Engine,
+        engine: &Arc<Engine>,
         target: &Kept,
         proven: bool,
         others: &[&Mine],
@@ -463,7 +479,7 @@ impl Modules {
     }
 
     /// Ends a container that was fine. Said first, so that a kill in between loses nothing; done in any case.
-    async fn end(&self, engine: &Engine, container: &Mine, target: &Kept) -> Result<(), Trouble> {
+    async fn end(&self, engine: &Arc<Engine>, container: &Mine, target: &Kept) -> Result<(), Trouble> {
         let event = json!({ "digest": container.started.digest, "module": container.started.module });
         let said = self.parts.audit.record("module-stopped", &event).await;
         engine.stop(&container.id, target.settings.stop_within_s).await?;
@@ -472,7 +488,7 @@ impl Modules {
         Ok(said?)
     }
 
-    async fn discard(&self, engine: &Engine, id: &str) -> Result<(), Trouble> {
+    async fn discard(&self, engine: &Arc<Engine>, id: &str) -> Result<(), Trouble> {
         engine.remove(id).await?;
         Ok(self.started.forget(id)?)
     }
@@ -497,7 +513,7 @@ impl Drop for Noted<'_> {
     }
 }
 
-async fn last_words(engine: &Engine, id: &str) -> String {
+async fn last_words(engine: &Arc<Engine>, id: &str) -> String {
     let log = engine.logs(id, 5).await.unwrap_or_default();
     let text: String = log.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = text.trim();

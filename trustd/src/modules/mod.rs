@@ -70,15 +70,15 @@ pub struct Modules {
     engine: Mutex<Option<Arc<Engine>>>,
     parts: Parts,
     wishes: wishes::Wishes,
-    started: started::Ledger,
+    started: Arc<started::Ledger>,
     /// Names of containers that are being made.
     creating: Mutex<BTreeSet<String>>,
     /// Containers that a job is changing.
     touched: Mutex<BTreeSet<String>>,
     /// Containers that are being ended because they are forbidden.
     ending: Mutex<BTreeSet<String>>,
-    /// One image at a time goes into the engine.
-    loading: tokio::sync::Semaphore,
+    /// Held by those who bring images into the engine, against the one who takes away what nobody needs.
+    loading: tokio::sync::RwLock<()>,
     watched: watch::Watched,
     changed: Notify,
 }
@@ -92,7 +92,7 @@ impl Modules {
     pub fn open(parts: Parts) -> Result<Self, ModuleError> {
         let wishes = wishes::Wishes::open(&parts.settings.data.join("modules"), &parts.owners)?;
         let records = wishes.read(&parts.settings.etc.join("modules"))?;
-        let started = started::Ledger::open(&parts.settings.run)?;
+        let started = Arc::new(started::Ledger::open(&parts.settings.run)?);
         let units: BTreeMap<String, Unit> = records.into_iter().map(|(name, record)| (name, Unit::new(record))).collect();
         let modules = Self {
             units: Mutex::new(units),
@@ -103,7 +103,7 @@ impl Modules {
             creating: Mutex::default(),
             touched: Mutex::default(),
             ending: Mutex::default(),
-            loading: tokio::sync::Semaphore::new(1),
+            loading: tokio::sync::RwLock::default(),
             watched: watch::Watched::default(),
             changed: Notify::new(),
         };

@@ -5,7 +5,7 @@ use ledger::Status;
 use wish::{Aim, Wish};
 
 use crate::images::{Packed, image, index, layered, sha};
-use crate::node::{Node, Owner, run};
+use crate::node::{Node, Owner, run, statement};
 
 fn module(digest: &str, more: &str) -> String {
     format!("memory-mib = 32\nstop-within-s = 1\n{more}\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 1\n")
@@ -184,5 +184,43 @@ fn a_blob_that_was_altered_on_the_data_partition_is_not_loaded() {
         node.push(&image.archive()).await.unwrap();
         node.modules.wake();
         node.running("good").await;
+    });
+}
+
+/// What the generator of lib/oci's tests made, each approved by its digest, as if the approvers had been fooled.
+#[test]
+fn nothing_of_the_corpus_reaches_the_engine() {
+    run(async {
+        let node = Node::made_for("arm64", "corpus", "").await;
+        let corpus = |kind: &str| -> Vec<(String, Vec<u8>)> {
+            let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(kind);
+            let inputs = std::fs::read_dir(dir).unwrap().map(|entry| std::fs::read(entry.unwrap().path()).unwrap());
+            inputs.map(|input| (format!("sha256:{}", measure::hex(&input[..32])), input[32..].to_vec())).collect()
+        };
+        let (cases, around) = (corpus("archive"), corpus("archive-around"));
+        // Around a good image or in its place: each into a store of its own, where nothing of another helps it.
+        for (digest, archive) in &around {
+            let dir = tempfile::tempdir().unwrap();
+            let settings = basalt_trustd::settings::Settings { data: dir.path().to_owned(), ..node.settings.clone() };
+            let fetcher = crate::node::fetcher(&settings, &node.config, "arm64");
+            let source = config::Source { digest: digest.clone(), registry: None, archive: None };
+            let sent = fetcher.upload(std::io::Cursor::new(archive.clone())).await;
+            let got = fetcher.get("case", &source, &Default::default(), &|_, _| {}).await;
+            assert!(sent.is_err() || got.is_err(), "{digest}");
+        }
+        let digests: std::collections::BTreeSet<&String> = cases.iter().map(|(digest, _)| digest).collect();
+        let lines = digests.iter().enumerate().map(|(n, digest)| statement(&node.key, digest, Status::Approved, n as u64 + 1));
+        node.approvals.extend(&lines.collect::<String>()).await.unwrap();
+        for (n, (digest, archive)) in cases.iter().enumerate() {
+            // Whatever of it is what its name says is kept; it makes no image.
+            let _ = node.push(archive).await;
+            node.apply(&format!("case-{n}"), &format!("memory-mib = 16\n[image]\ndigest = \"{digest}\"\n"));
+        }
+        for n in 0..cases.len() {
+            node.refused(&format!("case-{n}")).await;
+        }
+        assert!(cases.len() >= 30 && around.len() >= 15, "{} and {}", cases.len(), around.len());
+        let engine = node.own().await;
+        assert!(engine.images().await.unwrap().is_empty() && engine.containers().await.unwrap().is_empty());
     });
 }

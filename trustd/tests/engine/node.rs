@@ -83,6 +83,10 @@ impl RealEngine {
         engine
     }
 
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
+    }
+
     pub(crate) async fn ready(&self) {
         let deadline = Instant::now() + PATIENCE;
         while std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
@@ -195,18 +199,22 @@ pub(crate) async fn parts(settings: &Settings, node: &config::Node, tickets: Arc
     let audit = Arc::new(Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await.unwrap());
     let root = Arc::new(RootKey::open(&tpm, &settings.data.join("root.sealed")).await.unwrap());
     let approvals = Arc::new(Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone()).await.unwrap());
-    let store = Store::open(&settings.data.join("store"), node.store.quota_mib << 20, oci::Limits::default()).unwrap();
-    let client = Client::new(&node.registries, Duration::from_secs(3)).unwrap();
     Parts {
         approvals,
         audit,
-        fetcher: Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64")),
+        fetcher: fetcher(settings, node, "amd64"),
         sockets: Arc::new(Sockets::new(settings.modules.clone(), tpm, root)),
         tickets,
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),
         taken: vec![7443],
     }
+}
+
+pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &str) -> Fetcher {
+    let store = Store::open(&settings.data.join("store"), node.store.quota_mib << 20, oci::Limits::default()).unwrap();
+    let client = Client::new(&node.registries, Duration::from_secs(3)).unwrap();
+    Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture))
 }
 
 impl Node {
@@ -216,6 +224,11 @@ impl Node {
 
     /// With more in its node.toml.
     pub(crate) async fn with(name: &str, more: &str) -> Self {
+        Self::made_for("amd64", name, more).await
+    }
+
+    /// One that takes images for another processor, as long as none of them runs.
+    pub(crate) async fn made_for(architecture: &str, name: &str, more: &str) -> Self {
         assert!(std::env::var_os("BASALT_ENGINE_TESTS").is_some(), "these tests need namespaces of their own: cargo xtask test engine");
         let dir = tempfile::Builder::new().prefix("node").tempdir_in("/run").unwrap();
         let tpm = Swtpm::start(dir.path());
@@ -226,7 +239,8 @@ impl Node {
         basalt_trustd::engine::serve(tickets.clone(), &settings.plugin).unwrap();
         let engine = RealEngine::start(dir.path(), name, true);
         engine.ready().await;
-        let parts = parts(&settings, &config, tickets.clone(), tpm.open().await).await;
+        let mut parts = parts(&settings, &config, tickets.clone(), tpm.open().await).await;
+        parts.fetcher = fetcher(&settings, &config, architecture);
         let (approvals, audit) = (parts.approvals.clone(), parts.audit.clone());
         let modules = Arc::new(Modules::open(parts).unwrap());
         let mut node =

@@ -201,7 +201,7 @@ impl Fetching {
 
     async fn get(&self, digest: &str) -> Result<oci::Verified, FetchError> {
         let source = Source { digest: digest.into(), registry: Some(self.registry.clone()), archive: None };
-        self.fetcher.get("test", &source, &Watched::default()).await
+        self.fetcher.get("test", &source, &Watched::default(), &|_, _| {}).await
     }
 }
 

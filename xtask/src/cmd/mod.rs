@@ -7,6 +7,7 @@ pub mod clean;
 pub mod deny;
 pub mod dev;
 pub mod flash;
+pub mod fuzz;
 pub mod harden;
 pub mod lock;
 pub mod repro;
@@ -15,7 +16,7 @@ pub mod size;
 pub mod test;
 pub mod why;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::plan::Plan;
 
@@ -39,6 +40,13 @@ pub struct ImageArgs {
     /// A folder that adds machines, recipes, fragments, modules and files, or overrides them; later ones win (docs/porting.md)
     #[arg(long, value_name = "DIR")]
     pub layer: Vec<std::path::PathBuf>,
+}
+
+/// Runs a command that says by itself what is wrong.
+fn check(command: &mut std::process::Command, what: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {what}"))?;
+    ensure!(status.success(), "{what} failed");
+    Ok(())
 }
 
 /// For what needs the tools and no image.

@@ -1,12 +1,11 @@
 //! `cargo xtask test [GROUP]...`
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::dev;
+use super::{check, dev};
 use crate::plan::{Plan, Step};
 use crate::sandbox::Sandbox;
 use crate::{config, paths, progress, tree};
@@ -29,6 +28,8 @@ enum Group {
     Deny,
     /// Unit and property tests, and those with a software TPM
     Unit,
+    /// Every fuzz target for a short time (cargo xtask fuzz for longer)
+    Fuzz,
     /// trustd against a real Docker Engine in its own namespaces (root only)
     Engine,
     /// The image in QEMU
@@ -37,7 +38,7 @@ enum Group {
 
 const ENGINE_TESTS: &str = "basalt-trustd/engine-tests";
 
-const ALL: [Group; 5] = [Group::Lint, Group::Deny, Group::Unit, Group::Engine, Group::Boot];
+const ALL: [Group; 6] = [Group::Lint, Group::Deny, Group::Unit, Group::Fuzz, Group::Engine, Group::Boot];
 
 pub fn run(args: Args) -> Result<()> {
     let groups = if args.groups.is_empty() { ALL.to_vec() } else { args.groups };
@@ -49,6 +50,7 @@ pub fn run(args: Args) -> Result<()> {
             Group::Lint => lint()?,
             Group::Deny => super::deny::run()?,
             Group::Unit => unit(args.filter.as_deref())?,
+            Group::Fuzz => super::fuzz::short(&plan()?)?,
             Group::Engine => engine(args.filter.as_deref())?,
             Group::Boot => boot(args.filter.as_deref())?,
         }
@@ -60,14 +62,6 @@ pub fn run(args: Args) -> Result<()> {
 
 fn plan() -> Result<Plan> {
     Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)
-}
-
-fn check(command: &mut Command, what: &str) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {what}"))?;
-    if !status.success() {
-        bail!("{what} failed");
-    }
-    Ok(())
 }
 
 fn lint() -> Result<()> {
@@ -116,7 +110,7 @@ fn unit(filter: Option<&str>) -> Result<()> {
     let scratch = dev::scratch(&plan, "unit")?;
     let sandbox = dev::sandbox(&plan)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
     // Everything but what needs an engine or a machine of its own.
-    let mut args = vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci"];
+    let mut args = vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci", "--exclude", "basalt-fuzz"];
     args.extend(filter);
     check(&mut sandbox.command(args)?, "cargo test")
 }
@@ -129,8 +123,21 @@ fn engine(filter: Option<&str>) -> Result<()> {
     let plan = plan()?;
     let sandbox = engine_sandbox(&plan)?;
     // The same selection of packages as for the other tests, so that nothing is compiled twice.
-    let mut args =
-        vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci", "--features", ENGINE_TESTS, "--test", "engine", "--"];
+    let mut args = vec![
+        "cargo",
+        "test",
+        "--offline",
+        "--workspace",
+        "--exclude",
+        "basalt-ci",
+        "--exclude",
+        "basalt-fuzz",
+        "--features",
+        ENGINE_TESTS,
+        "--test",
+        "engine",
+        "--",
+    ];
     args.extend(["--test-threads", "1"]);
     args.extend(filter);
     let result = check(&mut sandbox.command(args)?, "the engine tests");
@@ -192,7 +199,7 @@ fn boot(filter: Option<&str>) -> Result<()> {
     }
     let plan = plan()?;
     super::harden::check(&plan)?;
-    let tools = plan.tools()?;
+    let (tools, browser) = (plan.tools()?, plan.build(&Step::Tree("browser".into()))?.dir);
     let scratch = dev::scratch(&plan, "boot")?;
     // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
     drop(plan);
@@ -202,6 +209,7 @@ fn boot(filter: Option<&str>) -> Result<()> {
         .args(filter)
         .env("BASALT_XTASK", std::env::current_exe()?)
         .env("BASALT_TOOLS", tools)
+        .env("BASALT_BROWSER", browser)
         .env("BASALT_IMAGES", paths::output(""))
         .env("BASALT_SCRATCH", scratch);
     check(&mut command, "the boot tests")

@@ -1,0 +1,121 @@
+//! `cargo xtask fuzz [TARGET]...`: the targets of fuzz/, with libFuzzer, inside the tools tree.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::{check, dev};
+use crate::plan::Plan;
+use crate::{paths, progress};
+
+/// What cargo-fuzz sets too, but for the sanitizer, whose runtime the tools tree does not have: coverage guides the fuzzer.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code";
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+/// In each target, in the short run of the tests.
+pub const SHORT: u64 = 5;
+
+/// Parts of fuzz/corpus/ that tests write; the others are made by hand.
+const GENERATED: [&str; 7] = ["archive", "archive-around", "archive-good", "layer", "manifest", "statement", "checkpoint"];
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to fuzz; all when nothing is named
+    targets: Vec<String>,
+    /// How long each
+    #[arg(long, default_value_t = 60)]
+    seconds: u64,
+    /// Write fuzz/corpus/ anew from what the tests of lib/oci and lib/ledger make, and fuzz nothing
+    #[arg(long)]
+    corpus: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
+    if args.corpus {
+        return write_corpus(&plan);
+    }
+    let all = targets()?;
+    for target in &args.targets {
+        ensure!(all.contains(target), "there is no target {target}; there are: {}", all.join(", "));
+    }
+    fuzz(&plan, if args.targets.is_empty() { &all } else { &args.targets }, args.seconds)
+}
+
+/// All targets, each for a short time, from the corpus of the repository.
+pub fn short(plan: &Plan) -> Result<()> {
+    fuzz(plan, &targets()?, SHORT)
+}
+
+fn targets() -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(paths::repo().join("fuzz/fuzz_targets"))? {
+        names.extend(entry?.file_name().to_str().and_then(|name| name.strip_suffix(".rs")).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn fuzz(plan: &Plan, targets: &[String], seconds: u64) -> Result<()> {
+    // What is found stays, so that the next run goes on from there: beside the cache of builds, not in the checkout.
+    let found = plan.store.work("fuzz")?;
+    let sandbox = dev::sandbox(plan)?.write(&found, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
+    let build = ["cargo", "build", "--offline", "--package", "basalt-fuzz", "--bins", "--profile", "fuzz", "--target", TARGET];
+    // Another folder than that of the tests: other flags would make everything anew each time.
+    check(&mut sandbox.command(build.iter().copied().chain(["--target-dir", "/work/fuzz"]))?, "building the fuzz targets")?;
+    for target in targets {
+        std::fs::create_dir_all(found.join("corpus").join(target))?;
+        std::fs::create_dir_all(found.join("found"))?;
+        let program = format!("/work/fuzz/{TARGET}/fuzz/{target}");
+        let mut argv = vec![program, format!("/cache/corpus/{target}")];
+        for name in [target.clone(), format!("{target}-around"), format!("{target}-good")] {
+            if paths::repo().join("fuzz/corpus").join(&name).exists() {
+                argv.push(format!("/src/fuzz/corpus/{name}"));
+            }
+        }
+        argv.extend([
+            format!("-max_total_time={seconds}"),
+            "-timeout=10".into(),
+            "-rss_limit_mb=2048".into(),
+            "-print_final_stats=1".into(),
+        ]);
+        argv.extend(["-verbosity=0".into(), format!("-artifact_prefix=/cache/found/{target}-")]);
+        progress::line(&format!("fuzz {target} for {seconds} s"));
+        let output = sandbox.command(&argv)?.output().with_context(|| format!("cannot run {target}"))?;
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() {
+            let tail: Vec<&str> = text.lines().rev().take(30).collect();
+            bail!(
+                "{target} found something ({}); the input is in {}:\n{}",
+                output.status,
+                found.join("found").display(),
+                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
+            );
+        }
+        let runs = text.lines().find_map(|line| line.strip_prefix("stat::number_of_executed_units:")).map(str::trim).unwrap_or("?");
+        progress::line(&format!("fuzz {target}: {runs} inputs, nothing found"));
+    }
+    Ok(())
+}
+
+fn write_corpus(plan: &Plan) -> Result<()> {
+    let corpus = paths::repo().join("fuzz/corpus");
+    for kind in GENERATED {
+        empty(&corpus.join(kind))?;
+    }
+    let sandbox = dev::sandbox(plan)?.write(&corpus, "/out").env("BASALT_CORPUS", "/out");
+    let packages = ["cargo", "test", "--offline", "--package", "basalt-oci", "--package", "basalt-ledger"];
+    // Those that only look at what is there fail while it is being made.
+    check(&mut sandbox.command(packages.iter().copied().chain(["--", "--skip", "nothing_of_the_corpus"]))?, "the generator")?;
+    progress::line("written. Look at what changed: git status fuzz/corpus");
+    Ok(())
+}
+
+fn empty(dir: &Path) -> Result<()> {
+    std::fs::create_dir_all(dir)?;
+    for entry in std::fs::read_dir(dir)? {
+        std::fs::remove_file(entry?.path())?;
+    }
+    Ok(())
+}
