@@ -30,7 +30,7 @@ use crate::sources::Sources;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;
-const OPENAPI: &str = include_str!("../../../docs/openapi.json");
+const OPENAPI: &str = include_str!("../../openapi.json");
 /// As long as a SHA-256 digest at the most: every TPM takes that as qualifying data.
 const LONGEST_NONCE: usize = 32;
 
@@ -54,7 +54,7 @@ pub struct Route {
     handler: MethodRouter<Arc<Node>>,
 }
 
-/// What there is; docs/openapi.json says the same and a test compares the two.
+/// What there is; trustd/openapi.json says the same and a test compares the two.
 pub fn routes() -> Vec<Route> {
     let all: [(_, &[_], _); 14] = [
         ("/", &["get"], get(status_page)),

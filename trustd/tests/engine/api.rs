@@ -1,4 +1,4 @@
-//! The owner's API against what docs/openapi.json says of it, on a node that really runs something.
+//! The owner's API against what trustd/openapi.json says of it, on a node that really runs something.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::images::image;
 use crate::node::{Node, run};
 
 fn document() -> Value {
-    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/openapi.json");
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
