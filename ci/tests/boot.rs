@@ -224,8 +224,11 @@ fn modules_reach_their_peers_only_and_are_upgraded_on_the_fly() {
     }
     let says = |name: &str, what: &str| {
         wait(SOON, &format!("the log of {name}"), || {
-            let log = card.client().get(&format!("/v1/modules/{name}/log?lines=3")).map_err(|e| e.to_string())?;
-            if text(&log["log"]).contains(what) { Ok(()) } else { Err(log.to_string()) }
+            let log = card.client().get(&format!("/v1/modules/{name}/log?lines=3"));
+            match &log {
+                Ok(log) if text(&log["log"]).contains(what) => Ok(()),
+                other => Err(format!("{other:?}; {}", card.client().get("/v1/modules").unwrap_or_default())),
+            }
         })
         .unwrap();
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use ledger::{ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, Policy, Statement, Status, Witnessing};
+use ledger::{ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, NoteKey, Policy, Statement, Status, Witnessing};
 use serde_json::json;
 use trustctl::client::Client;
 use trustctl::{keys, statement, witness};
@@ -95,6 +95,9 @@ pub(crate) enum LogCommand {
         /// Address of a witness, without /add-checkpoint; once for each
         #[arg(long)]
         witness: Vec<String>,
+        /// A witness's key (NAME+HASH+KEY) as node.toml has it; what does not hold by one of them is left out
+        #[arg(long)]
+        witness_key: Vec<String>,
     },
     /// Add your signature to the newest statement of a log
     Sign {
@@ -182,16 +185,27 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
                 policy.witnessing = Some(Witnessing::new(key, witness, *witnesses, u64::MAX)?);
             }
             let replayed = Log::replay(&policy, &read(log)?, &HighWater::default())?;
-            let (seq, witnessed) = (replayed.high_water().seq, replayed.witnessed());
+            let (seq, witnessed) = (replayed.high_water().seq, replayed.witnessed(statement::now()?));
             said(json, &json!({ "statements": seq, "witnessed": witnessed }), || {
                 let seen = witnessed.map_or_else(String::new, |time| format!(", seen by {witnesses} witnesses at {time} or later"));
                 format!("{}: {seq} statements, all in order and signed{seen}", log.display())
             });
             Ok(())
         }
-        LogCommand::Cosign { log, ledger, key, witness } => {
-            let (key, vkey) = keys::load_log(&key.clone().unwrap_or_else(|| folder.join(keys::LOG)))?;
-            cosign(log, ledger, &key, &vkey.name, witness, json)
+        LogCommand::Cosign { log, ledger, key, witness, witness_key } => {
+            let path = key.clone().unwrap_or_else(|| folder.join(keys::LOG));
+            let (key, vkey) = keys::load_log(&path)?;
+            let named = witness_key.iter().map(|text| NoteKey::parse(text).map_err(anyhow::Error::msg)).collect::<Result<Vec<_>>>()?;
+            if named.is_empty() && !witness.is_empty() {
+                bail!(
+                    "--witness-key names no witness: whose cosignatures are to be kept? `ledger.checkpoints.witnesses` of node.toml has the keys"
+                );
+            }
+            let (text, seen) = (read(log)?, path.with_extension("seen"));
+            witness::continues(&seen, &text, ledger)?;
+            witness::remember(&seen, &text, ledger)?;
+            let done = witness::cosign(&text, ledger, &vkey.name, &key, witness, &named)?;
+            cosigned(log, &vkey.name, &done, witness.len(), json)
         }
         LogCommand::Sign { signing } => {
             let key = signer(signing, folder)?;
@@ -255,27 +269,19 @@ fn show(text: &str, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn cosign(log: &Path, ledger: &str, key: &ledger::SigningKey, origin: &str, witnesses: &[String], json: bool) -> Result<()> {
-    let done = witness::cosign(&read(log)?, ledger, origin, key, witnesses)?;
+fn cosigned(log: &Path, origin: &str, done: &witness::Cosigned, asked: usize, json: bool) -> Result<()> {
     for (address, error) in &done.failed {
         eprintln!("warning: the witness {address} did not cosign: {error:#}");
     }
-    if done.seen.is_empty() && !witnesses.is_empty() {
+    if done.failed.len() == asked && asked > 0 {
         bail!("no witness cosigned; {} is as it was", log.display());
     }
     write(log, &done.log)?;
-    said(
-        json,
-        &json!({ "cosigned": done.seen, "failed": done.failed.iter().map(|(a, e)| json!({ "witness": a, "why": format!("{e:#}") })).collect::<Vec<_>>() }),
-        || {
-            format!(
-                "signed by the log {origin} and cosigned by {} of {} witnesses\nNext: trustctl log push --log {}",
-                done.seen.len(),
-                witnesses.len(),
-                log.display()
-            )
-        },
-    );
+    let failed: Vec<_> = done.failed.iter().map(|(address, why)| json!({ "witness": address, "why": format!("{why:#}") })).collect();
+    said(json, &json!({ "cosigned": done.seen, "failed": failed }), || {
+        let seen = done.seen.len();
+        format!("signed by the log {origin}, cosignatures of {seen} witnesses under it\nNext: trustctl log push --log {}", log.display())
+    });
     Ok(())
 }
 

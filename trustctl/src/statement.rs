@@ -27,9 +27,14 @@ pub fn appended(log: &str, digest: &str, status: Status, ledger: &str, key: &Sig
     append(log, ledger, key, |seq| ImageStatement { digest: digest.to_owned(), exp: now + 86_400, iat: now - 3600, seq, status }.into())
 }
 
-/// The leaves of the log's Merkle tree.
+/// The leaves of the log's Merkle tree. Under another ledger's name they would be others, and no signature would hold.
 pub fn leaves(log: &str, ledger: &str) -> Result<Vec<Hash>> {
-    Ok(entries(log)?.iter().map(|entry| leaf(&entry.statement.signed_bytes(ledger))).collect())
+    let leaf_of = |(n, entry): (usize, &Entry)| {
+        anyhow::ensure!(entry.statement.seq() == n as u64 + 1, "line {}: statements are missing or in another order", n + 1);
+        entry.holds(ledger).map_err(|problem| anyhow::anyhow!("line {}: {problem}", n + 1))?;
+        Ok(leaf(&entry.statement.signed_bytes(ledger)))
+    };
+    entries(log)?.iter().enumerate().map(leaf_of).collect()
 }
 
 /// Seconds since 1970.

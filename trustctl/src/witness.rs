@@ -1,12 +1,14 @@
 //! Asking witnesses to cosign a log: the client's side of C2SP tlog-witness.
 
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ledger::merkle::{self, Hash, Tree};
-use ledger::{Checkpoint, SigningKey};
+use ledger::{Checkpoint, NoteKey, SigningKey};
 
 use crate::statement;
 
@@ -17,7 +19,7 @@ const LONGEST_ANSWER: u64 = 64 * 1024;
 pub struct Cosigned {
     /// The log with its checkpoint.
     pub log: String,
-    /// The names in the lines that witnesses answered.
+    /// The witnesses whose cosignatures are under it now.
     pub seen: Vec<String>,
     /// Which witness did not cosign, and why.
     pub failed: Vec<(String, anyhow::Error)>,
@@ -25,36 +27,65 @@ pub struct Cosigned {
 
 /// Puts a checkpoint of all its statements under a log: signed by the log's key, then seen by each witness that can be reached.
 ///
-/// Cosignatures that are there already and are of the same checkpoint stay where a witness gives no newer one.
-pub fn cosign(log: &str, ledger: &str, origin: &str, key: &SigningKey, witnesses: &[String]) -> Result<Cosigned> {
+/// What does not hold as a cosignature by one of `keys` is left out, whoever sent it; of each witness the newest stays.
+pub fn cosign(log: &str, ledger: &str, origin: &str, key: &SigningKey, witnesses: &[String], keys: &[NoteKey]) -> Result<Cosigned> {
     let leaves = statement::leaves(log, ledger)?;
     let tree: Tree = leaves.iter().copied().collect();
     let checkpoint = Checkpoint { origin: origin.to_owned(), size: tree.size(), root: tree.root() };
     let note = checkpoint.sign(key).map_err(anyhow::Error::msg)?;
-    let (mut lines, mut failed) = (Vec::new(), Vec::new());
+    let (statements, before) = ledger::parts(log);
+    let (mut answers, mut failed) = (before.unwrap_or_default().to_owned(), Vec::new());
     for witness in witnesses {
         match ask(witness, &note, &leaves) {
-            Ok(answer) => lines.extend(answer),
+            Ok(answer) if ledger::cosignatures(&note, &answer, keys).is_empty() => {
+                failed.push((witness.clone(), anyhow::anyhow!("nothing that it answers is a cosignature by a witness that was named")));
+            }
+            Ok(answer) => answers += &answer,
             Err(error) => failed.push((witness.clone(), error)),
         }
     }
-    let seen: Vec<String> = lines.iter().filter_map(|line| name(line)).map(str::to_owned).collect();
-    let (statements, before) = ledger::parts(log);
-    if let Some(before) = before.filter(|before| Checkpoint::parse(before).is_ok_and(|c| c == checkpoint)) {
-        let older = before.lines().filter(|line| name(line).is_some_and(|n| n != origin && !seen.iter().any(|s| s == n)));
-        lines.extend(older.map(str::to_owned));
+    let mut newest: BTreeMap<String, (u64, &str)> = BTreeMap::new();
+    for (name, time, line) in ledger::cosignatures(&note, &answers, keys) {
+        let held = newest.entry(name).or_insert((time, line));
+        if time > held.0 {
+            *held = (time, line);
+        }
     }
-    let lines: String = lines.into_iter().map(|line| line + "\n").collect();
-    Ok(Cosigned { log: format!("{statements}\n{note}{lines}"), seen, failed })
+    let lines: String = newest.values().map(|(_, line)| format!("{line}\n")).collect();
+    Ok(Cosigned { log: format!("{statements}\n{note}{lines}"), seen: newest.into_keys().collect(), failed })
 }
 
-/// Whose signature a line is.
-fn name(line: &str) -> Option<&str> {
-    line.strip_prefix("\u{2014} ")?.split(' ').next()
+/// What a log's key signed last, beside the key: it signs nothing that does not continue it, since no witness would cosign it again.
+pub fn continues(seen: &Path, log: &str, ledger: &str) -> Result<()> {
+    let leaves = statement::leaves(log, ledger)?;
+    match std::fs::read_to_string(seen) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        other => {
+            let text = other.with_context(|| format!("cannot read {}", seen.display()))?;
+            let damaged = || format!("{} is damaged: expected a number of statements and a root", seen.display());
+            let (size, root) = text.trim().split_once(' ').with_context(damaged)?;
+            let size: usize = size.parse().with_context(damaged)?;
+            let signed = leaves.get(..size).map(|leaves| measure::hex(&leaves.iter().copied().collect::<Tree>().root()));
+            if signed.as_deref() != Some(root) {
+                bail!(
+                    "this log does not continue the {size} statements that its key signed last: is it the newest one, and is --ledger {ledger:?} its name? \
+                     Witnesses would take it for a fork"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Remembers what is about to be signed.
+pub fn remember(seen: &Path, log: &str, ledger: &str) -> Result<()> {
+    let tree: Tree = statement::leaves(log, ledger)?.into_iter().collect();
+    std::fs::write(seen, format!("{} {}\n", tree.size(), measure::hex(&tree.root())))
+        .with_context(|| format!("cannot write {}", seen.display()))
 }
 
 /// Shows a witness the checkpoint, and that it continues what the witness saw before.
-fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<Vec<String>> {
+fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<String> {
     let agent: ureq::Agent =
         ureq::Agent::config_builder().timeout_global(Some(ANSWER_WITHIN)).http_status_as_error(false).max_redirects(0).build().into();
     let url = format!("{}/add-checkpoint", witness.trim_end_matches('/'));
@@ -68,15 +99,9 @@ fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<Vec<String>> {
         let status = answer.status().as_u16();
         let text = answer.body_mut().with_config().limit(LONGEST_ANSWER).read_to_string()?;
         match status {
-            200 => {
-                let lines: Vec<String> = text.lines().filter(|line| name(line).is_some()).map(str::to_owned).collect();
-                if lines.is_empty() {
-                    bail!("it answers without a signature");
-                }
-                return Ok(lines);
-            }
+            200 => return Ok(text),
             409 => {
-                let size: usize = text.trim().parse().with_context(|| format!("it answers 409 without a size: {}", text.trim()))?;
+                let size: usize = text.trim().parse().with_context(|| format!("it answers 409 without a size: {}", printable(&text)))?;
                 if size == old {
                     bail!("it has seen another log of {size} statements than this: the log was forked");
                 }
@@ -85,8 +110,12 @@ fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<Vec<String>> {
             404 => bail!("it does not know this log (404); give it the log's key: trustctl key show"),
             403 => bail!("it does not take the log's signature (403); is its key of this log another one?"),
             422 => bail!("it has seen {old} other statements than these (422): the log was forked"),
-            other => bail!("it answers {other}: {}", text.trim()),
+            other => bail!("it answers {other}: {}", printable(&text)),
         }
     }
     bail!("it keeps changing what it says it has seen")
+}
+
+fn printable(text: &str) -> String {
+    text.chars().filter(|c| !c.is_control()).take(200).collect()
 }

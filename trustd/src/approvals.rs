@@ -47,10 +47,20 @@ struct Mark {
     tag: String,
 }
 
+struct Held {
+    text: String,
+    /// What it comes to.
+    log: Log,
+    /// How far the mark is.
+    marked: HighWater,
+    /// Text and mark are where they last.
+    kept: bool,
+}
+
 pub struct Approvals {
     policy: Policy,
-    /// The text of the log and what it comes to; or why it cannot be used.
-    state: RwLock<Result<(String, Log), String>>,
+    /// The log; or why it cannot be used.
+    state: RwLock<Result<Held, String>>,
     /// One longer log at a time.
     alone: tokio::sync::Mutex<()>,
     marks: Marks,
@@ -92,7 +102,7 @@ impl Approvals {
             stale_grace: Duration::from_secs(stale_grace_s),
         };
         let read = match approvals.marks.read().await {
-            Ok(seen) => approvals.read(&seen).await,
+            Ok(seen) => approvals.read(&seen, false).await,
             Err(error) => Err(error),
         };
         if let Err(problem) = &read {
@@ -102,14 +112,13 @@ impl Approvals {
         Ok(approvals)
     }
 
-    fn set(&self, state: Result<(String, Log), String>) {
+    fn set(&self, state: Result<Held, String>) {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     pub fn decide(&self, digest: &str) -> Decision {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok((_, log)) => log.decide(digest, now, self.floor),
+            Ok(Held { log, .. }) => log.decide(digest, now(), self.floor),
             Err(problem) => Decision::Deny(Reason::Ledger(problem.clone())),
         }
     }
@@ -118,7 +127,11 @@ impl Approvals {
     pub fn grace(&self, reason: &Reason) -> Duration {
         match reason {
             Reason::Revoked { .. } => self.grace,
-            Reason::Stale { .. } => self.stale_grace,
+            // Counted from when it became too old, whatever was restarted since.
+            Reason::Stale { witnessed, now, max_age } => {
+                let over = now.saturating_sub(*witnessed).saturating_sub(*max_age);
+                if Duration::from_secs(over) > self.stale_grace { Duration::ZERO } else { Duration::MAX }
+            }
             _ => Duration::ZERO,
         }
     }
@@ -126,7 +139,7 @@ impl Approvals {
     /// The whole log as text.
     pub fn text(&self) -> Result<String, String> {
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok((text, _)) => Ok(text.clone()),
+            Ok(Held { text, .. }) => Ok(text.clone()),
             Err(problem) => Err(problem.clone()),
         }
     }
@@ -134,49 +147,59 @@ impl Approvals {
     /// The same in short; or why it cannot be used.
     pub fn view(&self) -> Result<View, String> {
         let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let (_, log) = state.as_ref().map_err(Clone::clone)?;
+        let Held { log, .. } = state.as_ref().map_err(Clone::clone)?;
         let (HighWater { seq, root }, (approvers, threshold)) = (log.high_water(), log.approvers());
-        let max_age_s = self.policy.witnessing.as_ref().filter(|_| log.witnessed().is_some()).map(|w| w.max_age);
-        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed: log.witnessed(), max_age_s })
+        let witnessed = log.witnessed(now());
+        let max_age_s = self.policy.witnessing.as_ref().filter(|_| witnessed.is_some()).map(|w| w.max_age);
+        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed, max_age_s })
     }
 
     /// Takes a longer log, or a fresher one: all of it is checked, and it must continue the one that this node has. Says how
     /// many statements there are now, and whether anything is new.
     pub async fn extend(&self, fresh: &str) -> Result<(u64, bool), ApprovalError> {
         let _alone = self.alone.lock().await;
-        let known = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|(_, log)| log.clone());
-        let seen = match &known {
-            Some(known) => known.high_water(),
-            None => self.marks.read().await?,
+        let known = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            // Sources say the same again and again.
+            Ok(held) if held.kept && held.text == fresh => return Ok((held.log.high_water().seq, false)),
+            Ok(held) => Some((held.log.clone(), held.marked.clone(), held.kept)),
+            Err(_) => None,
+        };
+        let (seen, marked) = match &known {
+            Some((log, marked, _)) => (log.high_water(), marked.clone()),
+            None => {
+                let marked = self.marks.read().await?;
+                (marked.clone(), marked)
+            }
         };
         let log = Log::replay(&self.policy, fresh, &seen)?;
         let (high_water, path) = (log.high_water(), log_path(&self.marks.data));
         // An older cosignature of the same statements must not make the ledger older.
-        if known.is_some_and(|known| known.high_water() == high_water && !log.better_than(&known)) {
+        if known.is_some_and(|(known, _, kept)| kept && known.high_water() == high_water && !log.better_than(&known, now())) {
             return Ok((high_water.seq, false));
         }
         let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
-        if kept.is_ok() && high_water != seen {
+        if kept.is_ok() && high_water != marked {
             kept = self.marks.write(&high_water).await;
         }
-        // A full disk must not keep a revocation from taking effect; an approval waits until it is kept.
-        let log = if kept.is_ok() { log } else { log.without_approvals_after(seen.seq) };
-        self.set(Ok((fresh.to_owned(), log)));
+        // A full disk must not keep a revocation from taking effect; an approval waits until it is kept, and so does who sent it.
+        self.set(Ok(match &kept {
+            Ok(()) => Held { text: fresh.to_owned(), log, marked: high_water.clone(), kept: true },
+            Err(_) => Held { text: fresh.to_owned(), log: log.without_approvals_after(marked.seq), marked, kept: false },
+        }));
         kept.map(|()| (high_water.seq, true))
     }
 
     /// Takes the log that is here for the beginning, whatever was seen before. The caller records it.
     pub async fn reset(&self) -> Result<HighWater, ApprovalError> {
         let _alone = self.alone.lock().await;
-        let (text, log) = self.read(&HighWater::default()).await?;
-        let mark = log.high_water();
-        self.marks.write(&mark).await?;
-        self.set(Ok((text, log)));
+        let held = self.read(&HighWater::default(), true).await?;
+        let mark = held.marked.clone();
+        self.set(Ok(held));
         Ok(mark)
     }
 
-    /// The longer of the image's log and the one that was kept.
-    async fn read(&self, seen: &HighWater) -> Result<(String, Log), ApprovalError> {
+    /// The longer of the image's log and the one that was kept; of two that are as long, the one that can be used. `anew`: the mark is made in any case.
+    async fn read(&self, seen: &HighWater, anew: bool) -> Result<Held, ApprovalError> {
         let text = |path: PathBuf| match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
@@ -184,13 +207,22 @@ impl Approvals {
         };
         let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(&self.marks.data))?);
         let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
-        let log = Log::replay(&self.policy, text, seen)?;
+        let (text, log) = match Log::replay(&self.policy, text, seen) {
+            Ok(log) => (text, log),
+            // An update of the image can ask for more than the kept one has, and ship it.
+            Err(error) => (shipped.as_str(), Log::replay(&self.policy, &shipped, seen).map_err(|_| error)?),
+        };
         let found = log.high_water();
-        if found != *seen {
+        if anew || found != *seen {
             self.marks.write(&found).await?;
         }
-        Ok((text.to_owned(), log))
+        Ok(Held { text: text.to_owned(), log, marked: found, kept: true })
     }
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn log_path(data: &Path) -> PathBuf {

@@ -20,6 +20,10 @@ use crate::fetch::Client;
 const LARGEST_LOG: u64 = 16 << 20;
 /// A silent source holds the others up for so long.
 const WITHIN: Duration = Duration::from_secs(120);
+/// Until a first log was had over the network, which may not be there yet: then twice as long each time.
+const FIRST_PAUSE: Duration = Duration::from_secs(5);
+/// What a source makes of an error is cut to so much.
+const LONGEST_PROBLEM: usize = 300;
 
 /// What came of asking a source last.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -56,13 +60,19 @@ impl Sources {
 
     /// Asks again and again, without end; `wake` when something is new.
     pub async fn keep(self: Arc<Self>, approvals: Arc<Approvals>, wake: impl Fn()) {
+        let (mut pause, mut had) = (FIRST_PAUSE, false);
         while !self.list.is_empty() {
             for source in &self.list {
                 if self.ask(source, &approvals).await {
                     wake();
                 }
             }
-            tokio::time::sleep(self.period).await;
+            had |= self.heard().values().all(|heard| heard.problem.is_none());
+            if had {
+                pause = self.period;
+            }
+            tokio::time::sleep(pause.min(self.period)).await;
+            pause = pause.saturating_mul(2);
         }
     }
 
@@ -74,7 +84,8 @@ impl Sources {
         };
         let (new, problem) = match taken {
             Ok((_, new)) => (new, None),
-            Err(problem) => (false, Some(problem)),
+            // What somebody else wrote comes to consoles and terminals.
+            Err(problem) => (false, Some(problem.chars().filter(|c| !c.is_control()).take(LONGEST_PROBLEM).collect::<String>())),
         };
         let asked = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let before =
@@ -88,10 +99,9 @@ impl Sources {
     async fn read(&self, source: &LogSource) -> Result<String, String> {
         let bytes = match source {
             LogSource::File(path) => {
-                let mut bytes = Vec::new();
-                let read = std::fs::File::open(path).and_then(|file| file.take(LARGEST_LOG + 1).read_to_end(&mut bytes));
-                read.map_err(|error| format!("cannot be read: {error}"))?;
-                bytes
+                let path = path.clone();
+                let read = tokio::task::spawn_blocking(move || small_file(&path)).await;
+                read.map_err(|e| e.to_string())?.map_err(|error| format!("cannot be read: {error}"))?
             }
             LogSource::Http { tls, host, path } => self.client.file(*tls, host, path, LARGEST_LOG).await?,
         };
@@ -100,6 +110,16 @@ impl Sources {
         }
         String::from_utf8(bytes).map_err(|_| "it is not a text".into())
     }
+}
+
+/// Not a pipe or a device, which could hold up whoever opens it.
+fn small_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(std::io::Error::other("it is not a file"));
+    }
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(LARGEST_LOG + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 fn said(error: &ApprovalError) -> String {

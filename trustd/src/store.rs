@@ -40,6 +40,7 @@ pub struct Store {
     quota: u64,
     pub limits: Limits,
     state: Mutex<State>,
+    syncing: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -60,7 +61,7 @@ impl Store {
             let path = dir.join(sub);
             std::fs::create_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
         }
-        Ok(Self { dir: dir.to_owned(), quota, limits, state: Mutex::default() })
+        Ok(Self { dir: dir.to_owned(), quota, limits, state: Mutex::default(), syncing: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -198,6 +199,8 @@ impl Store {
 
     /// Returns when everything that was received is on the medium.
     pub fn sync(&self) -> Result<(), StoreError> {
+        // What another one has taken to sync is not on the medium before it is done.
+        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
         let unsynced = std::mem::take(&mut self.state().unsynced);
         for path in &unsynced {
             let synced = match File::open(path) {
@@ -279,7 +282,8 @@ impl Store {
             let (expected, found) = (format!("{} bytes", layer.size), format!("{size} bytes"));
             return Err(OciError::Mismatch { what: "the blob", digest: layer.digest.clone(), expected, found });
         }
-        let facts = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits)?;
+        let inspected = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits);
+        let facts = inspected.map_err(|error| error.of(&layer.digest))?;
         self.state().facts.insert(layer.digest.clone(), facts.clone());
         Ok(facts)
     }

@@ -213,6 +213,22 @@ fn the_ledgers_mark_never_goes_back() {
         let new = dir.path().join("new");
         copy(&data, &new);
 
+        // What cannot be kept takes effect only as far as it is bad news; the same once more keeps it.
+        let other = format!("sha256:{}", "cd".repeat(32));
+        let mut third = Entry::new(ImageStatement { digest: other.clone(), exp: u64::MAX, iat: 0, seq: 3, status: Status::Approved });
+        third.sign("t", &key);
+        let longer = approved.clone() + &revoked + &third.line() + "\n";
+        let full = open().await;
+        std::fs::create_dir(data.join("ledger.new")).unwrap();
+        assert!(full.extend(&longer).await.is_err());
+        assert!(matches!(full.decide(&other), Decision::Deny(_)), "not before it is kept");
+        assert!(full.extend(&longer).await.is_err(), "nor said to be kept");
+        std::fs::remove_dir(data.join("ledger.new")).unwrap();
+        assert_eq!(full.extend(&longer).await.unwrap(), (3, true));
+        assert_eq!(full.extend(&longer).await.unwrap(), (3, false));
+        assert!(matches!(full.decide(&other), Decision::Allow(_)) && matches!(open().await.decide(&other), Decision::Allow(_)));
+        copy(&data, &new);
+
         // The whole partition as it was before the revocation.
         copy(&old, &data);
         let rolled_back = open().await;
@@ -226,7 +242,7 @@ fn the_ledgers_mark_never_goes_back() {
         std::fs::write(&mark, "junk").unwrap();
         denied(&open().await, "damaged");
         let text = std::fs::read_to_string(new.join("ledger.seen")).unwrap();
-        std::fs::write(&mark, text.replace("\"seq\":2", "\"seq\":1")).unwrap();
+        std::fs::write(&mark, text.replace("\"seq\":3", "\"seq\":1")).unwrap();
         denied(&open().await, "did not write it");
         // As it should be, it is used again; and a kill between file and counter is finished.
         copy(&new, &data);

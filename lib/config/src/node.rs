@@ -331,7 +331,18 @@ impl TryFrom<RawNode> for Node {
                 }
             }
         }
-        let Ledger::Log { name, approvers, threshold, sources, poll_s, .. } = &raw.ledger;
+        let Ledger::Log { name, approvers, threshold, sources, poll_s, checkpoints, .. } = &raw.ledger;
+        if let Some(Checkpoints { witnesses, threshold, max_age_s, .. }) = checkpoints {
+            if *threshold > witnesses.len() || (*threshold == 0) != witnesses.is_empty() {
+                return Err(format!(
+                    "ledger.checkpoints.threshold: expected 1 to the number of witnesses ({}), or neither; found {threshold}",
+                    witnesses.len()
+                ));
+            }
+            if *max_age_s == 0 {
+                return Err("ledger.checkpoints.max-age-s: expected at least 1, found 0".into());
+            }
+        }
         for source in sources {
             source.parse::<LogSource>().map_err(|e| format!("ledger.sources: {e}"))?;
         }
@@ -393,6 +404,8 @@ mod tests {
             ("threshold = 1", "threshold = 1\nsources = [\"file:y\"]", "absolute"),
             ("threshold = 1", "threshold = 1\npoll-s = 0", "poll-s"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]", "log"),
+            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nthreshold = 1", "witnesses (0)"),
+            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nmax-age-s = 0", "at least 1"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nage = 1", "age"),
             ("threshold = 1", "threshold = 1\n[store]\nquota-mib = 0", "quota-mib"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"http://x\"", "HOST[:PORT]"),

@@ -8,6 +8,9 @@ use crate::LogError;
 use crate::merkle::Hash;
 use crate::note::{self, Note, NoteKey, Role};
 
+/// Clocks of witnesses and nodes may differ by so much, in seconds.
+const CLOCKS_DIFFER: u64 = 300;
+
 /// The head of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Checkpoint {
@@ -81,8 +84,8 @@ impl Witnessing {
         &self.log.name
     }
 
-    /// The time that enough witnesses vouch for: at least so many saw this checkpoint then or later. None without witnesses.
-    fn vouched(&self, note: &Note) -> Result<Option<u64>, LogError> {
+    /// When each of the witnesses saw this checkpoint last, the newest first.
+    fn seen(&self, note: &Note) -> Result<Vec<u64>, LogError> {
         let unusable = |problem: String| LogError::Checkpoint { problem };
         if !note.signed(&self.log).map_err(unusable)? {
             return Err(unusable(format!("the log {} did not sign it", self.log.name)));
@@ -95,12 +98,38 @@ impl Witnessing {
             return Err(LogError::Cosignatures { found: times.len(), needed: self.threshold });
         }
         times.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(self.threshold.checked_sub(1).and_then(|n| times.get(n)).copied())
+        Ok(times)
+    }
+
+    /// The time that enough witnesses vouch for at `now`: so many saw it then or later. What is dated later than now, but for how
+    /// much clocks differ, says nothing. None where no witness is asked for.
+    pub(crate) fn vouched(&self, times: &[u64], now: u64) -> Option<Result<u64, Early>> {
+        let nth = self.threshold.checked_sub(1)?;
+        let known = times.iter().filter(|time| **time <= now.saturating_add(CLOCKS_DIFFER)).nth(nth);
+        Some(known.copied().ok_or_else(|| Early { floor: times.get(nth).copied().unwrap_or_default().saturating_sub(CLOCKS_DIFFER) }))
     }
 }
 
-/// Checks that the note is of this tree and, where a node asks for it, who vouches for it and since when.
-pub(crate) fn check(text: &str, size: u64, root: Hash, witnessing: Option<&Witnessing>) -> Result<Option<u64>, LogError> {
+/// The clock is before what witnesses saw.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Early {
+    pub floor: u64,
+}
+
+/// Of some lines those that hold under a note as cosignatures by these keys: whose each is, its time, the line.
+pub fn cosignatures<'a>(note: &str, lines: &'a str, keys: &[NoteKey]) -> Vec<(String, u64, &'a str)> {
+    let mut found = Vec::new();
+    for line in lines.lines() {
+        let with = format!("{note}{line}\n");
+        let Ok(parsed) = Note::parse(&with) else { continue };
+        found.extend(keys.iter().filter_map(|key| Some((key.name.clone(), parsed.cosigned(key).ok()??, line))));
+    }
+    found
+}
+
+/// Checks that the note is of this tree and, where a node asks for it, that it is signed and enough witnesses saw it: says when, the
+/// newest first.
+pub(crate) fn check(text: &str, size: u64, root: Hash, witnessing: Option<&Witnessing>) -> Result<Vec<u64>, LogError> {
     let unusable = |problem: String| LogError::Checkpoint { problem };
     let note = Note::parse(text).map_err(unusable)?;
     let found = Checkpoint::of(&note).map_err(unusable)?;
@@ -117,7 +146,7 @@ pub(crate) fn check(text: &str, size: u64, root: Hash, witnessing: Option<&Witne
             measure::hex(&root)
         )));
     }
-    witnessing.map_or(Ok(None), |witnessing| witnessing.vouched(&note))
+    witnessing.map_or(Ok(Vec::new()), |witnessing| witnessing.seen(&note))
 }
 
 #[cfg(test)]
@@ -154,14 +183,20 @@ mod tests {
     }
 
     fn vouched(threshold: usize, text: &str) -> Result<Option<u64>, LogError> {
-        check(text, 5, [7; 32], Some(&witnessing(threshold)))
+        let witnessing = witnessing(threshold);
+        check(text, 5, [7; 32], Some(&witnessing)).map(|times| witnessing.vouched(&times, 1000).and_then(Result::ok))
     }
 
     #[test]
     fn the_time_is_the_one_that_enough_witnesses_vouch_for() {
         let text = note(&[(1, 500), (2, 900), (3, 700)]);
         assert_eq!([1, 2, 3].map(|k| vouched(k, &text).unwrap()), [Some(900), Some(700), Some(500)]);
-        assert_eq!(check(&text, 5, [7; 32], None), Ok(None));
+        assert_eq!(check(&text, 5, [7; 32], None), Ok(Vec::new()));
+        // What is dated later than now says nothing: neither good nor bad.
+        let (two, times) = (witnessing(2), [9000, 700, 500]);
+        assert_eq!(two.vouched(&times, 1000), Some(Ok(500)));
+        assert_eq!(two.vouched(&[9000, 8000, 500], 1000), Some(Err(Early { floor: 7700 })));
+        assert_eq!(Witnessing { threshold: 0, ..two }.vouched(&times, 1000), None);
     }
 
     #[test]
@@ -191,6 +226,18 @@ mod tests {
         ] {
             assert!(matches!(vouched(2, &bad), Err(LogError::Checkpoint { .. })), "{bad}");
         }
+    }
+
+    #[test]
+    fn only_lines_that_hold_are_kept() {
+        let (note, body) = (head().sign(&key(9)).unwrap(), head().body());
+        let keys: Vec<NoteKey> = witnesses().iter().map(|w| NoteKey::parse(w).unwrap()).collect();
+        let good = note::cosign(&body, &name(1), &key(1), 500);
+        let lines =
+            [good.clone(), note::cosign(&body, &name(2), &key(1), 500), note::cosign("x\n", &name(2), &key(2), 500), "junk\n".into()]
+                .concat();
+        assert_eq!(cosignatures(&note, &lines, &keys), [(name(1), 500, good.trim_end())]);
+        assert!(cosignatures(&note, &note, &keys).is_empty(), "the log is no witness");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub mod merkle;
 mod note;
 mod statement;
 
-pub use checkpoint::{Checkpoint, Witnessing};
+pub use checkpoint::{Checkpoint, Witnessing, cosignatures};
 pub use decision::{Decision, Evidence, Reason};
 pub use log::{HighWater, Log, LogError, Policy, longer, parts};
 pub use note::{NoteKey, Role};

@@ -7,10 +7,9 @@ use crate::{ApproversStatement, Decision, Entry, Evidence, ImageStatement, Reaso
 
 /// A log of more lines than this is refused.
 const MOST_LINES: usize = 100_000;
-const LONGEST_LINE: usize = 16 * 1024;
+/// Room for the signatures of as many approvers as there can be.
+const LONGEST_LINE: usize = 32 * 1024;
 const MOST_APPROVERS: usize = 64;
-/// Clocks of witnesses and nodes may differ by so much, in seconds.
-const CLOCKS_DIFFER: u64 = 300;
 
 /// Whose signatures count.
 #[derive(Debug, Clone)]
@@ -122,8 +121,9 @@ pub struct Log {
     latest: BTreeMap<String, (ImageStatement, usize)>,
     /// Of all statements together.
     signatures: usize,
-    /// When enough witnesses last vouched for it, in seconds since 1970, and for how long that counts.
-    witnessed: Option<(u64, u64)>,
+    /// When its witnesses saw it, the newest first, and how many of them are asked for.
+    seen: Vec<u64>,
+    witnessing: Option<Witnessing>,
 }
 
 /// The two parts of a log's file: the statements, a line each, and after an empty line the checkpoint, which may be missing.
@@ -137,7 +137,14 @@ pub fn parts(text: &str) -> (&str, Option<&str>) {
 impl Log {
     /// A log without statements.
     fn new(policy: &Policy) -> Self {
-        Self { tree: Tree::default(), approvers: policy.approvers.clone(), latest: BTreeMap::new(), signatures: 0, witnessed: None }
+        Self {
+            tree: Tree::default(),
+            approvers: policy.approvers.clone(),
+            latest: BTreeMap::new(),
+            signatures: 0,
+            seen: Vec::new(),
+            witnessing: policy.witnessing.clone(),
+        }
     }
 
     /// Checks every line and the checkpoint, and refuses the whole log for one bad one. `seen` is what this node knew before.
@@ -161,12 +168,11 @@ impl Log {
             return Err(LogError::RolledBack { seen: seen.seq, found: log.tree.size() });
         }
         let witnessing = policy.witnessing.as_ref();
-        let time = match checkpoint {
+        log.seen = match checkpoint {
             Some(text) => checkpoint::check(text, log.tree.size(), log.tree.root(), witnessing)?,
             None if witnessing.is_some() => return Err(LogError::NoCheckpoint),
-            None => None,
+            None => Vec::new(),
         };
-        log.witnessed = time.zip(witnessing.map(|w| w.max_age));
         Ok(log)
     }
 
@@ -218,14 +224,14 @@ impl Log {
         HighWater { seq: self.tree.size(), root: self.tree.root() }
     }
 
-    /// The time that enough witnesses vouch for, in seconds since 1970.
-    pub fn witnessed(&self) -> Option<u64> {
-        self.witnessed.map(|(time, _)| time)
+    /// The time that enough witnesses vouch for at `now`, in seconds since 1970.
+    pub fn witnessed(&self, now: u64) -> Option<u64> {
+        self.witnessing.as_ref()?.vouched(&self.seen, now)?.ok()
     }
 
     /// Whether it says more than another replay of the same statements: it is fresher, or as fresh with more signatures.
-    pub fn better_than(&self, other: &Self) -> bool {
-        (self.witnessed(), self.signatures) > (other.witnessed(), other.signatures)
+    pub fn better_than(&self, other: &Self, now: u64) -> bool {
+        (self.witnessed(now), self.signatures) > (other.witnessed(now), other.signatures)
     }
 
     /// Who approves from here on (keys as hex), and how many of them an approval needs.
@@ -255,14 +261,17 @@ impl Log {
         if image.status == Status::Revoked {
             return Err(Reason::Revoked { digest, seq });
         }
-        let floor = floor.max(self.witnessed().unwrap_or(0).saturating_sub(CLOCKS_DIFFER));
         if now < floor {
             return Err(Reason::Clock { now, floor });
         }
-        if let Some((witnessed, max_age)) = self.witnessed
-            && now.saturating_sub(witnessed) > max_age
+        if let Some(witnessing) = &self.witnessing
+            && let Some(vouched) = witnessing.vouched(&self.seen, now)
         {
-            return Err(Reason::Stale { witnessed, now, max_age });
+            let witnessed = vouched.map_err(|early| Reason::Clock { now, floor: early.floor })?;
+            let max_age = witnessing.max_age;
+            if now.saturating_sub(witnessed) > max_age {
+                return Err(Reason::Stale { witnessed, now, max_age });
+            }
         }
         if now < iat {
             return Err(Reason::NotYet { digest, seq, iat, now });
@@ -461,7 +470,7 @@ mod tests {
     fn a_witnessed_log_counts_for_as_long_as_its_witnesses_are_fresh() {
         let text = line(1, 9, Status::Approved, &[1]);
         let log = Log::replay(&witnessed(), &seen(&text, 1500), &HighWater::default()).unwrap();
-        assert_eq!(log.witnessed(), Some(1500));
+        assert_eq!((log.witnessed(1500), log.witnessed(1199)), (Some(1500), None));
         let decided = |now| log.decide(&digest(9), now, 0);
         assert!(matches!(decided(1500), Decision::Allow(_)) && matches!(decided(1600), Decision::Allow(_)));
         assert_eq!(decided(1601), Decision::Deny(Reason::Stale { witnessed: 1500, now: 1601, max_age: 100 }));
@@ -481,9 +490,11 @@ mod tests {
         assert_eq!(refused(&one), LogError::NoCheckpoint);
         assert_eq!(refused(""), LogError::NoCheckpoint);
         let checkpoint = |text: &str| parts(&seen(text, 1500)).1.unwrap().to_owned();
-        for (statements, of) in [(one.clone() + &two, &one), (one.clone(), &(one.clone() + &two)), (one.replace('9', "8"), &one)] {
+        for (statements, of) in
+            [(one.clone() + &two, &one), (one.clone(), &(one.clone() + &two)), (line(1, 8, Status::Approved, &[1]), &one)]
+        {
             let text = format!("{statements}\n{}", checkpoint(of));
-            assert!(Log::replay(&witnessed(), &text, &HighWater::default()).is_err());
+            assert!(matches!(Log::replay(&witnessed(), &text, &HighWater::default()), Err(LogError::Checkpoint { .. })));
         }
         // A node that asks for none still refuses one that is not of this log.
         assert!(replay(1, &format!("{one}\n{}", checkpoint(&one))).is_ok());

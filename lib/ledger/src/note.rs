@@ -140,8 +140,10 @@ impl<'a> Note<'a> {
                 let (time, signature) = (u64::from_be_bytes(*time), Signature::from_slice(signature).ok()?);
                 witness.key.verify_strict(cosigned_bytes(time, self.body).as_bytes(), &signature).ok().map(|()| time)
             });
-            // A time of 0 says that the witness vouches for no time.
-            let time = held.filter(|t| *t != 0).ok_or_else(|| format!("the cosignature of {} does not hold", witness.name))?;
+            // A time of 0 says that the witness vouches for no time; beyond 2^63 - 1 there is none (tlog-cosignature).
+            let time = held
+                .filter(|t| *t != 0 && i64::try_from(*t).is_ok())
+                .ok_or_else(|| format!("the cosignature of {} does not hold", witness.name))?;
             newest = newest.max(Some(time));
         }
         Ok(newest)

@@ -136,6 +136,15 @@ impl Entry {
         Ok(self.signatures.len())
     }
 
+    /// Whether every signature is by the key that it names, for this ledger: not yet that the key is an approver's.
+    ///
+    /// # Errors
+    /// The first signature that is not.
+    pub fn holds(&self, ledger: &str) -> Result<(), String> {
+        let keys = self.signatures.iter().filter_map(|s| VerifyingKey::from_bytes(&measure::unhex(&s.key)?.try_into().ok()?).ok());
+        self.signers(ledger, &keys.collect::<Vec<_>>()).map(drop)
+    }
+
     /// The line of the log, without its newline.
     pub fn line(&self) -> String {
         canonical(self)

@@ -73,7 +73,8 @@ impl Layer {
 
 impl OciError {
     /// Names the layer that a problem was found in.
-    pub(crate) fn of(self, digest: &str) -> Self {
+    #[must_use]
+    pub fn of(self, digest: &str) -> Self {
         match self {
             Self::Layer { problem, .. } => Self::Layer { digest: digest.to_owned(), problem },
             other => other,
@@ -87,7 +88,12 @@ impl OciError {
 /// What is wrong with the layer; a bomb ends at the limit.
 pub fn inspect(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
     let mut source = Source::new(packed);
-    match look(&mut source, limits) {
+    let looked = look(&mut source, limits);
+    if looked.as_ref().is_err_and(|error| !matches!(error, OciError::Limit { .. })) && !source.failed {
+        // Whether the blob is the right one is known at its end, and says more than what is odd about its content.
+        io::copy(&mut source, &mut io::sink())?;
+    }
+    match looked {
         Err(OciError::Io(error)) if !source.failed => Err(bad(format!("it cannot be unpacked: {error}"))),
         looked => looked,
     }

@@ -67,7 +67,9 @@ impl IntoResponse for ApiError {
 
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
-        Self::new(rejection.status(), "bad-request", rejection.body_text())
+        // Too much is said as such; all else is a request that is not as it should be.
+        let status = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { rejection.status() } else { StatusCode::BAD_REQUEST };
+        Self::new(status, "bad-request", rejection.body_text())
     }
 }
 

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::{JsonRejection, QueryRejection};
-use axum::extract::{DefaultBodyLimit, Path, Query, State};
-use axum::http::StatusCode;
+use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_FRAME_OPTIONS};
-use axum::response::{Html, IntoResponse};
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::middleware::Next;
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post, put};
 use axum::{Json, Router};
 use config::Boot;
@@ -30,6 +31,8 @@ use crate::sources::Sources;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;
+/// What is shown does not wait longer for the registers.
+const TPM_WITHIN: Duration = Duration::from_secs(5);
 const OPENAPI: &str = include_str!("../../openapi.json");
 /// As long as a SHA-256 digest at the most: every TPM takes that as qualifying data.
 const LONGEST_NONCE: usize = 32;
@@ -77,10 +80,24 @@ pub fn routes() -> Vec<Route> {
 
 pub fn router(node: Arc<Node>) -> Router {
     let router = routes().into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
-    router.fallback(unknown).method_not_allowed_fallback(unknown).layer(DefaultBodyLimit::max(LARGEST_REQUEST)).with_state(node)
+    let router = router.fallback(unknown).method_not_allowed_fallback(unknown);
+    router.layer(DefaultBodyLimit::max(LARGEST_REQUEST)).layer(axum::middleware::from_fn(no_other_site)).with_state(node)
 }
 
-/// What a page or a scraper is shown, all of one moment.
+/// A browser shows the owner's certificate to whatever page asks it to: such a page may look and do nothing.
+async fn no_other_site(request: Request, next: Next) -> Response {
+    if from_other_site(request.method(), request.headers()) {
+        return ApiError::new(StatusCode::FORBIDDEN, "site", "a page in a browser may look and do nothing; use trustctl").into_response();
+    }
+    next.run(request).await
+}
+
+fn from_other_site(method: &Method, headers: &HeaderMap) -> bool {
+    let own = headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
+    method != Method::GET && (headers.contains_key("origin") || !own)
+}
+
+/// What a page or a scraper is shown.
 pub struct Snapshot {
     pub status: Value,
     pub modules: Vec<Value>,
@@ -90,7 +107,10 @@ pub struct Snapshot {
 
 impl Node {
     async fn snapshot(&self) -> Snapshot {
-        let registers = self.audit.registers().await.map_err(|error| error.to_string());
+        let registers = match tokio::time::timeout(TPM_WITHIN, self.audit.registers()).await {
+            Ok(registers) => registers.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("the TPM does not answer within {} s", TPM_WITHIN.as_secs())),
+        };
         Snapshot { status: status_of(self), modules: modules_of(self), registers }
     }
 }
@@ -201,12 +221,18 @@ async fn upload(State(node): This, body: Body) -> Answer<Value> {
     let fetcher = node.modules.fetcher().clone();
     let storing = tokio::spawn(async move { fetcher.upload(chunks).await });
     let mut stream = body.into_data_stream();
+    let mut broken = false;
     while let Some(chunk) = stream.next().await {
-        let broken = chunk.is_err();
-        if sender.send(chunk.map_err(std::io::Error::other)).await.is_err() || broken {
+        broken = chunk.is_err();
+        // An empty one would be the end.
+        let skipped = chunk.as_ref().is_ok_and(Bytes::is_empty);
+        if !skipped && sender.send(chunk.map_err(std::io::Error::other)).await.is_err() || broken {
             // The store has seen enough, or there is no more to come: it says which.
             break;
         }
+    }
+    if !broken {
+        let _ = sender.send(Ok(Bytes::new())).await;
     }
     drop(sender);
     let stored = storing.await.map_err(ApiError::node)?;

@@ -22,7 +22,7 @@ use bollard::query_parameters::{
 };
 use futures_util::{Stream, StreamExt as _};
 
-pub use load::{Known, Loading};
+pub use load::{Known, Loading, Turn};
 use template::shape;
 pub use template::{LABEL, Plan, Shape, link_network, own_network, volume};
 pub use tickets::{Tickets, serve};

@@ -107,7 +107,8 @@ impl Plan {
         Ok(ContainerCreateBody {
             image: Some(self.digest.clone()),
             hostname: Some(self.module.clone()),
-            cmd: (!m.command.is_empty()).then(|| m.command.clone()),
+            // As a whole: with an entrypoint of ours the engine leaves the image's command out too.
+            entrypoint: (!m.command.is_empty()).then(|| m.command.clone()),
             env: (!m.environment.is_empty()).then(|| m.environment.clone()),
             labels: Some(HashMap::from([(LABEL.to_owned(), self.module.clone())])),
             exposed_ports: (!ports.is_empty()).then(|| ports.keys().cloned().collect()),

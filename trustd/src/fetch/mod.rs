@@ -48,6 +48,7 @@ impl FetchError {
         match self {
             Self::Registry(RegistryError::Unreachable { .. }) | Self::Task(_) => true,
             Self::Registry(RegistryError::Store(error)) | Self::Store(error) => storage(error),
+            Self::Refused { source, .. } => matches!(source, OciError::Io(_)),
             _ => false,
         }
     }
@@ -162,16 +163,22 @@ impl Fetcher {
         let have = |digest: &str| self.store.size(digest).unwrap_or_else(|| self.store.partial(digest));
         let parts = image.layers.iter().map(|l| Part { digest: l.digest.clone(), size: l.size, have: have(&l.digest) });
         watched.set(Progress { layers: parts.collect() });
+        let missing: BTreeSet<&String> = image.layers.iter().map(|l| &l.digest).filter(|d| self.store.size(d).is_none()).collect();
         let mut seen = BTreeSet::new();
         let wanted = image.layers.iter().filter(|layer| seen.insert(&layer.digest));
         let each: Vec<BoxFuture<'_, _>> = wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
         // An archive brings all that it has at once.
         let beside = if source.archive.is_none() { BESIDE } else { 1 };
         let mut each = futures_util::stream::iter(each).buffered(beside);
-        let mut good = BTreeSet::new();
+        let (mut good, mut news) = (BTreeSet::new(), missing.is_empty());
         while let Some(layer) = each.next().await {
-            good.insert(&layer?.digest);
-            ready(image, image.layers.iter().take_while(|l| good.contains(&l.digest)).count());
+            let digest = &layer?.digest;
+            good.insert(digest);
+            // A registry that gives nothing must not have the engine unpack again and again what is here.
+            news |= missing.contains(digest);
+            if news {
+                ready(image, image.layers.iter().take_while(|l| good.contains(&l.digest)).count());
+            }
         }
         Ok(())
     }

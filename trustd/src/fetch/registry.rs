@@ -310,6 +310,7 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
     let (mut since, mut then) = (tokio::time::Instant::now(), start);
     let ended = loop {
         match answer.chunk().await {
+            Ok(Some(chunk)) if chunk.is_empty() => {}
             Ok(Some(chunk)) => {
                 have += chunk.len() as u64;
                 if since.elapsed() > answer.patience {
@@ -326,7 +327,10 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
                     break Ok(());
                 }
             }
-            Ok(None) => break Ok(()),
+            Ok(None) => {
+                let _ = sender.send(Ok(Bytes::new())).await;
+                break Ok(());
+            }
             Err(error) => {
                 let _ = sender.send(Err(std::io::Error::other("the connection broke"))).await;
                 break Err(error);
@@ -343,26 +347,31 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
     }
 }
 
-/// What an asynchronous task sends, for one that may block.
+/// What an asynchronous task sends, for one that may block. An empty chunk is its end: one that was given up ends without.
 pub struct Chunks {
     receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
     chunk: Bytes,
+    ended: bool,
 }
 
 impl Chunks {
     pub fn pipe() -> (tokio::sync::mpsc::Sender<std::io::Result<Bytes>>, Self) {
         let (sender, receiver) = tokio::sync::mpsc::channel(AHEAD);
-        (sender, Self { receiver, chunk: Bytes::new() })
+        (sender, Self { receiver, chunk: Bytes::new(), ended: false })
     }
 }
 
 impl Read for Chunks {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         while self.chunk.is_empty() {
+            if self.ended {
+                return Ok(0);
+            }
             match self.receiver.blocking_recv() {
                 Some(chunk) => self.chunk = chunk?,
-                None => return Ok(0),
+                None => return Err(std::io::ErrorKind::ConnectionAborted.into()),
             }
+            self.ended = self.chunk.is_empty();
         }
         let n = buffer.len().min(self.chunk.len());
         buffer[..n].copy_from_slice(&self.chunk.split_to(n));

@@ -230,13 +230,15 @@ impl Modules {
             u.progress.clone()
         });
         let settings = target.fingerprint();
-        // Whoever takes images away that nobody needs waits meanwhile.
-        let one = self.loading.read().await;
         let started = self.started.clone();
-        let known = move |digest: &str, there| if there { started.expect_image(digest) } else { started.forget_image(digest) };
-        let known = Arc::new(move |digest: &str, there| known(digest, there).map_err(std::io::Error::other));
-        let loading = Loading::new(engine, self.parts.fetcher.store.clone(), known);
-        let ready = |image: &Arc<Image>, layers| loading.ready(image, layers);
+        let known = Arc::new(move |digest: &str| started.expect_image(digest).map_err(std::io::Error::other));
+        let loading = Loading::new(engine, self.parts.fetcher.store.clone(), known, self.loading.clone());
+        // Nothing of a manifest that is forbidden by itself, or was revoked meanwhile.
+        let ready = |image: &Arc<Image>, layers| {
+            if matches!(self.decide(asked, &image.digest), Decision::Allow(_)) {
+                loading.ready(image, layers);
+            }
+        };
         let watched = watched.unwrap_or_default();
         let fetched = self.parts.fetcher.get(&pin_name(name, &settings), &target.source, &watched, &ready).await;
         let image = fetched.map_err(|error: FetchError| match error.passing() {
@@ -264,7 +266,6 @@ impl Modules {
             self.parts.fetcher.store.remove(digest)?;
         }
         loaded?;
-        drop(one);
         // The start does not wait for it: until then, a power cut costs another fetch.
         let store = self.parts.fetcher.store.clone();
         tokio::task::spawn_blocking(move || store.sync().unwrap_or_else(|error| println!("store: {error}")));

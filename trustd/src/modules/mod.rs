@@ -26,7 +26,7 @@ use wish::{Aim, Signed};
 use crate::api;
 use crate::approvals::Approvals;
 use crate::audit::Audit;
-use crate::engine::{Engine, Tickets};
+use crate::engine::{Engine, Tickets, Turn};
 use crate::fetch::Fetcher;
 use crate::settings::Settings;
 
@@ -77,8 +77,8 @@ pub struct Modules {
     touched: Mutex<BTreeSet<String>>,
     /// Containers that are being ended because they are forbidden.
     ending: Mutex<BTreeSet<String>>,
-    /// Held by those who bring images into the engine, against the one who takes away what nobody needs.
-    loading: tokio::sync::RwLock<()>,
+    /// Held by whoever brings an image into the engine, or takes away what nobody needs.
+    loading: Turn,
     watched: watch::Watched,
     changed: Notify,
 }
@@ -103,7 +103,7 @@ impl Modules {
             creating: Mutex::default(),
             touched: Mutex::default(),
             ending: Mutex::default(),
-            loading: tokio::sync::RwLock::default(),
+            loading: Turn::default(),
             watched: watch::Watched::default(),
             changed: Notify::new(),
         };

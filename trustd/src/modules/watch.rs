@@ -320,7 +320,7 @@ impl Modules {
             }
         }
         // Not while an image is on its way into the engine: that one may be among those to go.
-        let Ok(_one) = self.loading.try_write() else { return problem.map_or(Ok(()), Err) };
+        let Ok(_one) = self.loading.try_lock() else { return problem.map_or(Ok(()), Err) };
         let started: BTreeSet<String> = self.started.all()?.into_values().map(|s| s.digest).collect();
         let needed: BTreeSet<String> = lock(&self.units).values().flat_map(|u| u.loaded.values().cloned()).chain(started).collect();
         for digest in self.started.images()?.difference(&needed) {

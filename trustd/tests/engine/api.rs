@@ -128,6 +128,15 @@ fn every_answer_is_as_described() {
         assert_eq!(api.ask("post", "/v1/node/{verb}", "/v1/node/reboot", Body::empty()).await.0, 500);
         assert_eq!(api.ask("post", "/v1/node/{verb}", "/v1/node/dance", Body::empty()).await.0, 404);
 
+        // What a page in a browser could have it do with the owner's certificate: nothing.
+        for header in [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")] {
+            let request = Request::post("/v1/node/poweroff").header(header.0, header.1).body(Body::empty()).unwrap();
+            assert_eq!(api.router.clone().oneshot(request).await.unwrap().status(), 403);
+        }
+        // A request of another shape is one that is not as it should be, in the one form of errors.
+        assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", "{\"nonce\":5}").await.0, 400);
+        assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\",\"x\":1}").await.0, 400);
+
         let (_, page) = api.ask("get", "/", "/", Body::empty()).await;
         assert!(page.contains(&good.digest) && page.contains("running") && page.contains("unknown"), "{page}");
         let (_, metrics) = api.ask("get", "/metrics", "/metrics", Body::empty()).await;

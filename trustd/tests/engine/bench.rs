@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use basalt_trustd::engine::Loading;
+use basalt_trustd::engine::{Loading, Turn};
 use basalt_trustd::fetch::{Client, Fetcher, Watched};
 use basalt_trustd::store::Store;
 use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
@@ -38,7 +38,7 @@ fn large(round: usize) -> Built {
 
 /// As a module's job does it: what is verified is handed on at once.
 async fn bring(node: &Node, gate: &Fetcher, source: &Source) {
-    let loading = Loading::new(&Arc::new(node.own().await), gate.store.clone(), Arc::new(|_, _| Ok(())));
+    let loading = Loading::new(&Arc::new(node.own().await), gate.store.clone(), Arc::new(|_| Ok(())), Turn::default());
     let verified = gate.get("bench", source, &Watched::default(), &|image, layers| loading.ready(image, layers)).await.unwrap();
     loading.finish(verified).await.unwrap();
 }

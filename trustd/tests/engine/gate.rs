@@ -1,6 +1,11 @@
 //! What may run, and as what.
 
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use bollard::models::ContainerCreateBody;
+use bollard::query_parameters::EventsOptionsBuilder;
+use futures_util::StreamExt as _;
 use ledger::Status;
 use wish::{Aim, Wish};
 
@@ -198,6 +203,12 @@ fn nothing_of_the_corpus_reaches_the_engine() {
             inputs.map(|input| (format!("sha256:{}", measure::hex(&input[..32])), input[32..].to_vec())).collect()
         };
         let (cases, around) = (corpus("archive"), corpus("archive-around"));
+        // The same way, a good one comes through.
+        for (digest, archive) in corpus("archive-good") {
+            node.push(&archive).await.unwrap();
+            let source = config::Source { digest, registry: None, archive: None };
+            node.modules.fetcher().get("good", &source, &Default::default(), &|_, _| {}).await.unwrap();
+        }
         // Around a good image or in its place: each into a store of its own, where nothing of another helps it.
         for (digest, archive) in &around {
             let dir = tempfile::tempdir().unwrap();
@@ -222,5 +233,53 @@ fn nothing_of_the_corpus_reaches_the_engine() {
         assert!(cases.len() >= 30 && around.len() >= 15, "{} and {}", cases.len(), around.len());
         let engine = node.own().await;
         assert!(engine.images().await.unwrap().is_empty() && engine.containers().await.unwrap().is_empty());
+    });
+}
+
+/// How often the engine was given an image since a moment.
+async fn loads(node: &Node, begun: u64) -> usize {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 1;
+    let filters = HashMap::from([("type", vec!["image"]), ("event", vec!["load"])]);
+    let options = EventsOptionsBuilder::default().since(&begun.to_string()).until(&now.to_string()).filters(&filters).build();
+    node.behind().await.events(Some(options)).count().await
+}
+
+/// While the later layers are verified, the engine has the earlier ones already: of an image that may run, and to the end.
+#[test]
+fn an_image_goes_in_by_parts_and_nothing_else_stays() {
+    run(async {
+        let mut node = Node::start("parts").await;
+        let begun = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let image = layered("in parts", &[Packed::Gzip, Packed::Zstd, Packed::No, Packed::Gzip], 200_000);
+        let listed = index(&image);
+        let mut blobs = image.blobs.clone();
+        blobs.push(listed.clone());
+        node.push(&crate::images::archive_of(&blobs)).await.unwrap();
+        // The index is approved, the manifest in it revoked: not even a part of it reaches the engine.
+        let lines = statement(&node.key, &sha(&listed), Status::Approved, 1) + &statement(&node.key, &image.digest, Status::Revoked, 2);
+        node.approvals.extend(&lines).await.unwrap();
+        node.apply("revoked", &module(&sha(&listed), ""));
+        assert!(node.refused("revoked").await.starts_with("revoked"));
+        assert_eq!(loads(&node, begun).await, 0);
+
+        let other = layered("other parts", &[Packed::Gzip, Packed::Zstd, Packed::No, Packed::Gzip], 200_000);
+        node.log = lines;
+        node.state(&other.digest, Status::Approved).await;
+        node.push(&other.archive()).await.unwrap();
+        node.apply("good", &module(&other.digest, ""));
+        node.running("good").await;
+        assert!(loads(&node, begun).await >= 3, "in parts");
+        let engine = node.own().await;
+        let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+        loop {
+            let images: Vec<String> = engine.images().await.unwrap().into_iter().map(|i| i.digest).collect();
+            let known = std::fs::read_dir(node.settings.run.join("images")).unwrap().count();
+            if images == [other.digest.clone()] && known == 1 {
+                break;
+            }
+            assert!(std::time::Instant::now() < deadline, "{images:?}, {known} known");
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        assert!(!node.kinds().await.iter().any(|kind| kind == "image-removed"), "{:?}", node.events().await);
     });
 }

@@ -100,8 +100,9 @@ impl Witnessed {
     /// The log as some of the witnesses cosign it; and who of them did not.
     async fn cosign(&self, log: &str, by: &[usize]) -> (String, Vec<String>) {
         let urls: Vec<String> = by.iter().map(|n| self.witnesses[*n].url()).collect();
+        let keys: Vec<NoteKey> = self.witnesses.iter().map(|w| NoteKey::parse(&w.vkey).unwrap()).collect();
         let (log, key, origin) = (log.to_owned(), self.key.clone(), self.vkey.name.clone());
-        let cosigned = tokio::task::spawn_blocking(move || witness::cosign(&log, "t", &origin, &key, &urls).unwrap()).await.unwrap();
+        let cosigned = tokio::task::spawn_blocking(move || witness::cosign(&log, "t", &origin, &key, &urls, &keys).unwrap()).await.unwrap();
         (cosigned.log, cosigned.failed.iter().map(|(_, why)| format!("{why:#}")).collect())
     }
 }
@@ -206,7 +207,7 @@ fn nothing_counts_that_too_few_witnesses_saw() {
 fn a_ledger_that_nobody_vouches_for_any_more_stops_what_runs() {
     run(async {
         let witnessed = Witnessed::start();
-        let node = Node::with("stale", &witnessed.settings(2, "max-age-s = 8\nstale-grace-s = 1")).await;
+        let node = Node::with("stale", &witnessed.settings(2, "max-age-s = 40\nstale-grace-s = 1")).await;
         let built = image("good");
         node.push(&built.archive()).await.unwrap();
         let approved = statement(&node.key, &built.digest, Status::Approved, 1);
@@ -255,6 +256,11 @@ fn sources_are_asked_and_none_is_trusted() {
         assert!(node.refused("m").await.contains("revoked"));
         heard(&sources, "boot.jsonl", Some("it is behind")).await;
         heard(&sources, &good.address.to_string(), None).await;
+        // A pipe holds nobody up.
+        let pipe = node.dir.path().join("pipe");
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let piped = keep(&node, pipe);
+        heard(&piped, "pipe", Some("not a file")).await;
         // One that signs for nobody does not bring it back.
         let stranger = SigningKey::from_bytes(&[77; 32]);
         liar.says(&(revoked + &statement(&stranger, &built.digest, Status::Approved, 3)));

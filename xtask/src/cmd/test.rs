@@ -121,7 +121,8 @@ fn engine(filter: Option<&str>) -> Result<()> {
         return Ok(());
     }
     let plan = plan()?;
-    let sandbox = engine_sandbox(&plan)?;
+    // Small images go into the engine in parts too.
+    let sandbox = engine_sandbox(&plan)?.env("BASALT_PART", "65536");
     // The same selection of packages as for the other tests, so that nothing is compiled twice.
     let mut args = vec![
         "cargo",
