@@ -185,8 +185,9 @@ impl Card {
         let sandbox = Sandbox::new(&setting("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
         let address = format!("file:///work/{file}");
         let look = |option: &str| -> Result<std::process::Output> {
+            // Not by the name in /usr/bin: that is a script, and there is no shell.
             let argv = [
-                "chromium-headless-shell",
+                "/usr/lib/chromium/chromium-headless-shell",
                 "--no-sandbox",
                 "--disable-gpu",
                 "--enable-logging=stderr",

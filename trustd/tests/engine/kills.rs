@@ -126,7 +126,7 @@ fn one_process() {
 }
 
 fn module(image: &Built, more: &str) -> String {
-    let command = if more.is_empty() { "" } else { "command = [\"/var/lib/app/words\"]\n" };
+    let command = if more.is_empty() { "" } else { "command = [\"/stay\", \"/var/lib/app/words\"]\n" };
     format!(
         "memory-mib = 32\nstop-within-s = 1\n{command}[image]\ndigest = \"{}\"\n[health]\ncommand = [\"/stay\", \"check\"]\nwithin-s = 4\n{more}",
         image.digest

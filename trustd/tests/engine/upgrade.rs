@@ -138,7 +138,7 @@ fn folders_last_and_are_never_shared_by_two_versions() {
         let with_folder = |image: &Built, health: &str| {
             module(
                 image,
-                "command = [\"/var/lib/app/words\"]",
+                "command = [\"/stay\", \"/var/lib/app/words\"]",
                 &format!("{health}[[volumes]]\nname = \"state\"\npath = \"/var/lib/app\"\n"),
             )
         };

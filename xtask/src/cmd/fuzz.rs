@@ -13,8 +13,8 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// In each target, in the short run of the tests.
-pub const SHORT: u64 = 5;
+/// In each target, in the short run of the tests: some seconds, and the same inputs on every machine.
+const SHORT: u32 = 10_000;
 
 /// Parts of fuzz/corpus/ that tests write; the others are made by hand.
 const GENERATED: [&str; 7] = ["archive", "archive-around", "archive-good", "layer", "manifest", "statement", "checkpoint"];
@@ -40,12 +40,16 @@ pub fn run(args: &Args) -> Result<()> {
     for target in &args.targets {
         ensure!(all.contains(target), "there is no target {target}; there are: {}", all.join(", "));
     }
-    fuzz(&plan, if args.targets.is_empty() { &all } else { &args.targets }, args.seconds)
+    // What is found stays, so that the next run goes on from there: beside the cache of builds, not in the checkout.
+    let found = plan.store.work("fuzz")?;
+    let targets = if args.targets.is_empty() { &all } else { &args.targets };
+    fuzz(&plan, &found, targets, &format!("for {} s", args.seconds), &[format!("-max_total_time={}", args.seconds)])
 }
 
-/// All targets, each for a short time, from the corpus of the repository.
+/// All targets, each with so many inputs that come from the corpus of the repository alone: what fails here fails everywhere.
 pub fn short(plan: &Plan) -> Result<()> {
-    fuzz(plan, &targets()?, SHORT)
+    let found = dev::scratch(plan, "fuzz-short")?;
+    fuzz(plan, &found, &targets()?, &format!("with {SHORT} inputs"), &[format!("-runs={SHORT}"), "-seed=1".into()])
 }
 
 fn targets() -> Result<Vec<String>> {
@@ -57,10 +61,8 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
-fn fuzz(plan: &Plan, targets: &[String], seconds: u64) -> Result<()> {
-    // What is found stays, so that the next run goes on from there: beside the cache of builds, not in the checkout.
-    let found = plan.store.work("fuzz")?;
-    let sandbox = dev::sandbox(plan)?.write(&found, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
+fn fuzz(plan: &Plan, found: &Path, targets: &[String], how: &str, options: &[String]) -> Result<()> {
+    let sandbox = dev::sandbox(plan)?.write(found, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
     let build = ["cargo", "build", "--offline", "--package", "basalt-fuzz", "--bins", "--profile", "fuzz", "--target", TARGET];
     // Another folder than that of the tests: other flags would make everything anew each time.
     check(&mut sandbox.command(build.iter().copied().chain(["--target-dir", "/work/fuzz"]))?, "building the fuzz targets")?;
@@ -74,14 +76,10 @@ fn fuzz(plan: &Plan, targets: &[String], seconds: u64) -> Result<()> {
                 argv.push(format!("/src/fuzz/corpus/{name}"));
             }
         }
-        argv.extend([
-            format!("-max_total_time={seconds}"),
-            "-timeout=10".into(),
-            "-rss_limit_mb=2048".into(),
-            "-print_final_stats=1".into(),
-        ]);
-        argv.extend(["-verbosity=0".into(), format!("-artifact_prefix=/cache/found/{target}-")]);
-        progress::line(&format!("fuzz {target} for {seconds} s"));
+        argv.extend_from_slice(options);
+        argv.extend(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"].map(str::to_owned));
+        argv.push(format!("-artifact_prefix=/cache/found/{target}-"));
+        progress::line(&format!("fuzz {target} {how}"));
         let output = sandbox.command(&argv)?.output().with_context(|| format!("cannot run {target}"))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {

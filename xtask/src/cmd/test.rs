@@ -28,7 +28,7 @@ enum Group {
     Deny,
     /// Unit and property tests, and those with a software TPM
     Unit,
-    /// Every fuzz target for a short time (cargo xtask fuzz for longer)
+    /// Every fuzz target with the same 10,000 inputs (cargo xtask fuzz for more)
     Fuzz,
     /// trustd against a real Docker Engine in its own namespaces (root only)
     Engine,
