@@ -9,15 +9,24 @@ use serde_json::json;
 use trustctl::client::Client;
 use trustctl::{keys, statement, witness};
 
-/// Which log, and who signs.
+use crate::output::said;
+
+/// Which log.
 #[derive(clap::Args)]
-pub(crate) struct Signing {
+pub(crate) struct Which {
     /// The log, a file of canonical JSON lines; fetch a node's with `trustctl log fetch`
     #[arg(long, default_value = "ledger.jsonl")]
     log: PathBuf,
     /// The ledger's name, as node.toml has it
     #[arg(long, default_value = "home")]
     ledger: String,
+}
+
+/// Which log, and who signs.
+#[derive(clap::Args)]
+pub(crate) struct Signing {
+    #[command(flatten)]
+    which: Which,
     /// The approver's key [default: approver.key in the folder of keys]
     #[arg(long)]
     key: Option<PathBuf>,
@@ -63,10 +72,8 @@ pub(crate) enum LogCommand {
     },
     /// Check every line of a log against the approvers that a node pins
     Verify {
-        #[arg(long, default_value = "ledger.jsonl")]
-        log: PathBuf,
-        #[arg(long, default_value = "home")]
-        ledger: String,
+        #[command(flatten)]
+        which: Which,
         /// Public key of an approver; once for each
         #[arg(long, required = true)]
         approver: Vec<String>,
@@ -85,10 +92,8 @@ pub(crate) enum LogCommand {
     /// Sign a log's checkpoint and let witnesses cosign it, at once or again to stay fresh
     #[command(after_help = "The log is written if at least one witness cosigned. Witnesses speak C2SP tlog-witness.")]
     Cosign {
-        #[arg(long, default_value = "ledger.jsonl")]
-        log: PathBuf,
-        #[arg(long, default_value = "home")]
-        ledger: String,
+        #[command(flatten)]
+        which: Which,
         /// The log's key [default: log.key in the folder of keys]
         #[arg(long)]
         key: Option<PathBuf>,
@@ -139,16 +144,16 @@ fn image(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u
 }
 
 pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
-    Policy::new(&args.signing.ledger, &args.keys, args.threshold)?;
+    Policy::new(&args.signing.which.ledger, &args.keys, args.threshold)?;
     let (approvers, threshold, iat) = (args.keys.clone(), args.threshold, statement::now()?);
     add(&args.signing, folder, json, |seq| ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into())
 }
 
 fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> Statement) -> Result<()> {
     let key = signer(signing, folder)?;
-    let before = read(&signing.log)?;
-    let text = statement::append(&before, &signing.ledger, &key, make)?;
-    write(&signing.log, &text)?;
+    let before = read(&signing.which.log)?;
+    let text = statement::append(&before, &signing.which.ledger, &key, make)?;
+    write(&signing.which.log, &text)?;
     let entries = statement::entries(&text)?;
     let Some(entry) = entries.last() else { bail!("the statement was not added") };
     if json {
@@ -157,7 +162,7 @@ fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> S
     }
     println!("{}", shown(&entry.statement));
     println!("signed by {}", keys::public_hex(&key));
-    let log = signing.log.display();
+    let log = signing.which.log.display();
     match ledger::parts(&before).1 {
         Some(_) => {
             println!("Next: `trustctl log sign` by further approvers, trustctl log cosign --log {log}, trustctl log push --log {log}")
@@ -179,7 +184,7 @@ fn shown(statement: &Statement) -> String {
 pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bool) -> Result<()> {
     match command {
         LogCommand::Show { log } => show(&read(log)?, json),
-        LogCommand::Verify { log, ledger, approver, threshold, checkpoint, witness, witnesses } => {
+        LogCommand::Verify { which: Which { log, ledger }, approver, threshold, checkpoint, witness, witnesses } => {
             let mut policy = Policy::new(ledger, approver, *threshold)?;
             if let Some(key) = checkpoint {
                 policy.witnessing = Some(Witnessing::new(key, witness, *witnesses, u64::MAX)?);
@@ -192,7 +197,7 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
             });
             Ok(())
         }
-        LogCommand::Cosign { log, ledger, key, witness, witness_key } => {
+        LogCommand::Cosign { which: Which { log, ledger }, key, witness, witness_key } => {
             let path = key.clone().unwrap_or_else(|| folder.join(keys::LOG));
             let (key, vkey) = keys::load_log(&path)?;
             let named = witness_key.iter().map(|text| NoteKey::parse(text).map_err(anyhow::Error::msg)).collect::<Result<Vec<_>>>()?;
@@ -202,24 +207,25 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
                 );
             }
             let (text, seen) = (read(log)?, path.with_extension("seen"));
-            witness::continues(&seen, &text, ledger)?;
-            witness::remember(&seen, &text, ledger)?;
-            let done = witness::cosign(&text, ledger, &vkey.name, &key, witness, &named)?;
+            let leaves = statement::leaves(&text, ledger)?;
+            witness::continues(&seen, &leaves)?;
+            witness::remember(&seen, &leaves)?;
+            let done = witness::cosign(&text, &leaves, &vkey.name, &key, witness, &named)?;
             cosigned(log, &vkey.name, &done, witness.len(), json)
         }
         LogCommand::Sign { signing } => {
             let key = signer(signing, folder)?;
-            let text = read(&signing.log)?;
+            let text = read(&signing.which.log)?;
             let mut entries = statement::entries(&text)?;
             let last = entries.last_mut().context("the log is empty")?;
-            last.sign(&signing.ledger, &key);
+            last.sign(&signing.which.ledger, &key);
             let (seq, signatures) = (last.statement.seq(), last.signatures.len());
             let mut fresh: String = entries.iter().map(|e| e.line() + "\n").collect();
             // The checkpoint is of the statements, not of who signed them.
             if let Some(checkpoint) = ledger::parts(&text).1 {
                 fresh = format!("{fresh}\n{checkpoint}");
             }
-            write(&signing.log, &fresh)?;
+            write(&signing.which.log, &fresh)?;
             said(json, &json!({ "statement": seq, "signatures": signatures }), || {
                 format!("statement {seq} now has {signatures} signatures")
             });
@@ -244,11 +250,6 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
             Ok(())
         }
     }
-}
-
-/// One answer, for people or for programs.
-pub(crate) fn said(as_json: bool, value: &serde_json::Value, text: impl FnOnce() -> String) {
-    println!("{}", if as_json { value.to_string() } else { text() });
 }
 
 fn show(text: &str, json: bool) -> Result<()> {

@@ -4,6 +4,7 @@
 mod approver;
 mod builder;
 mod node;
+mod output;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -195,7 +196,7 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
             )
         }
     };
-    approver::said(json, &serde_json::json!({ "public": public, "folder": folder }), || {
+    output::said(json, &serde_json::json!({ "public": public, "folder": folder }), || {
         format!("{next}\nThe key is in {}.", folder.display())
     });
     Ok(())

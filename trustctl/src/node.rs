@@ -11,7 +11,7 @@ use trustctl::client::Client;
 use trustctl::{evidence, module};
 use wish::Aim;
 
-use crate::approver::said;
+use crate::output::said;
 
 #[derive(Subcommand)]
 pub(crate) enum ModuleCommand {

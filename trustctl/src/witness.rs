@@ -10,8 +10,6 @@ use base64::engine::general_purpose::STANDARD;
 use ledger::merkle::{self, Hash, Tree};
 use ledger::{Checkpoint, NoteKey, SigningKey};
 
-use crate::statement;
-
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const LONGEST_ANSWER: u64 = 64 * 1024;
 
@@ -28,19 +26,19 @@ pub struct Cosigned {
 /// Puts a checkpoint of all its statements under a log: signed by the log's key, then seen by each witness that can be reached.
 ///
 /// What does not hold as a cosignature by one of `keys` is left out, whoever sent it; of each witness the newest stays.
-pub fn cosign(log: &str, ledger: &str, origin: &str, key: &SigningKey, witnesses: &[String], keys: &[NoteKey]) -> Result<Cosigned> {
-    let leaves = statement::leaves(log, ledger)?;
+/// `leaves` are those of the log ([`crate::statement::leaves`]).
+pub fn cosign(log: &str, leaves: &[Hash], origin: &str, key: &SigningKey, witnesses: &[String], keys: &[NoteKey]) -> Result<Cosigned> {
     let tree: Tree = leaves.iter().copied().collect();
     let checkpoint = Checkpoint { origin: origin.to_owned(), size: tree.size(), root: tree.root() };
     let note = checkpoint.sign(key).map_err(anyhow::Error::msg)?;
     let (statements, before) = ledger::parts(log);
     let (mut answers, mut failed) = (before.unwrap_or_default().to_owned(), Vec::new());
     for witness in witnesses {
-        match ask(witness, &note, &leaves) {
+        match ask(witness, &note, leaves) {
             Ok(answer) if ledger::cosignatures(&note, &answer, keys).is_empty() => {
                 failed.push((witness.clone(), anyhow::anyhow!("nothing that it answers is a cosignature by a witness that was named")));
             }
-            Ok(answer) => answers += &answer,
+            Ok(answer) => answers = format!("{answers}\n{answer}"),
             Err(error) => failed.push((witness.clone(), error)),
         }
     }
@@ -56,32 +54,29 @@ pub fn cosign(log: &str, ledger: &str, origin: &str, key: &SigningKey, witnesses
 }
 
 /// What a log's key signed last, beside the key: it signs nothing that does not continue it, since no witness would cosign it again.
-pub fn continues(seen: &Path, log: &str, ledger: &str) -> Result<()> {
-    let leaves = statement::leaves(log, ledger)?;
-    match std::fs::read_to_string(seen) {
+pub fn continues(seen: &Path, leaves: &[Hash]) -> Result<()> {
+    let text = match std::fs::read_to_string(seen) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => {
-            let text = other.with_context(|| format!("cannot read {}", seen.display()))?;
-            let damaged = || format!("{} is damaged: expected a number of statements and a root", seen.display());
-            let (size, root) = text.trim().split_once(' ').with_context(damaged)?;
-            let size: usize = size.parse().with_context(damaged)?;
-            let signed = leaves.get(..size).map(|leaves| measure::hex(&leaves.iter().copied().collect::<Tree>().root()));
-            if signed.as_deref() != Some(root) {
-                bail!(
-                    "this log does not continue the {size} statements that its key signed last: is it the newest one, and is --ledger {ledger:?} its name? \
-                     Witnesses would take it for a fork"
-                );
-            }
-        }
+        other => other.with_context(|| format!("cannot read {}", seen.display()))?,
+    };
+    let damaged = || format!("{} is damaged: expected a number of statements and a root", seen.display());
+    let (size, root) = text.trim().split_once(' ').with_context(damaged)?;
+    let size: usize = size.parse().with_context(damaged)?;
+    if leaves.get(..size).map(root_of).as_deref() != Some(root) {
+        bail!(
+            "this log does not continue the {size} statements that its key signed last: is it the newest one? Witnesses would take it for a fork"
+        );
     }
     Ok(())
 }
 
 /// Remembers what is about to be signed.
-pub fn remember(seen: &Path, log: &str, ledger: &str) -> Result<()> {
-    let tree: Tree = statement::leaves(log, ledger)?.into_iter().collect();
-    std::fs::write(seen, format!("{} {}\n", tree.size(), measure::hex(&tree.root())))
-        .with_context(|| format!("cannot write {}", seen.display()))
+pub fn remember(seen: &Path, leaves: &[Hash]) -> Result<()> {
+    std::fs::write(seen, format!("{} {}\n", leaves.len(), root_of(leaves))).with_context(|| format!("cannot write {}", seen.display()))
+}
+
+fn root_of(leaves: &[Hash]) -> String {
+    measure::hex(&leaves.iter().copied().collect::<Tree>().root())
 }
 
 /// Shows a witness the checkpoint, and that it continues what the witness saw before.

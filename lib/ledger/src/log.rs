@@ -200,9 +200,7 @@ impl Log {
         let leaf = merkle::leaf(&statement.signed_bytes(ledger));
         match statement {
             Statement::Image(image) => {
-                if !is_digest(&image.digest) {
-                    return Err(not(format!("{:?} is not a digest: expected sha256: and 64 lower-case hex digits", image.digest)));
-                }
+                config::valid_digest(&image.digest).map_err(not)?;
                 if image.exp <= image.iat {
                     return Err(LogError::Times { line, iat: image.iat, exp: image.exp });
                 }
@@ -299,10 +297,6 @@ pub fn longer<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
     // A line that is no statement is like no other, not even one that is the same.
     let same = a == b || (0..common).all(|n| one[n].is_some() && one[n] == two[n]);
     same.then_some(if two.len() > one.len() || a.is_empty() { b } else { a })
-}
-
-fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").and_then(measure::unhex).is_some_and(|b| b.len() == 32)
 }
 
 #[cfg(test)]

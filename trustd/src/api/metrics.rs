@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::owner::Snapshot;
+use super::snapshot::Snapshot;
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
 const STATES: [&str; 7] = ["waiting", "fetching", "starting", "running", "stopped", "refused", "failed"];
@@ -23,15 +23,15 @@ pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
     let mut out = Text::default();
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let info = ["version", "variant", "machine"].map(|key| (key, text(&status[key])));
-    out.family("basalt_info", "gauge", "The image that runs", [(&info[..], 1.0)]);
+    out.family("basalt_info", "gauge", "The image that runs", &[(info, 1.0)]);
     out.single("basalt_uptime_seconds", "gauge", "Since the boot", status["uptime_s"].as_f64());
-    out.single("basalt_engine_up", "gauge", "Whether the engine answers", Some(f64::from(u8::from(status["engine"] == "answers"))));
-    out.single("basalt_tpm_up", "gauge", "Whether the TPM answers", Some(f64::from(u8::from(registers.is_ok()))));
+    out.single("basalt_engine_up", "gauge", "Whether the engine answers", Some(one_if(status["engine"] == "answers")));
+    out.single("basalt_tpm_up", "gauge", "Whether the TPM answers", Some(one_if(registers.is_ok())));
     let kib = |key: &str| status["memory"][key].as_f64().map(|k| k * 1024.0);
     out.single("basalt_memory_bytes", "gauge", "Memory of the node", kib("total_kb"));
     out.single("basalt_memory_available_bytes", "gauge", "Memory that is free to use", kib("available_kb"));
     let ledger = &status["ledger"];
-    out.single("basalt_ledger_usable", "gauge", "Whether the ledger can be used", Some(f64::from(u8::from(ledger["problem"].is_null()))));
+    out.single("basalt_ledger_usable", "gauge", "Whether the ledger can be used", Some(one_if(ledger["problem"].is_null())));
     out.single("basalt_ledger_statements", "gauge", "Statements in the ledger", ledger["statements"].as_f64());
     out.single(
         "basalt_ledger_witnessed_timestamp_seconds",
@@ -40,32 +40,30 @@ pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
         ledger["witnessed"].as_f64(),
     );
     out.single("basalt_ledger_max_age_seconds", "gauge", "For how long after that the ledger counts", ledger["max_age_s"].as_f64());
-    let sources: Vec<_> = ledger["sources"].as_object().into_iter().flatten().collect();
-    let sources: Vec<_> =
-        sources.into_iter().map(|(name, heard)| ([("source", name.clone())], f64::from(u8::from(heard["problem"].is_null())))).collect();
-    out.family(
-        "basalt_ledger_source_up",
-        "gauge",
-        "Whether a source of the ledger gave one that holds",
-        sources.iter().map(|(l, v)| (&l[..], *v)),
-    );
+    let sources = ledger["sources"].as_object().into_iter().flatten();
+    let sources: Vec<_> = sources.map(|(name, heard)| ([("source", name.clone())], one_if(heard["problem"].is_null()))).collect();
+    out.family("basalt_ledger_source_up", "gauge", "Whether a source of the ledger gave one that holds", &sources);
     let states: Vec<_> = modules
         .iter()
         .flat_map(|m| {
             let (name, state) = (text(&m["name"]), text(&m["status"]["state"]));
-            STATES.map(|s| ([("module", name.clone()), ("state", s.to_owned())], f64::from(u8::from(s == state))))
+            STATES.map(|s| ([("module", name.clone()), ("state", s.to_owned())], one_if(s == state)))
         })
         .collect();
-    out.family("basalt_module_state", "gauge", "1 for the state that a module is in", states.iter().map(|(l, v)| (&l[..], *v)));
+    out.family("basalt_module_state", "gauge", "1 for the state that a module is in", &states);
     let each = |value: &dyn Fn(&Value) -> f64| -> Vec<_> { modules.iter().map(|m| ([("module", text(&m["name"]))], value(m))).collect() };
-    let allowed = each(&|m| f64::from(u8::from(m["ledger"]["allowed"] == true)));
-    out.family("basalt_module_allowed", "gauge", "Whether the ledger allows a module", allowed.iter().map(|(l, v)| (&l[..], *v)));
+    let allowed = each(&|m| one_if(m["ledger"]["allowed"] == true));
+    out.family("basalt_module_allowed", "gauge", "Whether the ledger allows a module", &allowed);
     let restarts = each(&|m| m["restarts"].as_f64().unwrap_or_default());
-    out.family("basalt_module_restarts_total", "counter", "How often a module ended by itself", restarts.iter().map(|(l, v)| (&l[..], *v)));
+    out.family("basalt_module_restarts_total", "counter", "How often a module ended by itself", &restarts);
     let events: Vec<_> = counts.events.iter().map(|(kind, n)| ([("type", kind.clone())], *n as f64)).collect();
-    out.family("basalt_audit_events_total", "counter", "Events in PCR 15 since the boot", events.iter().map(|(l, v)| (&l[..], *v)));
+    out.family("basalt_audit_events_total", "counter", "Events in PCR 15 since the boot", &events);
     out.single("basalt_engine_requests_refused_total", "counter", "Requests that the second lock refused", Some(counts.refused as f64));
     out.0
+}
+
+fn one_if(condition: bool) -> f64 {
+    if condition { 1.0 } else { 0.0 }
 }
 
 #[derive(Default)]
@@ -73,19 +71,18 @@ struct Text(String);
 
 impl Text {
     fn single(&mut self, name: &str, kind: &str, help: &str, value: Option<f64>) {
-        self.family(name, kind, help, value.map(|value| (&[][..], value)));
+        self.family(name, kind, help, value.map(|value| ([], value)).as_slice());
     }
 
     /// One metric with all its samples; left out where there is none.
-    fn family<'a>(&mut self, name: &str, kind: &str, help: &str, samples: impl IntoIterator<Item = (&'a [(&'a str, String)], f64)>) {
-        let mut samples = samples.into_iter().peekable();
-        if samples.peek().is_none() {
+    fn family<'a, L: AsRef<[(&'a str, String)]>>(&mut self, name: &str, kind: &str, help: &str, samples: &[(L, f64)]) {
+        if samples.is_empty() {
             return;
         }
         // Writing into a String does not fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for (labels, value) in samples {
-            let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
+            let labels: Vec<String> = labels.as_ref().iter().map(|(key, value)| format!("{key}=\"{}\"", escape(value))).collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
             let _ = writeln!(self.0, "{name}{labels} {value}");
         }

@@ -4,6 +4,7 @@ mod metrics;
 pub mod module;
 pub mod owner;
 mod page;
+mod snapshot;
 pub mod tls;
 
 use axum::Json;

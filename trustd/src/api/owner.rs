@@ -20,6 +20,7 @@ use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::snapshot::Snapshot;
 use super::{Answer, ApiError, metrics, page, unhex, unknown};
 use crate::approvals::{ApprovalError, Approvals};
 use crate::audit::{Audit, Evidence};
@@ -95,14 +96,6 @@ async fn no_other_site(request: Request, next: Next) -> Response {
 fn from_other_site(method: &Method, headers: &HeaderMap) -> bool {
     let own = headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
     method != Method::GET && (headers.contains_key("origin") || !own)
-}
-
-/// What a page or a scraper is shown.
-pub struct Snapshot {
-    pub status: Value,
-    pub modules: Vec<Value>,
-    /// PCR number and value; or why the TPM does not say.
-    pub registers: Result<BTreeMap<String, String>, String>,
 }
 
 impl Node {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
-use super::owner::Snapshot;
+use super::snapshot::Snapshot;
 
 /// Nothing is loaded, nothing runs, nothing is sent.
 pub(super) const POLICY: &str =

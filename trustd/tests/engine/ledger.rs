@@ -102,7 +102,12 @@ impl Witnessed {
         let urls: Vec<String> = by.iter().map(|n| self.witnesses[*n].url()).collect();
         let keys: Vec<NoteKey> = self.witnesses.iter().map(|w| NoteKey::parse(&w.vkey).unwrap()).collect();
         let (log, key, origin) = (log.to_owned(), self.key.clone(), self.vkey.name.clone());
-        let cosigned = tokio::task::spawn_blocking(move || witness::cosign(&log, "t", &origin, &key, &urls, &keys).unwrap()).await.unwrap();
+        let cosigned = tokio::task::spawn_blocking(move || {
+            let leaves = trustctl::statement::leaves(&log, "t").unwrap();
+            witness::cosign(&log, &leaves, &origin, &key, &urls, &keys).unwrap()
+        })
+        .await
+        .unwrap();
         (cosigned.log, cosigned.failed.iter().map(|(_, why)| format!("{why:#}")).collect())
     }
 }

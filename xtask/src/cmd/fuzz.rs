@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{check, dev};
+use super::{check, dev, tools_plan};
 use crate::plan::Plan;
 use crate::{paths, progress};
 
@@ -32,7 +32,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
+    let plan = tools_plan()?;
     if args.corpus {
         return write_corpus(&plan);
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{check, dev};
+use super::{check, dev, tools_plan};
 use crate::plan::{Plan, Step};
 use crate::sandbox::Sandbox;
 use crate::{config, paths, progress, tree};
@@ -50,7 +50,7 @@ pub fn run(args: Args) -> Result<()> {
             Group::Lint => lint()?,
             Group::Deny => super::deny::run()?,
             Group::Unit => unit(args.filter.as_deref())?,
-            Group::Fuzz => super::fuzz::short(&plan()?)?,
+            Group::Fuzz => super::fuzz::short(&tools_plan()?)?,
             Group::Engine => engine(args.filter.as_deref())?,
             Group::Boot => boot(args.filter.as_deref())?,
         }
@@ -60,13 +60,9 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-fn plan() -> Result<Plan> {
-    Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)
-}
-
 fn lint() -> Result<()> {
     parse_all()?;
-    let plan = plan()?;
+    let plan = tools_plan()?;
     let sandbox = dev::sandbox(&plan)?;
     check(&mut sandbox.command(["cargo", "fmt", "--all", "--check"])?, "cargo fmt --check")?;
     let lints = ["cargo", "clippy", "--offline", "--workspace", "--all-targets", "--features", ENGINE_TESTS, "--", "--deny", "warnings"];
@@ -106,7 +102,7 @@ fn parse_all() -> Result<()> {
 }
 
 fn unit(filter: Option<&str>) -> Result<()> {
-    let plan = plan()?;
+    let plan = tools_plan()?;
     let scratch = dev::scratch(&plan, "unit")?;
     let sandbox = dev::sandbox(&plan)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
     // Everything but what needs an engine or a machine of its own.
@@ -120,7 +116,7 @@ fn engine(filter: Option<&str>) -> Result<()> {
         progress::line("NOTICE: the engine tests need root and are left out; the boot tests have the engine in the guest");
         return Ok(());
     }
-    let plan = plan()?;
+    let plan = tools_plan()?;
     // Small images go into the engine in parts too.
     let sandbox = engine_sandbox(&plan)?.env("BASALT_PART", "65536");
     // The same selection of packages as for the other tests, so that nothing is compiled twice.
@@ -151,7 +147,7 @@ pub(super) fn bench_gate() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the gate is measured against an engine in namespaces of its own, which needs root");
     }
-    let plan = plan()?;
+    let plan = tools_plan()?;
     let sandbox = engine_sandbox(&plan)?;
     let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-trustd", "--features", "engine-tests"];
     args.extend(["--test", "engine", "--", "--ignored", "--exact", "bench::figures", "--nocapture"]);
@@ -198,7 +194,7 @@ fn boot(filter: Option<&str>) -> Result<()> {
             super::size::check(&plan)?;
         }
     }
-    let plan = plan()?;
+    let plan = tools_plan()?;
     super::harden::check(&plan)?;
     let (tools, browser) = (plan.tools()?, plan.build(&Step::Tree("browser".into()))?.dir);
     let scratch = dev::scratch(&plan, "boot")?;
