@@ -7,6 +7,7 @@
 pub mod api;
 pub mod approvals;
 pub mod audit;
+mod background;
 pub mod crypto;
 pub mod engine;
 pub mod fetch;

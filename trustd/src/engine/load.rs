@@ -16,7 +16,7 @@ use std::time::Duration;
 use bollard::query_parameters::ImportImageOptions;
 use futures_util::StreamExt as _;
 use oci::{Emitter, Image, Layer, OciError, Verified};
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -44,7 +44,7 @@ enum Order {
 /// A load that begins before all of the image is there. Given up before [`Loading::finish`], it leaves the engine without the image.
 pub struct Loading {
     orders: mpsc::UnboundedSender<Order>,
-    done: JoinHandle<Result<(), EngineError>>,
+    done: oneshot::Receiver<Result<(), EngineError>>,
     /// How many layers were told of.
     told: Mutex<usize>,
 }
@@ -52,8 +52,10 @@ pub struct Loading {
 impl Loading {
     pub fn new(engine: &Arc<Engine>, store: Arc<Store>, known: Known, turn: Turn) -> Self {
         let (orders, receiver) = mpsc::unbounded_channel();
+        let (tell, done) = oneshot::channel();
         let work = Work { engine: engine.clone(), store, known, turn, parts: Vec::new() };
-        Self { orders, done: tokio::spawn(work.run(receiver)), told: Mutex::default() }
+        tokio::spawn(work.run(receiver, tell));
+        Self { orders, done, told: Mutex::default() }
     }
 
     /// Gives the engine the verified layers of an image, unless it has the image.
@@ -91,7 +93,7 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>) -> Result<(), EngineError> {
+    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, done: oneshot::Sender<Result<(), EngineError>>) {
         let mut start: Option<Start> = None;
         loop {
             let order = match &start {
@@ -118,20 +120,14 @@ impl Work {
                         self.give_up(start.take()).await;
                     }
                 }
-                Ok(Some(Order::Finish(image))) => {
-                    let done = self.finish(start, image).await;
-                    return done;
-                }
-                Ok(None) => {
-                    self.give_up(start).await;
-                    return Err(other("the image was given up").into());
-                }
+                Ok(Some(Order::Finish(image))) => return self.finish(start, image, done).await,
+                Ok(None) => return self.give_up(start).await,
                 Err(_) => self.give_up(start.take()).await,
             }
         }
     }
 
-    async fn finish(mut self, start: Option<Start>, image: Verified) -> Result<(), EngineError> {
+    async fn finish(mut self, start: Option<Start>, image: Verified, told: oneshot::Sender<Result<(), EngineError>>) {
         let (turn, upload) = match start {
             None => (self.turn.clone().lock_owned().await, None),
             Some(Start { turn, sent, before, current, .. }) => match ended(before).await {
@@ -142,10 +138,10 @@ impl Work {
                 }
             },
         };
-        let done = self.whole(upload, image).await;
+        // Who waits need not wait for the parts to go; the next image does.
+        let _ = told.send(self.whole(upload, image).await);
         self.clear().await;
         drop(turn);
-        done
     }
 
     /// Brings the image: what is missing after its parts, or all of it.

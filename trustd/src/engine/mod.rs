@@ -30,6 +30,8 @@ pub use tickets::{Tickets, serve};
 /// Also for the load of a large image, of which the engine says nothing before it is done.
 const TIMEOUT_S: u64 = 900;
 const OLDEST_API: &bollard::ClientVersion = bollard::API_DEFAULT_VERSION;
+/// So often a listing is asked for once more.
+const LISTINGS: usize = 3;
 /// The most that is kept of a container's log for an answer.
 const LONGEST_LOG: usize = 1 << 20;
 
@@ -118,7 +120,15 @@ impl Engine {
     /// Every image there is.
     pub async fn images(&self) -> Result<Vec<Listed>, EngineError> {
         let options = ListImagesOptionsBuilder::default().all(true).build();
-        let list = self.0.list_images(Some(options)).await.map_err(refused("list images"))?;
+        let mut list = self.0.list_images(Some(options.clone())).await;
+        for _ in 0..LISTINGS {
+            match &list {
+                // It stumbles over an image that goes away meanwhile.
+                Err(error) if absent(error) => list = self.0.list_images(Some(options.clone())).await,
+                _ => break,
+            }
+        }
+        let list = list.map_err(refused("list images"))?;
         Ok(list.into_iter().map(|i| Listed { digest: i.id, tags: i.repo_tags }).collect())
     }
 

@@ -4,7 +4,7 @@ mod answer;
 mod http;
 mod registry;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -17,6 +17,7 @@ use serde::Serialize;
 pub use answer::HttpError;
 pub use registry::{Chunks, Client, PATIENCE, RegistryError};
 
+use crate::background;
 use crate::store::{Store, StoreError};
 
 /// Hears how many layers of an image are verified, from the first on.
@@ -166,10 +167,11 @@ impl Fetcher {
         let missing: BTreeSet<&String> = image.layers.iter().map(|l| &l.digest).filter(|d| self.store.size(d).is_none()).collect();
         let mut seen = BTreeSet::new();
         let wanted = image.layers.iter().filter(|layer| seen.insert(&layer.digest));
-        let each: Vec<BoxFuture<'_, _>> = wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
-        // An archive brings all that it has at once.
+        let mut each: VecDeque<BoxFuture<'_, _>> = wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
+        // The first comes alone: with it the engine has something to do. An archive brings all that it has at once.
+        let first: Vec<_> = each.pop_front().into_iter().collect();
         let beside = if source.archive.is_none() { BESIDE } else { 1 };
-        let mut each = futures_util::stream::iter(each).buffered(beside);
+        let mut each = futures_util::stream::iter(first).buffered(1).chain(futures_util::stream::iter(each).buffered(beside));
         let (mut good, mut news) = (BTreeSet::new(), missing.is_empty());
         while let Some(layer) = each.next().await {
             let digest = &layer?.digest;
@@ -188,7 +190,7 @@ impl Fetcher {
             self.bring(source, "the layer", &layer.digest, Some(layer.size), watched).await?;
         }
         let (store, known) = (self.store.clone(), layer.clone());
-        blocking(move || Ok(store.verify_layer(&known)?)).await?;
+        background::run(move || store.verify_layer(&known)).await.map_err(|e| FetchError::Task(e.to_string()))??;
         Ok(layer)
     }
 
@@ -240,7 +242,7 @@ impl Fetcher {
     /// Puts every blob of an archive that somebody sends into the store, to last.
     pub async fn upload(&self, mut archive: impl std::io::Read + Send + 'static) -> Result<Vec<String>, OciError> {
         let store = self.store.clone();
-        let task = tokio::task::spawn_blocking(move || {
+        let task = background::run(move || {
             let blobs = oci::import(&mut archive, &mut &*store, &store.limits)?;
             store.sync().map_err(|error| match error {
                 StoreError::Io { source, .. } => OciError::Io(source),

@@ -20,6 +20,7 @@ use serde::Deserialize;
 use super::Watched;
 use super::answer::{Answer, HttpError, shown};
 use super::http::{Host, Http};
+use crate::background;
 use crate::store::{Store, StoreError};
 
 /// The longest silence of a registry.
@@ -303,7 +304,7 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
     let (sender, chunks) = Chunks::pipe();
     let writing = {
         let (store, digest) = (store.clone(), digest.to_owned());
-        tokio::task::spawn_blocking(move || store.receive(&digest, size, start, chunks))
+        background::run(move || store.receive(&digest, size, start, chunks))
     };
     let host = answer.host.clone();
     let mut have = start;

@@ -1,11 +1,13 @@
 //! Side by side with the bare engine: `cargo xtask bench gate`. Everything is timed in one run on one machine, in turns.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basalt_trustd::engine::{Loading, Turn};
 use basalt_trustd::fetch::{Client, Fetcher, Watched};
 use basalt_trustd::store::Store;
+use bollard::Docker;
 use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
 use config::{Registry, Source};
 use futures_util::StreamExt as _;
@@ -31,23 +33,66 @@ fn fetcher(dir: &std::path::Path, registries: &[Registry]) -> Fetcher {
     Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"))
 }
 
-/// Another image each time: the engine keeps what it once had.
-fn large(round: usize) -> Built {
-    layered(&format!("round {round} {}", std::process::id()), &[Packed::Gzip; LAYERS], LAYER)
+/// Another image each time: the engine keeps layers of what it once had, and takes its time to forget them.
+fn large(name: &str) -> Built {
+    layered(&format!("{name} {}", std::process::id()), &[Packed::Gzip; LAYERS], LAYER)
 }
 
 /// As a module's job does it: what is verified is handed on at once.
-async fn bring(node: &Node, gate: &Fetcher, source: &Source) {
-    let loading = Loading::new(&Arc::new(node.own().await), gate.store.clone(), Arc::new(|_| Ok(())), Turn::default());
+async fn bring(node: &Node, gate: &Fetcher, source: &Source, turn: &Turn) {
+    let loading = Loading::new(&Arc::new(node.own().await), gate.store.clone(), Arc::new(|_| Ok(())), turn.clone());
     let verified = gate.get("bench", source, &Watched::default(), &|image, layers| loading.ready(image, layers)).await.unwrap();
     loading.finish(verified).await.unwrap();
 }
 
-async fn forget(node: &Node) {
-    // trustd's own look removes what it did not load; it is not running here.
+async fn forget(node: &Node, turn: &Turn) {
+    // Not before the engine is done with the last one's parts. trustd's own look removes what it did not load; it is not running here.
+    let _turn = turn.lock().await;
     for image in node.own().await.images().await.unwrap() {
         node.own().await.remove_image(&image.digest).await.unwrap();
     }
+}
+
+/// The engine alone.
+async fn docker_load(docker: &Docker, file: &Path) -> Duration {
+    let begun = Instant::now();
+    let content = tokio::fs::read(file).await.unwrap();
+    let stream = futures_util::stream::iter(
+        content.chunks(1 << 17).map(|c| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(c))).collect::<Vec<_>>(),
+    );
+    let mut loading = Box::pin(docker.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, stream, None));
+    while let Some(item) = loading.next().await {
+        item.unwrap();
+    }
+    begun.elapsed()
+}
+
+/// The same kind of file into the store, verified, and from there into the engine.
+async fn gate_load(node: &Node, turn: &Turn, file: &Path, digest: String) -> Duration {
+    let dir = tempfile::tempdir_in("/cache").unwrap();
+    let gate = fetcher(dir.path(), &[]);
+    let begun = Instant::now();
+    gate.upload(std::fs::File::open(file).unwrap()).await.unwrap();
+    bring(node, &gate, &Source { digest, registry: None, archive: None }, turn).await;
+    begun.elapsed()
+}
+
+async fn docker_pull(docker: &Docker, name: &str, digest: &str) -> Duration {
+    let begun = Instant::now();
+    let options = CreateImageOptionsBuilder::default().from_image(&format!("{name}@{digest}")).build();
+    let mut pulling = Box::pin(docker.create_image(Some(options), None, None));
+    while let Some(item) = pulling.next().await {
+        item.unwrap();
+    }
+    begun.elapsed()
+}
+
+async fn gate_pull(node: &Node, turn: &Turn, registry: &Registry, name: &str, digest: String) -> Duration {
+    let dir = tempfile::tempdir_in("/cache").unwrap();
+    let gate = fetcher(dir.path(), std::slice::from_ref(registry));
+    let begun = Instant::now();
+    bring(node, &gate, &Source { digest, registry: Some(name.to_owned()), archive: None }, turn).await;
+    begun.elapsed()
 }
 
 #[test]
@@ -56,58 +101,48 @@ fn figures() {
     run(async {
         let registry = RealRegistry::start();
         let host = registry.address.to_string();
+        let name = format!("{host}/bench/app");
         let plain = Registry { host: host.clone(), mirrors: Vec::new(), plain: true, ca: None, user: None, password: None };
         let mut node = Node::start("bench").await;
         node.keeping_aborted();
         let docker = node.behind().await;
+        let turn = Turn::default();
+        let file = node.dir.path().join("image.tar");
+        let archived = |what: String| {
+            let image = large(&what);
+            std::fs::write(&file, image.archive_with_name("bench:1")).unwrap();
+            image.digest
+        };
+        let published = |what: String| {
+            let image = large(&what);
+            publish(&registry.storage, "bench/app", &image.blobs, &[&image.manifest]);
+            image.digest
+        };
         let (mut loads, mut bare_loads, mut pulls, mut bare_pulls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
-            let image = large(round);
-            let file = node.dir.path().join("image.tar");
-            std::fs::write(&file, image.archive_with_name("bench:1")).unwrap();
-            publish(&registry.storage, "bench/app", &image.blobs, &[&image.manifest]);
+            archived(format!("docker load {round}"));
+            bare_loads.push(docker_load(&docker, &file).await);
+            forget(&node, &turn).await;
 
-            // The engine alone: docker load, docker pull.
-            let begun = Instant::now();
-            let content = tokio::fs::read(&file).await.unwrap();
-            let stream = futures_util::stream::iter(
-                content.chunks(1 << 17).map(|c| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(c))).collect::<Vec<_>>(),
+            let digest = archived(format!("load {round}"));
+            loads.push(gate_load(&node, &turn, &file, digest).await);
+            forget(&node, &turn).await;
+
+            let digest = published(format!("docker pull {round}"));
+            bare_pulls.push(docker_pull(&docker, &name, &digest).await);
+            forget(&node, &turn).await;
+
+            let digest = published(format!("pull {round}"));
+            pulls.push(gate_pull(&node, &turn, &plain, &name, digest).await);
+            forget(&node, &turn).await;
+            let seconds = |all: &[Duration]| all.last().unwrap().as_secs_f64();
+            println!(
+                "round {round}: docker load {:.2} s, gate {:.2} s; docker pull {:.2} s, gate {:.2} s",
+                seconds(&bare_loads),
+                seconds(&loads),
+                seconds(&bare_pulls),
+                seconds(&pulls)
             );
-            let mut loading = Box::pin(docker.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, stream, None));
-            while let Some(item) = loading.next().await {
-                item.unwrap();
-            }
-            bare_loads.push(begun.elapsed());
-            drop(loading);
-            forget(&node).await;
-
-            // The gate: the same file into the store, verified, and from there into the engine.
-            let dir = tempfile::tempdir_in("/cache").unwrap();
-            let gate = fetcher(dir.path(), &[]);
-            let begun = Instant::now();
-            gate.upload(std::fs::File::open(&file).unwrap()).await.unwrap();
-            let source = Source { digest: image.digest.clone(), registry: None, archive: None };
-            bring(&node, &gate, &source).await;
-            loads.push(begun.elapsed());
-            forget(&node).await;
-
-            let begun = Instant::now();
-            let options = CreateImageOptionsBuilder::default().from_image(&format!("{host}/bench/app@{}", image.digest)).build();
-            let mut pulling = Box::pin(docker.create_image(Some(options), None, None));
-            while let Some(item) = pulling.next().await {
-                item.unwrap();
-            }
-            bare_pulls.push(begun.elapsed());
-            drop(pulling);
-            forget(&node).await;
-
-            let dir = tempfile::tempdir_in("/cache").unwrap();
-            let gate = fetcher(dir.path(), std::slice::from_ref(&plain));
-            let begun = Instant::now();
-            let source = Source { digest: image.digest.clone(), registry: Some(format!("{host}/bench/app")), archive: None };
-            bring(&node, &gate, &source).await;
-            pulls.push(begun.elapsed());
-            forget(&node).await;
         }
         let ratio = |ours: Vec<Duration>, bare: Vec<Duration>, what: &str, bare_name: &str| {
             let (ours, bare) = (median(ours), median(bare));
@@ -122,7 +157,6 @@ fn figures() {
         ratio(pulls, bare_pulls, "pull through the gate, 200 MB in 8 layers", "docker pull");
 
         // The whole process counts: the harness, the runtime, what is left of making the image.
-        let file = node.dir.path().join("gigabyte.tar");
         let digest = {
             let image = layered("gigabyte", &[Packed::Gzip; LAYERS], 128 << 20);
             std::fs::write(&file, image.archive()).unwrap();
@@ -132,9 +166,9 @@ fn figures() {
         let gate = fetcher(dir.path(), &[]);
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
         gate.upload(std::fs::File::open(&file).unwrap()).await.unwrap();
-        bring(&node, &gate, &Source { digest, registry: None, archive: None }).await;
+        bring(&node, &gate, &Source { digest, registry: None, archive: None }, &turn).await;
         println!("FIGURE peak memory while a 1 GB image is loaded: {:.0} MiB (at most 64 MiB)", peak_kib() as f64 / 1024.0);
-        forget(&node).await;
+        forget(&node, &turn).await;
         std::fs::remove_file(&file).unwrap();
 
         // A verdict with everything local: ledger and image.
@@ -215,7 +249,8 @@ fn peak_kib() -> u64 {
 /// Processor time of a process so far.
 fn cpu(of: &str) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{of}/stat")).unwrap();
-    let fields: Vec<u64> = text.rsplit(')').next().unwrap().split_whitespace().filter_map(|f| f.parse().ok()).collect();
-    // utime and stime, in hundredths of a second (proc_pid_stat(5)); the fields before are numbers but for the state.
-    Duration::from_millis((fields[10] + fields[11]) * 10)
+    // utime and stime, fields 14 and 15, in hundredths of a second (proc_pid_stat(5)); the state is the third.
+    let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+    let hundredths = |n: usize| fields[n - 3].parse::<u64>().unwrap();
+    Duration::from_millis((hundredths(14) + hundredths(15)) * 10)
 }

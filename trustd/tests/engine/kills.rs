@@ -12,7 +12,7 @@ use ledger::{SigningKey, Status};
 use wish::{Aim, Wish};
 
 use crate::common::Swtpm;
-use crate::images::{Built, image};
+use crate::images::{Built, Packed, image, layered};
 use crate::node::{Owner, PATIENCE, RealEngine, config_of, parts, run, settings, statement};
 
 const KEY: [u8; 32] = [5; 32];
@@ -23,6 +23,8 @@ struct Place {
     tpm: Swtpm,
     engine: std::path::PathBuf,
     serial: u64,
+    /// Digests of all images that the engine may have in the end, parted by commas.
+    images: String,
 }
 
 impl Place {
@@ -33,7 +35,8 @@ impl Place {
         let settings = settings(dir.path(), &tpm.tcti);
         let log: String = images.iter().enumerate().map(|(n, i)| statement(&key(), &i.digest, Status::Approved, n as u64 + 1)).collect();
         std::fs::write(settings.etc.join("ledger.jsonl"), log).unwrap();
-        let place = Self { dir, tpm, engine: engine.to_owned(), serial: 0 };
+        let digests: Vec<&str> = images.iter().map(|i| i.digest.as_str()).collect();
+        let place = Self { dir, tpm, engine: engine.to_owned(), serial: 0, images: digests.join(",") };
         let node = config_of(&key(), &Owner::kept(place.dir.path()), "");
         let store = basalt_trustd::fetcher(&node, &settings.data).unwrap();
         for image in images {
@@ -70,6 +73,7 @@ impl Place {
             .env("BASALT_KILL_DIR", self.dir.path())
             .env("BASALT_KILL_ENGINE", &self.engine)
             .env("BASALT_KILL_TPM", &self.tpm.tcti)
+            .env("BASALT_KILL_IMAGES", &self.images)
             .env(name, value)
             .stdout(log.try_clone().unwrap())
             .stderr(log)
@@ -108,6 +112,7 @@ fn one_process() {
         let parts = parts(&settings, &node, tickets.clone(), tpm).await;
         let modules = Arc::new(Modules::open(parts).unwrap());
         let _keeping = tokio::spawn(modules.clone().keep());
+        let images = std::env::var("BASALT_KILL_IMAGES").unwrap();
         let (until, begun) = (std::env::var("BASALT_UNTIL").unwrap_or_default(), Instant::now());
         loop {
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -117,6 +122,8 @@ fn one_process() {
                 && one.id == *container
                 && one.running
                 && one.image == until
+                // What was left of an image goes too.
+                && engine.images().await.unwrap().iter().all(|i| images.split(',').any(|known| known == i.digest))
             {
                 return;
             }
@@ -150,8 +157,8 @@ fn engine(dir: &Path, name: &str) -> RealEngine {
 fn at_every_step_of_a_start() {
     let dir = tempfile::tempdir_in("/run").unwrap();
     let engine = engine(dir.path(), "kill-start");
-    let image = image("one");
-    for step in ["marked", "fetched", "approved", "loaded", "created", "remembered", "started", "healthy", "good"] {
+    let image = layered("one", &[Packed::Gzip, Packed::Zstd, Packed::No], 100_000);
+    for step in ["marked", "fetched", "approved", "part", "loaded", "created", "remembered", "started", "healthy", "good"] {
         let mut place = run(Place::new(&engine.socket, &[&image]));
         place.wish(&module(&image, FOLDER));
         assert!(place.killed_at(step), "it never came to {step:?}");
