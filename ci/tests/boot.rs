@@ -120,7 +120,8 @@ fn boots_measures_and_runs_the_approved_module() {
         let proof: Value = serde_json::from_str(line).unwrap();
         let bytes = |key: &str| measure::unhex(proof[key].as_str().unwrap()).unwrap();
         let suite: vrf::Suite = serde_json::from_value(proof["suite"].clone()).unwrap();
-        assert_eq!(suite.verify(&bytes("public_key"), &bytes("alpha"), &bytes("pi")).unwrap(), Some(bytes("beta")));
+        let key = vrf::PublicKey::new(suite, &bytes("public_key")).unwrap();
+        assert_eq!(key.verify(&bytes("alpha"), &bytes("pi")).unwrap(), Some(bytes("beta")));
         verified += 1;
     }
     assert_eq!(verified, 2, "{log}");

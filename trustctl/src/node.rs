@@ -314,9 +314,8 @@ pub(crate) fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> 
 pub(crate) fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
     let bytes = |what: &str, text: &str| unhex(text).with_context(|| format!("--{what}: expected hex digits"));
     let suite: vrf::Suite = serde_json::from_value(json!(args.suite)).with_context(|| format!("--suite {:?}", args.suite))?;
-    let beta = suite
-        .verify(&bytes("public-key", &args.public_key)?, &bytes("alpha", &args.alpha)?, &bytes("pi", &args.pi)?)
-        .map_err(|e| DoesNotHold(e.to_string()))?;
+    let (key, alpha, pi) = (bytes("public-key", &args.public_key)?, bytes("alpha", &args.alpha)?, bytes("pi", &args.pi)?);
+    let beta = vrf::PublicKey::new(suite, &key).and_then(|key| key.verify(&alpha, &pi)).map_err(|e| DoesNotHold(e.to_string()))?;
     let Some(beta) = beta else { return Err(DoesNotHold("the proof does not hold".into()).into()) };
     if as_json {
         return print_json(&json!({ "valid": true, "beta": hex(&beta) }));

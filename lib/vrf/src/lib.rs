@@ -1,35 +1,45 @@
-//! Verifiable random functions after RFC 9381.
+//! Verifiable random functions after RFC 9381, and one of draft-irtf-cfrg-vrf-05 for those who verify on EVM chains.
 //!
-//! Invariant: what a caller brings is validated here before the crate sees it: keys (section 5.4.5: not of small order,
-//! canonically encoded) and proofs (section 5.4.4: s below the order; canonical point).
+//! Invariants:
+//! - Nothing is computed with a key or a proof before it was validated: secret keys of the Weierstrass curves lie between 1 and the order
+//!   less one; public keys are on the curve, canonically encoded and not of small order (RFC 9381, section 5.4.5, always on); of a
+//!   proof Gamma is a canonically encoded point and s is below the order (section 5.4.4).
+//! - What touches a secret takes the same time whatever its value; what is public may not. docs/crypto.md says what is what.
 
 #![forbid(unsafe_code)]
 
-use curve25519_dalek::edwards::CompressedEdwardsY;
-use curve25519_dalek::scalar::Scalar;
-use curve25519_dalek::traits::IsIdentity as _;
-use serde::{Deserialize, Serialize};
-use vrf_rfc9381::ec::edwards25519::tai::{EdVrfEdwards25519Tai, EdVrfEdwards25519TaiPublicKey, EdVrfEdwards25519TaiSecretKey};
-use vrf_rfc9381::ec::p256::tai::{EcVrfP256Tai, EcVrfP256TaiPublicKey, EcVrfP256TaiSecretKey};
-use vrf_rfc9381::{Prover, VRF, Verifier};
+mod edwards;
+mod sswu;
+#[cfg(test)]
+mod tests;
+mod weierstrass;
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
+
+/// A suite of RFC 9381, section 5.5; the last one is of draft-irtf-cfrg-vrf-05, as the crate `vrf` and the contracts of vrf-solidity have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Suite {
     #[serde(rename = "ECVRF-P256-SHA256-TAI")]
     P256Tai,
+    #[serde(rename = "ECVRF-P256-SHA256-SSWU")]
+    P256Sswu,
     #[serde(rename = "ECVRF-EDWARDS25519-SHA512-TAI")]
     Ed25519Tai,
+    #[serde(rename = "ECVRF-EDWARDS25519-SHA512-ELL2")]
+    Ed25519Ell2,
+    #[serde(rename = "draft-05:ECVRF-SECP256K1-SHA256-TAI")]
+    Secp256k1Draft05,
 }
 
-/// A proof and what it proves.
+/// A proof, and the output that it proves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Proof {
-    pub public_key: Vec<u8>,
     pub pi: Vec<u8>,
     pub beta: Vec<u8>,
 }
 
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
 pub enum VrfError {
     #[error("the public key is not valid for this suite (RFC 9381, section 5.4.5)")]
     PublicKey,
@@ -42,89 +52,149 @@ pub enum VrfError {
 }
 
 impl Suite {
-    /// The suite's name in RFC 9381, section 5.5.
+    pub const ALL: [Self; 5] = [Self::P256Tai, Self::P256Sswu, Self::Ed25519Tai, Self::Ed25519Ell2, Self::Secp256k1Draft05];
+
+    /// The suite's name in RFC 9381, section 5.5; the one of the draft says that it is of the draft.
     pub fn name(self) -> &'static str {
         match self {
             Self::P256Tai => "ECVRF-P256-SHA256-TAI",
+            Self::P256Sswu => "ECVRF-P256-SHA256-SSWU",
             Self::Ed25519Tai => "ECVRF-EDWARDS25519-SHA512-TAI",
+            Self::Ed25519Ell2 => "ECVRF-EDWARDS25519-SHA512-ELL2",
+            Self::Secp256k1Draft05 => "draft-05:ECVRF-SECP256K1-SHA256-TAI",
         }
     }
 
-    /// Turns 32 uniform bytes into a secret key, if they are one (for P-256: from 1 to the order less one).
-    pub fn check_secret(self, secret: &[u8; 32]) -> Result<(), VrfError> {
+    /// suite_string (RFC 9381, section 5.5). The draft had none for secp256k1; 0xFE is what those have who use it.
+    fn number(self) -> u8 {
         match self {
-            Self::P256Tai => EcVrfP256TaiSecretKey::from_slice(secret).map(|_| ()).map_err(|_| VrfError::SecretKey),
-            // Any 32 bytes (RFC 8032, section 5.1.5).
-            Self::Ed25519Tai => Ok(()),
+            Self::P256Tai => 0x01,
+            Self::P256Sswu => 0x02,
+            Self::Ed25519Tai => 0x03,
+            Self::Ed25519Ell2 => 0x04,
+            Self::Secp256k1Draft05 => 0xfe,
         }
     }
 
-    pub fn prove(self, secret: &[u8; 32], alpha: &[u8]) -> Result<Proof, VrfError> {
-        match self {
-            Self::P256Tai => {
-                let prover = EcVrfP256TaiSecretKey::from_slice(secret).map_err(|_| VrfError::SecretKey)?;
-                let pi = EcVrfP256Tai.prove(&prover, alpha).map_err(|_| VrfError::Encoding)?;
-                let beta = EcVrfP256Tai.verify(&prover.verifier(), alpha, &pi).map_err(|_| VrfError::Encoding)?;
-                Ok(Proof { public_key: p256_public(secret)?, pi, beta: beta.to_vec() })
-            }
-            Self::Ed25519Tai => {
-                let prover = EdVrfEdwards25519TaiSecretKey::from_slice(secret).map_err(|_| VrfError::SecretKey)?;
-                let pi = EdVrfEdwards25519Tai.prove(&prover, alpha).map_err(|_| VrfError::Encoding)?;
-                let beta = EdVrfEdwards25519Tai.verify(&prover.verifier(), alpha, &pi).map_err(|_| VrfError::Encoding)?;
-                Ok(Proof { public_key: ed25519_public(secret), pi, beta: beta.to_vec() })
-            }
-        }
+    /// RFC 9381 ends what it hashes with a zero byte and hashes the public key into the challenge; the draft did neither.
+    fn is_draft(self) -> bool {
+        self == Self::Secp256k1Draft05
+    }
+}
+
+/// A secret key of 32 bytes with its public key. It is wiped from memory when it goes; copies that the arithmetic makes are not.
+pub struct SecretKey {
+    suite: Suite,
+    secret: Zeroizing<[u8; 32]>,
+    public: Vec<u8>,
+}
+
+impl SecretKey {
+    /// Takes 32 bytes as they are: for the Weierstrass curves a number in big-endian order, for Edwards25519 a seed (RFC 8032, section 5.1.5).
+    ///
+    /// # Errors
+    /// [`VrfError::SecretKey`] if it has another length, or is zero or not below the order of the Weierstrass curves.
+    pub fn new(suite: Suite, secret: &[u8]) -> Result<Self, VrfError> {
+        let secret: Zeroizing<[u8; 32]> = Zeroizing::new(secret.try_into().map_err(|_| VrfError::SecretKey)?);
+        let public = match suite {
+            Suite::P256Tai | Suite::P256Sswu => weierstrass::public_key::<weierstrass::P256>(&secret)?,
+            Suite::Secp256k1Draft05 => weierstrass::public_key::<weierstrass::Secp256k1>(&secret)?,
+            Suite::Ed25519Tai | Suite::Ed25519Ell2 => edwards::public_key(&secret),
+        };
+        Ok(Self { suite, secret, public })
     }
 
-    /// The output if the proof holds, `None` if it does not.
-    pub fn verify(self, public_key: &[u8], alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {
-        match self {
-            Self::P256Tai => {
-                // The crate refuses c and s that are zero or not below the order, and points that are not on the curve.
-                if pi.len() != 81 || !matches!(pi[0], 2 | 3) {
-                    return Err(VrfError::Form);
-                }
-                if public_key.len() != 33 || !matches!(public_key[0], 2 | 3) {
-                    return Err(VrfError::PublicKey);
-                }
-                let verifier = EcVrfP256TaiPublicKey::from_slice(public_key).map_err(|_| VrfError::PublicKey)?;
-                Ok(EcVrfP256Tai.verify(&verifier, alpha, pi).ok().map(|beta| beta.to_vec()))
-            }
-            Self::Ed25519Tai => {
-                let key = canonical(public_key).ok_or(VrfError::PublicKey)?;
-                if key.mul_by_cofactor().is_identity() {
-                    return Err(VrfError::PublicKey);
-                }
-                if pi.len() != 80 || canonical(&pi[..32]).is_none() {
-                    return Err(VrfError::Form);
-                }
-                let s: [u8; 32] = pi[48..].try_into().map_err(|_| VrfError::Form)?;
-                if bool::from(Scalar::from_canonical_bytes(s).is_none()) {
-                    return Err(VrfError::Form);
-                }
-                let verifier = EdVrfEdwards25519TaiPublicKey::from_slice(public_key).map_err(|_| VrfError::PublicKey)?;
-                Ok(EdVrfEdwards25519Tai.verify(&verifier, alpha, pi).ok().map(|beta| beta.to_vec()))
-            }
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    /// 33 bytes (SEC 1, compressed) or 32 (RFC 8032).
+    pub fn public_key(&self) -> &[u8] {
+        &self.public
+    }
+
+    /// RFC 9381, sections 5.1 and 5.2. The same alpha has always the same proof.
+    ///
+    /// # Errors
+    /// [`VrfError::Encoding`], which does not happen.
+    pub fn prove(&self, alpha: &[u8]) -> Result<Proof, VrfError> {
+        self.steps(alpha).map(|steps| steps.proof)
+    }
+
+    fn steps(&self, alpha: &[u8]) -> Result<Steps, VrfError> {
+        match self.suite {
+            Suite::P256Tai | Suite::P256Sswu => weierstrass::prove::<weierstrass::P256>(self.suite, &self.secret, &self.public, alpha),
+            Suite::Secp256k1Draft05 => weierstrass::prove::<weierstrass::Secp256k1>(self.suite, &self.secret, &self.public, alpha),
+            Suite::Ed25519Tai | Suite::Ed25519Ell2 => edwards::prove(self.suite, &self.secret, &self.public, alpha),
         }
     }
 }
 
-/// A point in its one canonical encoding.
-fn canonical(bytes: &[u8]) -> Option<curve25519_dalek::EdwardsPoint> {
-    let compressed = CompressedEdwardsY::from_slice(bytes).ok()?;
-    compressed.decompress().filter(|point| point.compress() == compressed)
+impl std::fmt::Debug for SecretKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SecretKey").field("suite", &self.suite).finish_non_exhaustive()
+    }
 }
 
-fn ed25519_public(secret: &[u8; 32]) -> Vec<u8> {
-    use sha2::Digest as _;
-    let hash = sha2::Sha512::digest(secret);
-    let mut x = [0; 32];
-    x.copy_from_slice(&hash[..32]);
-    curve25519_dalek::EdwardsPoint::mul_base_clamped(x).compress().to_bytes().to_vec()
+/// What the RFC's examples show beside the proof.
+struct Steps {
+    proof: Proof,
+    #[cfg_attr(not(test), allow(dead_code))]
+    seen: Seen,
 }
 
-fn p256_public(secret: &[u8; 32]) -> Result<Vec<u8>, VrfError> {
-    use p256::elliptic_curve::sec1::ToSec1Point as _;
-    let key = p256::SecretKey::from_slice(secret).map_err(|_| VrfError::SecretKey)?;
-    Ok(key.public_key().to_sec1_point(true).as_bytes().to_vec())
+/// H, U and V encoded.
+#[cfg_attr(not(test), allow(dead_code))]
+struct Seen {
+    h: Vec<u8>,
+    u: Vec<u8>,
+    v: Vec<u8>,
+}
+
+/// A public key that was validated (RFC 9381, section 5.4.5).
+#[derive(Debug, Clone)]
+pub struct PublicKey {
+    suite: Suite,
+    bytes: Vec<u8>,
+    point: Point,
+}
+
+#[derive(Debug, Clone)]
+enum Point {
+    P256(<weierstrass::P256 as weierstrass::Curve>::Point),
+    Secp256k1(<weierstrass::Secp256k1 as weierstrass::Curve>::Point),
+    Edwards(curve25519_dalek::EdwardsPoint),
+}
+
+impl PublicKey {
+    /// # Errors
+    /// [`VrfError::PublicKey`] if it is not on the curve, not in its one encoding, the identity or of small order.
+    pub fn new(suite: Suite, bytes: &[u8]) -> Result<Self, VrfError> {
+        let point = match suite {
+            Suite::P256Tai | Suite::P256Sswu => weierstrass::decode::<weierstrass::P256>(bytes).map(Point::P256),
+            Suite::Secp256k1Draft05 => weierstrass::decode::<weierstrass::Secp256k1>(bytes).map(Point::Secp256k1),
+            Suite::Ed25519Tai | Suite::Ed25519Ell2 => edwards::decode(bytes).filter(|p| !p.is_small_order()).map(Point::Edwards),
+        };
+        Ok(Self { suite, bytes: bytes.to_vec(), point: point.ok_or(VrfError::PublicKey)? })
+    }
+
+    pub fn suite(&self) -> Suite {
+        self.suite
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The output if the proof holds, `None` if it does not (RFC 9381, section 5.3).
+    ///
+    /// # Errors
+    /// [`VrfError::Form`] if it is no proof at all: another length, Gamma not on the curve, s not below the order.
+    pub fn verify(&self, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {
+        match &self.point {
+            Point::P256(point) => weierstrass::verify::<weierstrass::P256>(self.suite, &self.bytes, *point, alpha, pi),
+            Point::Secp256k1(point) => weierstrass::verify::<weierstrass::Secp256k1>(self.suite, &self.bytes, *point, alpha, pi),
+            Point::Edwards(point) => edwards::verify(self.suite, &self.bytes, point, alpha, pi),
+        }
+    }
 }

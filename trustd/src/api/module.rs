@@ -18,7 +18,7 @@ use sha2::{Digest as _, Sha256, Sha512};
 use tokio::net::UnixListener;
 use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
-use vrf::Suite;
+use vrf::{PublicKey, Suite};
 
 use super::{Answer, ApiError, unhex, unknown};
 use crate::crypto::keys::RootKey;
@@ -135,9 +135,9 @@ async fn prove(State(caller): Who, request: Request<ProveRequest>) -> Answer<Pro
     let Json(ProveRequest { suite, alpha }) = request?;
     let alpha = unhex("alpha", &alpha)?;
     let secret = caller.root.vrf(&caller.module, suite);
-    let proof = suite.prove(&secret, &alpha).map_err(ApiError::node)?;
+    let proof = secret.prove(&alpha).map_err(ApiError::node)?;
     let hex = |bytes: &[u8]| measure::hex(bytes);
-    Ok(Json(ProveAnswer { suite, public_key: hex(&proof.public_key), pi: hex(&proof.pi), beta: hex(&proof.beta) }))
+    Ok(Json(ProveAnswer { suite, public_key: hex(secret.public_key()), pi: hex(&proof.pi), beta: hex(&proof.beta) }))
 }
 
 #[derive(Deserialize)]
@@ -160,7 +160,7 @@ async fn verify(State(caller): Who, request: Request<VerifyRequest>) -> Answer<V
     caller.check(CryptoUse::Vrf)?;
     let Json(request) = request?;
     let (key, alpha, pi) = (unhex("public_key", &request.public_key)?, unhex("alpha", &request.alpha)?, unhex("pi", &request.pi)?);
-    let beta = request.suite.verify(&key, &alpha, &pi).map_err(ApiError::request)?;
+    let beta = PublicKey::new(request.suite, &key).and_then(|key| key.verify(&alpha, &pi)).map_err(ApiError::request)?;
     Ok(Json(VerifyAnswer { valid: beta.is_some(), beta: beta.map(|b| measure::hex(&b)) }))
 }
 
