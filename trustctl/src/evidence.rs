@@ -3,20 +3,26 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use measure::{MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote, Record, compare, hex, replay, unhex, verify_quote};
+use measure::{
+    MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote, Record, Statement, TpmKey, compare, hex, replay, unhex,
+    verify_quote,
+};
 use serde_json::Value;
 
 /// Evidence that holds together.
 pub struct Checked {
+    pub statement: Statement,
     pub quote: Quote,
     pub platform: Vec<Record>,
     pub modules: Vec<Record>,
     pub pcrs: BTreeMap<u32, Pcr>,
 }
 
-/// The signature covers the nonce and the registers; the logs replay to the registers; the platform's events are the
+/// The node states what the nonce is the answer to, and says so about nothing else; the signature covers that statement and the registers; the logs replay to the registers; the platform's events are the
 /// expected ones. Nothing of the answer is believed but what follows from the signature.
 pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> Result<Checked> {
+    let statement = Statement::read(answer["statement"].as_str().context("the answer has no statement")?)?;
+    ensure!(statement.nonce() == hex(nonce), "the answer is to another question: its nonce is not the one that was sent");
     let bytes = |key: &str| answer[key].as_str().and_then(unhex).with_context(|| format!("the answer has no {key}"));
     let records = |key: &str| -> Result<Vec<Record>> {
         serde_json::from_value(answer[key].clone()).with_context(|| format!("the answer has no {key}"))
@@ -33,8 +39,9 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
     let pcrs: BTreeMap<u32, Pcr> =
         [PLATFORM_PCR, MODULES_PCR].into_iter().map(|n| (n, replayed.get(&n).copied().unwrap_or_default())).collect();
     ensure!(replayed.keys().all(|n| pcrs.contains_key(n)), "a log has events for other registers than {PLATFORM_PCR} and {MODULES_PCR}");
-    let quote = verify_quote(&bytes("key")?, &bytes("attest")?, &bytes("signature")?, nonce, &pcrs)
-        .context("the logs and the TPM's quote do not fit together")?;
+    let quote =
+        verify_quote(&TpmKey::attestation(&bytes("key")?)?, &bytes("attest")?, &bytes("signature")?, &statement.qualifying_data(), &pcrs)
+            .context("the logs and the TPM's quote do not fit together")?;
     if let Some(expected) = expected {
         let expected = expected.board_of(&platform).context("the measurements name no board")?;
         if let Some(divergence) = compare(&expected.events, &platform) {
@@ -49,5 +56,5 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
             expected.pcrs.get(&PLATFORM_PCR.to_string())
         );
     }
-    Ok(Checked { quote, platform, modules, pcrs })
+    Ok(Checked { statement, quote, platform, modules, pcrs })
 }

@@ -87,6 +87,11 @@ pub struct View {
 }
 
 impl Approvals {
+    /// Whose approvals these are; it outlives changes of the approvers by themselves.
+    pub fn identity(&self) -> measure::Digest {
+        self.policy.identity()
+    }
+
     /// Never fails for the ledger's sake: one that cannot be used denies everything, with its reason.
     pub async fn open(node: &Node, etc: &Path, data: &Path, floor: u64, tpm: Tpm, root: Arc<RootKey>) -> Result<Self, LogError> {
         let Ledger::Log { revocation_grace_s, checkpoints, .. } = &node.ledger;

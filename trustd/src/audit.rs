@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, hex, parse_log, replay};
+use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, hex, parse_log, replay};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
@@ -32,9 +32,11 @@ pub enum AuditError {
 /// A quote with the logs that explain it.
 #[derive(Serialize)]
 pub struct Evidence {
+    /// What the quote is about: its digest is the quote's qualifying data.
+    pub statement: String,
     pub attest: String,
     pub signature: String,
-    /// The attestation key, SEC 1 uncompressed.
+    /// The attestation key's TPMT_PUBLIC.
     pub key: String,
     pub pcrs: BTreeMap<String, String>,
     pub platform_log: Vec<Record>,
@@ -134,11 +136,12 @@ impl Audit {
         }
     }
 
-    pub async fn evidence(&self, nonce: Vec<u8>) -> Result<Evidence, AuditError> {
+    pub async fn evidence(&self, statement: &Statement) -> Result<Evidence, AuditError> {
         let state = self.state.lock().await;
-        let SignedQuote { attest, signature, key } = self.tpm.quote(nonce).await?;
+        let SignedQuote { attest, signature, key } = self.tpm.quote(statement.qualifying_data()).await?;
         let pcrs = self.read().await?;
         Ok(Evidence {
+            statement: statement.text(),
             attest: hex(&attest),
             signature: hex(&signature),
             key: hex(&key),

@@ -3,7 +3,21 @@
 use std::fs::File;
 use std::io::{Result, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// What cannot be done, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot access {path}: {source}")]
+pub struct PathError {
+    path: PathBuf,
+    source: std::io::Error,
+}
+
+/// Says where.
+pub fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PathError {
+    let path = path.to_owned();
+    move |source| PathError { path, source }
+}
 
 pub fn write(path: &Path, data: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");

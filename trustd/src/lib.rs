@@ -16,6 +16,7 @@ pub mod init;
 pub mod modules;
 pub mod settings;
 pub mod sources;
+pub mod started;
 pub mod steps;
 pub mod store;
 pub mod tpm;
@@ -26,7 +27,11 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
-use crate::api::{module::Sockets, owner, tls::TlsListener};
+use crate::api::{
+    module::{Shared, Sockets},
+    owner,
+    tls::TlsListener,
+};
 use crate::settings::Settings;
 
 /// Runs until it is told to stop.
@@ -48,11 +53,13 @@ pub async fn run(settings: Settings) -> Result<()> {
     let fetcher = fetcher(&node, &settings.data)?;
     let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone()).map_err(anyhow::Error::msg)?;
     let sources = Arc::new(sources);
+    let started = Arc::new(started::Ledger::open(&settings.run)?);
+    let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
     let modules = Arc::new(modules::Modules::open(modules::Parts {
         approvals: approvals.clone(),
         audit: audit.clone(),
         fetcher,
-        sockets: Arc::new(Sockets::new(settings.modules.clone(), tpm, root)),
+        sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets: tickets.clone(),
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),

@@ -7,10 +7,10 @@ mod common;
 use std::collections::BTreeMap;
 
 use basalt_trustd::audit::{Audit, AuditError};
-use basalt_trustd::crypto::keys::RootKey;
+use basalt_trustd::crypto::keys::{Binding, RootKey};
 use basalt_trustd::tpm::Tpm;
 use common::Swtpm;
-use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, replay, unhex, verify_quote};
+use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, TpmKey, replay, unhex, verify_quote};
 use serde_json::json;
 use vrf::Suite;
 
@@ -47,19 +47,29 @@ fn a_quote_verifies_and_its_logs_replay() {
         let tpm = swtpm.open().await;
         let audit = audit(&tpm, dir.path()).await.unwrap();
         audit.record("module-started", &json!({ "module": "a" })).await.unwrap();
-        let evidence = audit.evidence(b"12345678".to_vec()).await.unwrap();
+        let statement = Statement::Node { nonce: measure::hex(b"12345678") };
+        let evidence = audit.evidence(&statement).await.unwrap();
+        assert_eq!(Statement::read(&evidence.statement), Ok(statement.clone()));
         let mut pcrs: BTreeMap<u32, Pcr> = replay(evidence.modules_log.iter()).unwrap();
         pcrs.entry(PLATFORM_PCR).or_default();
         let bytes = |text: &str| unhex(text).unwrap();
         let check = |nonce: &[u8], pcrs: &BTreeMap<u32, Pcr>| {
-            verify_quote(&bytes(&evidence.key), &bytes(&evidence.attest), &bytes(&evidence.signature), nonce, pcrs)
+            verify_quote(
+                &TpmKey::attestation(&bytes(&evidence.key)).unwrap(),
+                &bytes(&evidence.attest),
+                &bytes(&evidence.signature),
+                nonce,
+                pcrs,
+            )
         };
-        check(b"12345678", &pcrs).unwrap();
-        assert!(check(b"87654321", &pcrs).is_err());
-        pcrs.insert(MODULES_PCR, Pcr::default());
+        let qualifying = statement.qualifying_data();
+        check(&qualifying, &pcrs).unwrap();
         assert!(check(b"12345678", &pcrs).is_err());
+        assert!(check(&Statement::Node { nonce: measure::hex(b"87654321") }.qualifying_data(), &pcrs).is_err());
+        pcrs.insert(MODULES_PCR, Pcr::default());
+        assert!(check(&qualifying, &pcrs).is_err());
         // The key stays the same: it is derived, not stored.
-        assert_eq!(audit.evidence(b"12345678".to_vec()).await.unwrap().key, evidence.key);
+        assert_eq!(audit.evidence(&statement).await.unwrap().key, evidence.key);
     });
 }
 
@@ -72,7 +82,7 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
         let audit = audit(&tpm, dir.path()).await.unwrap();
         // A TPM holds three transient objects; a leak would show at the fourth.
         for n in 0..20u64 {
-            audit.evidence(n.to_be_bytes().to_vec()).await.unwrap();
+            audit.evidence(&Statement::Node { nonce: measure::hex(&n.to_be_bytes()) }).await.unwrap();
             let sealed = tpm.seal(vec![1; 32]).await.unwrap();
             assert_eq!(tpm.unseal(sealed).await.unwrap(), [1; 32]);
         }
@@ -83,11 +93,12 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
 fn the_root_key_lasts_and_belongs_to_this_tpm() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("root.sealed");
+    let key = |root: &RootKey| root.module("m", &Binding::Approvers([1; 32])).vrf(Suite::P256Tai).public_key().to_vec();
     let swtpm = Swtpm::start(dir.path());
     run(async {
         let tpm = swtpm.open().await;
-        let first = RootKey::open(&tpm, &path).await.unwrap().vrf("m", Suite::P256Tai).public_key().to_vec();
-        assert_eq!(RootKey::open(&tpm, &path).await.unwrap().vrf("m", Suite::P256Tai).public_key().to_vec(), first);
+        let first = key(&RootKey::open(&tpm, &path).await.unwrap());
+        assert_eq!(key(&RootKey::open(&tpm, &path).await.unwrap()), first);
         let other_dir = tempfile::tempdir().unwrap();
         let other = Swtpm::start(other_dir.path());
         let Err(error) = RootKey::open(&other.open().await, &path).await else { panic!("another TPM unsealed it") };
@@ -262,5 +273,94 @@ fn the_ledgers_mark_never_goes_back() {
         let approvals = Approvals::open(&node, &etc, &data, 0, tpm, root).await.unwrap();
         let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed") };
         assert!(reason.to_string().contains("is it another one"), "{reason}");
+    });
+}
+
+/// Only the TPM that has both keys reads a credential; Debian's tpm2_makecredential makes one that it reads too.
+#[test]
+fn a_credential_is_read_by_the_one_tpm_that_has_both_keys() {
+    use measure::make_credential;
+    let (dir, other_dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let (swtpm, other) = (Swtpm::start(dir.path()), Swtpm::start(other_dir.path()));
+    run(async {
+        let (tpm, stranger) = (swtpm.open().await, other.open().await);
+        let attestation = async |tpm: &Tpm| TpmKey::attestation(&tpm.quote([1; 32]).await.unwrap().key).unwrap();
+        let endorsement = async |tpm: &Tpm| TpmKey::endorsement(&tpm.endorsement().await.unwrap().area).unwrap();
+        let (ours, theirs) = (attestation(&tpm).await, attestation(&stranger).await);
+        let (ek, their_ek) = (endorsement(&tpm).await, endorsement(&stranger).await);
+        assert!(tpm.endorsement().await.unwrap().certificate.is_none(), "a TPM without a manufacturer");
+        let secret = [42; 32];
+        for n in 1..20u8 {
+            let made = make_credential(&ek, &ours.name(), &secret, &[n; 32]).unwrap();
+            assert_eq!(tpm.activate(made.blob.clone(), made.seed.clone()).await.unwrap(), secret);
+            assert!(stranger.activate(made.blob, made.seed).await.is_err(), "another TPM");
+        }
+        for (ek, name) in [(&ek, theirs.name()), (&their_ek, ours.name()), (&ek, ek.name())] {
+            let made = make_credential(ek, &name, &secret, &[1; 32]).unwrap();
+            assert!(tpm.activate(made.blob, made.seed).await.is_err(), "another key");
+        }
+        let made = make_credential(&ek, &ours.name(), &secret, &[1; 32]).unwrap();
+        for bit in (0..made.blob.len() * 8).step_by(7) {
+            let mut blob = made.blob.clone();
+            blob[bit / 8] ^= 1 << (bit % 8);
+            assert!(tpm.activate(blob, made.seed.clone()).await.is_err(), "bit {bit}");
+        }
+        assert!(tpm.activate(Vec::new(), Vec::new()).await.is_err());
+        assert!(tpm.activate(vec![0; 5000], vec![0; 5000]).await.is_err());
+
+        // tpm2_makecredential without a TPM (-T none): public area, name and secret in; TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET out.
+        let file = |name: &str| dir.path().join(name);
+        let area = ek.area();
+        std::fs::write(file("ek.pub"), [&(area.len() as u16).to_be_bytes(), area].concat()).unwrap();
+        std::fs::write(file("secret"), secret).unwrap();
+        let made = std::process::Command::new("tpm2_makecredential")
+            .args(["-T", "none", "-u"])
+            .arg(file("ek.pub"))
+            .arg("-s")
+            .arg(file("secret"))
+            .args(["-n", &measure::hex(&ours.name()), "-o"])
+            .arg(file("credential"))
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        // Their file: a magic number and a version of four bytes each, then the two structures.
+        let bytes = std::fs::read(file("credential")).unwrap();
+        let sized = |at: usize| {
+            let n = usize::from(u16::from_be_bytes([bytes[at], bytes[at + 1]]));
+            (bytes[at + 2..at + 2 + n].to_vec(), at + 2 + n)
+        };
+        let (blob, next) = sized(8);
+        let (seed, end) = sized(next);
+        assert_eq!(end, bytes.len());
+        assert_eq!(tpm.activate(blob, seed).await.unwrap(), secret);
+        // Nothing is left in the TPM.
+        for _ in 0..10 {
+            tpm.quote([1; 32]).await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_key_that_a_node_does_not_have_is_no_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        let (quote, endorsement) = (tpm.quote([1; 32]).await.unwrap(), tpm.endorsement().await.unwrap());
+        let (ak, ek) = (quote.key, endorsement.area);
+        assert!(TpmKey::attestation(&ak).is_ok() && TpmKey::endorsement(&ek).is_ok());
+        assert!(TpmKey::attestation(&ek).is_err() && TpmKey::endorsement(&ak).is_err());
+        for (area, read) in [(&ak, TpmKey::attestation as fn(&[u8]) -> _), (&ek, TpmKey::endorsement)] {
+            for end in 0..area.len() {
+                assert!(read(&area[..end]).is_err());
+            }
+            assert!(read(&[&area[..], &[0]].concat()).is_err());
+            // Attributes, algorithms, sizes, policy: all but the point is fixed, and a point with another bit is none of the curve's.
+            for bit in 0..area.len() * 8 {
+                let mut other = area.clone();
+                other[bit / 8] ^= 1 << (bit % 8);
+                assert!(read(&other).is_err(), "bit {bit}");
+            }
+        }
     });
 }

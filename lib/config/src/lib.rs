@@ -10,7 +10,7 @@ mod node;
 mod service;
 
 pub use boot::{Boot, Machine, Tpm};
-pub use module::{CryptoUse, Health, Image, Module, Network, Port, Protocol, Ship, Source, Volume, repository};
+pub use module::{Access, BoundTo, CryptoUse, Health, Image, Module, Network, Port, Protocol, Quota, Ship, Source, Volume, repository};
 pub use node::{Addressing, Api, Checkpoints, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
 pub use service::{Ready, Service};
 

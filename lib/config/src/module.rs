@@ -24,7 +24,42 @@ pub struct Module {
     /// How long it gets to end by itself before it is killed, in seconds.
     pub stop_within_s: u32,
     /// What the module may ask its socket for.
+    pub access: Access,
+}
+
+/// What a module may ask its socket for, and how often.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct Access {
     pub crypto: Vec<CryptoUse>,
+    pub keys_bound_to: BoundTo,
+    pub quota: Quota,
+}
+
+/// Who has the same keys after an upgrade.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum BoundTo {
+    /// Every image that the same ledger's approvers approve and that runs under this module's name.
+    #[default]
+    Approvers,
+    /// This image alone.
+    Image,
+}
+
+/// Calls a second, in the long run; four seconds' worth may come at once. A call in a batch counts as one.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Quota {
+    pub calls_per_s: u32,
+    /// Those for which the TPM has to work.
+    pub tpm_calls_per_s: u32,
+}
+
+impl Default for Quota {
+    fn default() -> Self {
+        Self { calls_per_s: 1000, tpm_calls_per_s: 4 }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -127,9 +162,17 @@ impl Default for Health {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "kebab-case")]
 pub enum CryptoUse {
+    /// Proofs of the module's own keys, verification of anybody's, and a statement of the TPM about its keys.
     Vrf,
     Random,
     Hash,
+    Hmac,
+    /// Signatures with the module's own keys, and verification of anybody's.
+    Sign,
+    /// Secrets that only this module on this node can read again.
+    Seal,
+    /// Quotes of the node's TPM.
+    Quote,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -155,6 +198,10 @@ struct RawModule {
     stop_within_s: u32,
     #[serde(default)]
     crypto: Vec<CryptoUse>,
+    #[serde(default)]
+    keys_bound_to: BoundTo,
+    #[serde(default)]
+    quota: Quota,
     #[serde(default)]
     health: Health,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -293,6 +340,8 @@ impl TryFrom<RawModule> for Module {
         if networked && raw.network == Network::None {
             return Err("peers, ports and health.port need network = \"bridge\"".into());
         }
+        within("quota.calls-per-s", 1..=1_000_000, &raw.quota.calls_per_s)?;
+        within("quota.tpm-calls-per-s", 0..=1000, &raw.quota.tpm_calls_per_s)?;
         let mut crypto = raw.crypto;
         crypto.sort();
         crypto.dedup();
@@ -310,7 +359,7 @@ impl TryFrom<RawModule> for Module {
             health: raw.health,
             needs: raw.needs,
             stop_within_s: raw.stop_within_s,
-            crypto,
+            access: Access { crypto, keys_bound_to: raw.keys_bound_to, quota: raw.quota },
         })
     }
 }
@@ -331,7 +380,9 @@ impl From<Module> for RawModule {
             pids: m.pids,
             needs: m.needs,
             stop_within_s: m.stop_within_s,
-            crypto: m.crypto,
+            crypto: m.access.crypto,
+            keys_bound_to: m.access.keys_bound_to,
+            quota: m.access.quota,
             health: m.health,
             ports: m.ports,
             volumes: m.volumes,
@@ -382,6 +433,8 @@ mod tests {
             "sysctls = {}",
             "user = \"0\"",
             "restart = \"always\"",
+            "crypto = [\"everything\"]",
+            "keys-bound-to = \"name\"",
         ] {
             assert!(parse::<Module>("m", &file(key, "")).is_err(), "{key}");
         }
@@ -402,6 +455,8 @@ mod tests {
             "[[ports]]\nnode = 80\nmodule = 80",
             "[health]\nport = 80",
             "[health]\nwithin-s = 0",
+            "[quota]\ncalls-per-s = 0",
+            "[quota]\nconnections = 1",
         ] {
             assert!(parse::<Module>("m", &file("", table)).is_err(), "{table}");
         }
@@ -412,8 +467,8 @@ mod tests {
     #[test]
     fn a_whole_module_comes_back_as_it_was() {
         let text = file(
-            "network = \"bridge\"\npeers = [\"db\"]\nneeds = [\"db\"]\ncpu-percent = 50",
-            "registry = \"registry.example.org:5000/team/app\"\n[health]\nport = 80\n[[ports]]\nnode = 8080\nmodule = 80\n[[volumes]]\nname = \"state\"\npath = \"/var/lib/app\"",
+            "network = \"bridge\"\npeers = [\"db\"]\nneeds = [\"db\"]\ncpu-percent = 50\nkeys-bound-to = \"image\"\ncrypto = [\"seal\", \"quote\"]",
+            "registry = \"registry.example.org:5000/team/app\"\n[quota]\ncalls-per-s = 5\n[health]\nport = 80\n[[ports]]\nnode = 8080\nmodule = 80\n[[volumes]]\nname = \"state\"\npath = \"/var/lib/app\"",
         );
         let module = parse::<Module>("m", &text).unwrap();
         assert!(!module.shares_nothing());

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use ed25519_dalek::VerifyingKey;
+use sha2::{Digest as _, Sha256};
 
 use crate::merkle::{self, Hash, Tree};
 use crate::{ApproversStatement, Decision, Entry, Evidence, ImageStatement, Reason, Statement, Status, Witnessing, checkpoint};
@@ -73,6 +74,15 @@ impl Policy {
     pub fn new(name: &str, approvers: &[String], threshold: usize) -> Result<Self, LogError> {
         let approvers = Approvers::new(approvers, threshold).map_err(LogError::Policy)?;
         Ok(Self { name: name.to_owned(), approvers, witnessing: None })
+    }
+
+    /// Stays the same for as long as these approvers, or those whom they named, decide: SHA-256 over name, threshold and keys.
+    pub fn identity(&self) -> measure::Digest {
+        let mut keys: Vec<&[u8]> = self.approvers.keys.iter().map(|key| &key.as_bytes()[..]).collect();
+        keys.sort_unstable();
+        let begun = Sha256::new().chain_update(b"basalt-ledger-v1\0").chain_update(self.name.as_bytes()).chain_update([0]);
+        let begun = begun.chain_update((self.approvers.threshold as u64).to_be_bytes());
+        keys.into_iter().fold(begun, |hasher, key| hasher.chain_update(key)).finalize().into()
     }
 }
 

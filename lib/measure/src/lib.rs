@@ -9,25 +9,36 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+#[cfg(feature = "quote")]
+mod credential;
 mod devicetree;
 mod event;
 mod files;
+#[cfg(feature = "quote")]
+mod keys;
 mod log;
 mod pcr;
 #[cfg(feature = "quote")]
 mod quote;
+mod statement;
 
 pub use boot::{
     Board, BootFacts, LARGEST_LEDGER, LARGEST_SETTINGS, LEDGER, Measurements, NODE_SETTINGS, SETTINGS, boot_events, left_by_a_computer,
     no_settings, own_words, verity_root,
 };
+#[cfg(feature = "quote")]
+pub use credential::{Credential, Unlucky, make_credential};
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;
 pub use files::{BadName, FileList};
+#[cfg(feature = "quote")]
+pub use keys::{KeyError, TpmKey};
 pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]
 pub use quote::{Quote, QuoteError, verify_quote};
+
+pub use statement::{Statement, StatementError};
 
 /// A SHA-256 digest.
 pub type Digest = [u8; 32];

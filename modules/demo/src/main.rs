@@ -2,15 +2,13 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use client::{Client, hex};
 use serde_json::{Value, json};
 
-const SOCKET: &str = "/run/basalt/trustd.sock";
 const SUITES: [&str; 2] = ["ECVRF-EDWARDS25519-SHA512-TAI", "ECVRF-P256-SHA256-TAI"];
-/// "basalt"
-const ALPHA: &str = "626173616c74";
+const ALPHA: &[u8] = b"basalt";
 const PAUSE: Duration = Duration::from_secs(15);
 
 fn main() {
@@ -67,21 +65,25 @@ fn run() -> Result<(), String> {
         println!("demo: proof {}", prove_and_verify(suite)?);
         println!("demo: verified {suite}");
     }
-    let random = call("/v1/random", &json!({ "bytes": 16 }))?;
-    println!("demo: random {}", random["random"]);
+    let random = node()?.random(16).map_err(|e| e.to_string())?;
+    println!("demo: random {}", hex(&random));
     println!("demo: done");
     Ok(())
 }
 
+fn node() -> Result<Client, String> {
+    Client::connect().map_err(|e| e.to_string())
+}
+
 /// A proof with all that is needed to verify it elsewhere.
 fn prove_and_verify(suite: &str) -> Result<Value, String> {
-    let proof = call("/v1/vrf/prove", &json!({ "suite": suite, "alpha": ALPHA }))?;
-    let request = json!({ "suite": suite, "alpha": ALPHA, "public_key": proof["public_key"], "pi": proof["pi"] });
-    let verdict = call("/v1/vrf/verify", &request)?;
-    if verdict["valid"] != true || verdict["beta"] != proof["beta"] {
-        return Err(format!("the proof does not verify: {verdict}"));
+    let mut node = node()?;
+    let proof = node.vrf_prove(suite, ALPHA).map_err(|e| e.to_string())?;
+    let beta = node.vrf_verify(suite, &proof.public_key, ALPHA, &proof.pi).map_err(|e| e.to_string())?;
+    if beta.as_ref() != Some(&proof.beta) {
+        return Err("the proof does not verify".into());
     }
-    Ok(json!({ "suite": suite, "alpha": ALPHA, "public_key": proof["public_key"], "pi": proof["pi"], "beta": proof["beta"] }))
+    Ok(json!({ "suite": suite, "alpha": hex(ALPHA), "public_key": proof.public_key, "pi": proof.pi, "beta": proof.beta }))
 }
 
 /// A container has no business with the TPM; the log shows that it cannot.
@@ -92,24 +94,4 @@ fn look_for_the_tpm() {
             Err(error) => println!("demo: {path} refused: {error}"),
         }
     }
-}
-
-/// One request over the module's socket: HTTP/1.1 with JSON, nothing more is needed.
-fn call(path: &str, body: &Value) -> Result<Value, String> {
-    let body = body.to_string();
-    let mut socket = UnixStream::connect(SOCKET).map_err(|e| format!("{SOCKET}: {e}"))?;
-    socket.set_read_timeout(Some(Duration::from_secs(30))).map_err(|e| e.to_string())?;
-    let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: trustd\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    );
-    socket.write_all(request.as_bytes()).map_err(|e| e.to_string())?;
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).map_err(|e| e.to_string())?;
-    let (head, body) = answer.split_once("\r\n\r\n").ok_or("no end of the head")?;
-    let status = head.lines().next().unwrap_or_default();
-    if !status.contains(" 200 ") {
-        return Err(format!("{path}: {status}: {body}"));
-    }
-    serde_json::from_str(body).map_err(|e| e.to_string())
 }

@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde_json::{Value, json};
 
 /// The one shape of every error: `{"error":{"code":"…","message":"…"}}`.
 #[derive(Debug)]
@@ -19,17 +19,6 @@ pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
-}
-
-#[derive(Serialize)]
-struct Body<'a> {
-    error: Inner<'a>,
-}
-
-#[derive(Serialize)]
-struct Inner<'a> {
-    code: &'a str,
-    message: &'a str,
 }
 
 impl ApiError {
@@ -55,6 +44,10 @@ impl ApiError {
         }
     }
 
+    fn body(&self) -> Value {
+        json!({ "error": { "code": self.code, "message": self.message } })
+    }
+
     pub fn not_found(message: impl ToString) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not-found", message)
     }
@@ -62,7 +55,7 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(Body { error: Inner { code: self.code, message: &self.message } })).into_response()
+        (self.status, Json(self.body())).into_response()
     }
 }
 

@@ -16,6 +16,7 @@ use axum::{Json, Router};
 use config::Boot;
 use futures_util::StreamExt as _;
 use ledger::Decision;
+use measure::Statement;
 use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -35,7 +36,6 @@ const MOST_LINES: u32 = 10_000;
 /// What is shown does not wait longer for the registers.
 const TPM_WITHIN: Duration = Duration::from_secs(5);
 const OPENAPI: &str = include_str!("../../openapi.json");
-/// As long as a SHA-256 digest at the most: every TPM takes that as qualifying data.
 const LONGEST_NONCE: usize = 32;
 
 pub struct Node {
@@ -203,7 +203,7 @@ async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json
         ModuleError::Config(_) => ApiError::request(error),
         ModuleError::Signature(_) => ApiError::new(StatusCode::FORBIDDEN, "signature", error),
         ModuleError::Old { .. } => ApiError::new(StatusCode::CONFLICT, "old", error),
-        ModuleError::Io { .. } => ApiError::node(error),
+        ModuleError::Io(_) => ApiError::node(error),
     })?;
     Ok(Json(json!({ "applied": name })))
 }
@@ -284,7 +284,8 @@ async fn quote(State(node): This, request: Result<Json<QuoteRequest>, JsonReject
     if !(8..=LONGEST_NONCE).contains(&nonce.len()) {
         return Err(ApiError::request(format!("nonce: expected 8 to {LONGEST_NONCE} bytes, found {}", nonce.len())));
     }
-    Ok(Json(node.audit.evidence(nonce).await.map_err(ApiError::node)?))
+    let statement = Statement::Node { nonce: measure::hex(&nonce) };
+    Ok(Json(node.audit.evidence(&statement).await.map_err(ApiError::node)?))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -11,11 +11,11 @@ use serde_json::json;
 use tokio::time::Instant;
 use wish::Aim;
 
-use super::started::Started;
 use super::wishes::Kept;
 use super::{Modules, State, health, lock, pin_name};
 use crate::engine::{self, Engine, EngineError, Loading, Plan};
 use crate::fetch::FetchError;
+use crate::started::Started;
 use crate::steps::step;
 
 /// How often a trial is looked at.
@@ -170,7 +170,7 @@ impl Modules {
         let id = match current {
             Some(current) if current.running => {
                 // The folder is mounted in the container; a socket that was lost with an earlier process is opened anew.
-                self.parts.sockets.open(name, &target.settings).await?;
+                self.parts.sockets.open(name)?;
                 current.id.clone()
             }
             Some(current) => {
@@ -200,6 +200,7 @@ impl Modules {
         });
         if target.aim == Aim::Remove {
             self.wishes.forget(name)?;
+            self.parts.sockets.close(name);
             self.with(name, |u| (u.record.good, u.record.before, u.record.failed) = (None, None, None));
         }
         engine.remove_network(&engine::own_network(name)).await;
@@ -284,6 +285,7 @@ impl Modules {
             shape: Default::default(),
             check: target.settings.health.command.clone(),
             introduced: false,
+            access: target.settings.access.clone(),
         };
         let alone = !target.settings.shares_nothing();
         let halted: Vec<&str> = others.iter().filter(|o| alone && o.running).map(|o| o.id.as_str()).collect();
@@ -342,7 +344,7 @@ impl Modules {
     }
 
     async fn plan(&self, name: &str, target: &Kept, digest: &str) -> Result<Plan, Trouble> {
-        let sockets = self.parts.sockets.open(name, &target.settings).await?;
+        let sockets = self.parts.sockets.open(name)?;
         let mut volumes = BTreeMap::new();
         for volume in &target.settings.volumes {
             let dir = self.parts.settings.data.join("volumes");

@@ -10,13 +10,11 @@
 
 mod health;
 mod job;
-mod started;
 mod unit;
 mod watch;
 mod wishes;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ledger::{Decision, Reason};
@@ -28,9 +26,10 @@ use crate::approvals::Approvals;
 use crate::audit::Audit;
 use crate::engine::{Engine, Tickets, Turn};
 use crate::fetch::Fetcher;
+use crate::files::PathError;
 use crate::settings::Settings;
+use crate::started;
 
-pub use started::Started;
 pub use unit::{State, Unit, View};
 pub use wishes::Kept;
 
@@ -42,13 +41,8 @@ pub enum ModuleError {
     Signature(String),
     #[error("the wish has serial number {found}, and the node has {seen} for {module}: it is older than what is in force")]
     Old { module: String, seen: u64, found: u64 },
-    #[error("cannot access {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
-}
-
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ModuleError {
-    let path = path.to_owned();
-    move |source| ModuleError::Io { path, source }
+    #[error(transparent)]
+    Io(#[from] PathError),
 }
 
 /// What the modules are made with.
@@ -92,7 +86,7 @@ impl Modules {
     pub fn open(parts: Parts) -> Result<Self, ModuleError> {
         let wishes = wishes::Wishes::open(&parts.settings.data.join("modules"), &parts.owners)?;
         let records = wishes.read(&parts.settings.etc.join("modules"))?;
-        let started = Arc::new(started::Ledger::open(&parts.settings.run)?);
+        let started = parts.sockets.started().clone();
         let units: BTreeMap<String, Unit> = records.into_iter().map(|(name, record)| (name, Unit::new(record))).collect();
         let modules = Self {
             units: Mutex::new(units),
@@ -137,7 +131,7 @@ impl Modules {
             self.pin(name);
             self.wake();
         }
-        written
+        Ok(written?)
     }
 
     /// What a module cannot know by itself: that others have a port, or wait for it.

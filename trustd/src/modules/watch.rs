@@ -18,9 +18,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use wish::Aim;
 
-use super::started::Started;
 use super::{Modules, State, lock};
 use crate::engine::{Container, Engine, tag};
+use crate::started::Started;
 
 const PERIOD: Duration = Duration::from_secs(1);
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);

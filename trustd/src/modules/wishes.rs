@@ -14,7 +14,7 @@ use webpki::ring::{ECDSA_P256_SHA256, ED25519};
 use wish::{Aim, Signed, Wish};
 
 use super::ModuleError;
-use crate::files;
+use crate::files::{self, PathError, at};
 
 const ALGORITHMS: [&dyn SignatureVerificationAlgorithm; 2] = [ECDSA_P256_SHA256, ED25519];
 
@@ -90,7 +90,7 @@ pub(super) struct Wishes {
 
 impl Wishes {
     pub(super) fn open(dir: &Path, owners: &[String]) -> Result<Self, ModuleError> {
-        std::fs::create_dir_all(dir).map_err(super::io(dir))?;
+        std::fs::create_dir_all(dir).map_err(at(dir))?;
         Ok(Self { dir: dir.to_owned(), owners: owners.to_vec() })
     }
 
@@ -125,12 +125,12 @@ impl Wishes {
         self.dir.join(format!("{module}.{what}.json"))
     }
 
-    pub(super) fn keep(&self, module: &str, signed: &Signed) -> Result<(), ModuleError> {
+    pub(super) fn keep(&self, module: &str, signed: &Signed) -> Result<(), PathError> {
         self.write(&self.path(module, "now"), &serde_json::to_string(signed).unwrap_or_default())
     }
 
     /// A wish was found to be good: it is what is gone back to.
-    pub(super) fn mark_good(&self, module: &str, kept: &Kept) -> Result<(), ModuleError> {
+    pub(super) fn mark_good(&self, module: &str, kept: &Kept) -> Result<(), PathError> {
         let good = self.path(module, "good");
         if let Ok(text) = std::fs::read_to_string(&good) {
             self.write(&self.path(module, "before"), &text)?;
@@ -138,35 +138,35 @@ impl Wishes {
         match &kept.signed {
             Some(signed) => self.write(&good, &serde_json::to_string(signed).unwrap_or_default()),
             // A module of the image itself: that is kept nowhere else.
-            None => files::remove(&good).map_err(super::io(&good)),
+            None => files::remove(&good).map_err(at(&good)),
         }
     }
 
     /// Keeps of a module that was removed its serial number alone.
-    pub(super) fn forget(&self, module: &str) -> Result<(), ModuleError> {
+    pub(super) fn forget(&self, module: &str) -> Result<(), PathError> {
         ["good", "before", "failed"].into_iter().try_for_each(|what| {
             let path = self.path(module, what);
-            files::remove(&path).map_err(super::io(&path))
+            files::remove(&path).map_err(at(&path))
         })
     }
 
-    pub(super) fn mark_failed(&self, module: &str, failed: Option<&(u64, String)>) -> Result<(), ModuleError> {
+    pub(super) fn mark_failed(&self, module: &str, failed: Option<&(u64, String)>) -> Result<(), PathError> {
         let path = self.path(module, "failed");
         match failed {
             Some(failed) => self.write(&path, &serde_json::to_string(failed).unwrap_or_default()),
-            None => files::remove(&path).map_err(super::io(&path)),
+            None => files::remove(&path).map_err(at(&path)),
         }
     }
 
-    fn write(&self, path: &Path, text: &str) -> Result<(), ModuleError> {
-        files::write(path, text.as_bytes()).map_err(super::io(path))
+    fn write(&self, path: &Path, text: &str) -> Result<(), PathError> {
+        files::write(path, text.as_bytes()).map_err(at(path))
     }
 
     /// The image's own modules, and over them what the owner wished.
     pub(super) fn read(&self, shipped: &Path) -> Result<BTreeMap<String, Record>, ModuleError> {
         let mut records: BTreeMap<String, Record> = BTreeMap::new();
         for (path, name) in list(shipped, ".toml")? {
-            let text = std::fs::read_to_string(&path).map_err(super::io(&path))?;
+            let text = std::fs::read_to_string(&path).map_err(at(&path))?;
             let parsed = Module::valid_name(&name)
                 .and_then(|()| config::parse(&format!("{name}.toml"), &text).map_err(|e| e.to_string()))
                 .and_then(|settings| Kept::new(0, Aim::Run, &text, settings));
@@ -195,7 +195,7 @@ impl Wishes {
             }
         }
         for (path, name) in list(&self.dir, ".failed.json")? {
-            let text = std::fs::read_to_string(&path).map_err(super::io(&path))?;
+            let text = std::fs::read_to_string(&path).map_err(at(&path))?;
             if let (Ok(failed), Some(record)) = (serde_json::from_str(&text), records.get_mut(&name)) {
                 record.failed = Some(failed);
             }
@@ -218,11 +218,11 @@ impl Wishes {
 fn list(dir: &Path, end: &str) -> Result<Vec<(PathBuf, String)>, ModuleError> {
     let entries = match std::fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(super::io(dir))?,
+        other => other.map_err(at(dir))?,
     };
     let mut found = Vec::new();
     for entry in entries {
-        let path = entry.map_err(super::io(dir))?.path();
+        let path = entry.map_err(at(dir))?.path();
         if let Some(name) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(end)) {
             found.push((path.clone(), name.to_owned()));
         }

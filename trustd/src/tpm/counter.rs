@@ -45,16 +45,21 @@ pub(super) fn increment(context: &mut Context) -> Result<u64, TpmError> {
     read(context)?.ok_or_else(|| TpmError::Answer { what: "NV_Increment", problem: "the counter is gone".into() })
 }
 
-/// Asks which indexes there are first: the C library complains loudly about one that is not.
-fn find(context: &mut Context) -> Result<Option<NvIndexHandle>, TpmError> {
-    let index = NvIndexTpmHandle::new(INDEX).map_err(refused("the counter's index"))?;
-    let listed = context.execute_without_session(|c| c.get_capability(CapabilityType::Handles, INDEX, 1));
+/// Whether there is something at an index. Asked first: the C library complains loudly about one that is not.
+pub(super) fn is_defined(context: &mut Context, index: u32) -> Result<bool, TpmError> {
+    let listed = context.execute_without_session(|c| c.get_capability(CapabilityType::Handles, index, 1));
     let (CapabilityData::Handles(handles), _) = listed.map_err(refused("GetCapability"))? else {
         return Err(TpmError::Answer { what: "GetCapability", problem: "no list of handles".into() });
     };
-    if !handles.into_inner().contains(&TpmHandle::NvIndex(index)) {
+    let index = NvIndexTpmHandle::new(index).map_err(refused("the index"))?;
+    Ok(handles.into_inner().contains(&TpmHandle::NvIndex(index)))
+}
+
+fn find(context: &mut Context) -> Result<Option<NvIndexHandle>, TpmError> {
+    if !is_defined(context, INDEX)? {
         return Ok(None);
     }
+    let index = NvIndexTpmHandle::new(INDEX).map_err(refused("the counter's index"))?;
     let found = context.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(index)));
     Ok(Some(found.map_err(refused("NV_ReadPublic"))?.into()))
 }

@@ -22,7 +22,7 @@ use super::{Sealed, SignedQuote, TpmError, counter};
 /// At most so many bytes come from one TPM2_GetRandom: the size of the largest digest that every TPM 2.0 has.
 const RANDOM_CHUNK: usize = 32;
 
-pub(super) struct Device(Context);
+pub(super) struct Device(pub(super) Context);
 
 pub(super) fn refused(what: &'static str) -> impl Fn(Error) -> TpmError {
     move |source| TpmError::Refused { what, source }
@@ -63,8 +63,8 @@ impl Device {
         self.0.execute_with_session(Some(AuthSession::Password), |c| c.pcr_extend(handle, values)).map_err(refused("PCR_Extend"))
     }
 
-    pub(super) fn quote(&mut self, nonce: &[u8]) -> Result<SignedQuote, TpmError> {
-        let data = Data::try_from(nonce.to_vec()).map_err(refused("Quote: the nonce"))?;
+    pub(super) fn quote(&mut self, qualifying: &Digest) -> Result<SignedQuote, TpmError> {
+        let data = Data::try_from(qualifying.to_vec()).map_err(refused("Quote: the qualifying data"))?;
         // A primary key of a fixed template: the same key at every call, so there is nothing to store or to lose.
         self.with_primary(Hierarchy::Endorsement, attestation_key(), "Quote", |context, handle, public| {
             let (attest, signature) = context
@@ -75,11 +75,8 @@ impl Device {
             let answer = |problem: &str| TpmError::Answer { what: "Quote", problem: problem.to_owned() };
             let Signature::EcDsa(ecdsa) = signature else { return Err(answer("the signature is not ECDSA")) };
             let signature = [ecdsa.signature_r().value(), ecdsa.signature_s().value()].map(padded);
-            let Public::Ecc { unique, .. } = public else { return Err(answer("the key is not on a curve")) };
-            let point = [unique.x().value(), unique.y().value()].map(padded);
-            let mut key = vec![4];
-            key.extend(point.concat());
-            Ok(SignedQuote { attest: attest.marshall().map_err(refused("Quote"))?, signature: signature.concat(), key })
+            let marshalled = |bytes: Result<Vec<u8>, Error>| bytes.map_err(refused("Quote"));
+            Ok(SignedQuote { attest: marshalled(attest.marshall())?, signature: signature.concat(), key: marshalled(public.marshall())? })
         })
     }
 
@@ -116,21 +113,30 @@ impl Device {
         counter::increment(&mut self.0)
     }
 
-    /// Makes a primary key, uses it and flushes it, whatever happened in between.
-    fn with_primary<T>(
+    pub(super) fn with_primary<T>(
         &mut self,
         hierarchy: Hierarchy,
         template: Result<Public, Error>,
         what: &'static str,
         use_it: impl FnOnce(&mut Context, KeyHandle, Public) -> Result<T, TpmError>,
     ) -> Result<T, TpmError> {
+        Self::primary(&mut self.0, hierarchy, template, what, use_it)
+    }
+
+    /// Makes a primary key, uses it and flushes it, whatever happened in between.
+    pub(super) fn primary<T>(
+        context: &mut Context,
+        hierarchy: Hierarchy,
+        template: Result<Public, Error>,
+        what: &'static str,
+        use_it: impl FnOnce(&mut Context, KeyHandle, Public) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
         let template = template.map_err(refused(what))?;
-        let made = self
-            .0
+        let made = context
             .execute_with_session(Some(AuthSession::Password), |c| c.create_primary(hierarchy, template, None, None, None, None))
             .map_err(refused(what))?;
-        let result = use_it(&mut self.0, made.key_handle, made.out_public);
-        flush(&mut self.0, made.key_handle)?;
+        let result = use_it(context, made.key_handle, made.out_public);
+        flush(context, made.key_handle)?;
         result
     }
 }
@@ -161,7 +167,7 @@ fn restricted_key() -> ObjectAttributesBuilder {
 }
 
 /// ECDSA P-256 with SHA-256, restricted to what the TPM itself makes.
-fn attestation_key() -> Result<Public, Error> {
+pub(super) fn attestation_key() -> Result<Public, Error> {
     let attributes = restricted_key().with_sign_encrypt(true).build()?;
     let parameters = PublicEccParametersBuilder::new_unrestricted_signing_key(
         EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha256)),

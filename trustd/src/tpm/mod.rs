@@ -4,6 +4,7 @@
 
 mod counter;
 mod device;
+mod endorsement;
 
 use std::path::PathBuf;
 
@@ -33,8 +34,17 @@ pub struct SignedQuote {
     pub attest: Vec<u8>,
     /// ECDSA over its SHA-256: r and s, 32 bytes each.
     pub signature: Vec<u8>,
-    /// The attestation key's point, SEC 1 uncompressed.
+    /// The attestation key's TPMT_PUBLIC.
     pub key: Vec<u8>,
+}
+
+/// Which TPM this is.
+#[derive(Debug, Clone)]
+pub struct Endorsement {
+    /// The endorsement key's TPMT_PUBLIC.
+    pub area: Vec<u8>,
+    /// The manufacturer's certificate for it (X.509, DER), where the TPM has one.
+    pub certificate: Option<Vec<u8>>,
 }
 
 /// A secret and its sealed form.
@@ -47,7 +57,9 @@ enum Request {
     Random(usize, oneshot::Sender<Result<Vec<u8>, TpmError>>),
     Read(u32, oneshot::Sender<Result<Pcr, TpmError>>),
     Extend(u32, Digest, oneshot::Sender<Result<(), TpmError>>),
-    Quote(Vec<u8>, oneshot::Sender<Result<SignedQuote, TpmError>>),
+    Quote(Digest, oneshot::Sender<Result<SignedQuote, TpmError>>),
+    Endorsement(oneshot::Sender<Result<Endorsement, TpmError>>),
+    Activate(Vec<u8>, Vec<u8>, oneshot::Sender<Result<Vec<u8>, TpmError>>),
     Seal(Vec<u8>, oneshot::Sender<Result<Sealed, TpmError>>),
     Unseal(Sealed, oneshot::Sender<Result<Vec<u8>, TpmError>>),
     Counter(oneshot::Sender<Result<Option<u64>, TpmError>>),
@@ -81,7 +93,9 @@ impl Tpm {
                     Request::Random(n, to) => drop(to.send(device.random(n))),
                     Request::Read(pcr, to) => drop(to.send(device.read(pcr))),
                     Request::Extend(pcr, digest, to) => drop(to.send(device.extend(pcr, &digest))),
-                    Request::Quote(nonce, to) => drop(to.send(device.quote(&nonce))),
+                    Request::Quote(qualifying, to) => drop(to.send(device.quote(&qualifying))),
+                    Request::Endorsement(to) => drop(to.send(device.endorsement())),
+                    Request::Activate(blob, seed, to) => drop(to.send(device.activate(&blob, &seed))),
                     Request::Seal(secret, to) => drop(to.send(device.seal(&secret))),
                     Request::Unseal(sealed, to) => drop(to.send(device.unseal(&sealed))),
                     Request::Counter(to) => drop(to.send(device.counter())),
@@ -125,9 +139,18 @@ impl Tpm {
         self.insist(|to| Request::Extend(pcr, digest, to)).await
     }
 
-    /// A quote over PCR 14 and 15 (SHA-256) for a verifier's nonce.
-    pub async fn quote(&self, nonce: Vec<u8>) -> Result<SignedQuote, TpmError> {
-        self.insist(|to| Request::Quote(nonce, to)).await
+    /// A quote over PCR 14 and 15 (SHA-256) with this qualifying data: [`measure::Statement::qualifying_data`].
+    pub async fn quote(&self, qualifying: Digest) -> Result<SignedQuote, TpmError> {
+        self.insist(|to| Request::Quote(qualifying, to)).await
+    }
+
+    pub async fn endorsement(&self) -> Result<Endorsement, TpmError> {
+        self.insist(Request::Endorsement).await
+    }
+
+    /// The secret in a credential that was made for this TPM's endorsement key and its attestation key: TPMS_ID_OBJECT and TPMS_ECC_POINT.
+    pub async fn activate(&self, blob: Vec<u8>, seed: Vec<u8>) -> Result<Vec<u8>, TpmError> {
+        self.ask(|to| Request::Activate(blob, seed, to)).await
     }
 
     pub async fn seal(&self, secret: Vec<u8>) -> Result<Sealed, TpmError> {

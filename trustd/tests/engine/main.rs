@@ -5,6 +5,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod alone;
 mod api;
 mod bench;
 mod gate;
@@ -13,5 +14,6 @@ mod kills;
 mod ledger;
 mod node;
 mod registry;
+mod socket;
 mod upgrade;
 mod watch;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::api::module::Sockets;
+use basalt_trustd::api::module::{Shared, Sockets};
 use basalt_trustd::approvals::Approvals;
 use basalt_trustd::audit::Audit;
 use basalt_trustd::crypto::keys::RootKey;
@@ -199,11 +199,13 @@ pub(crate) async fn parts(settings: &Settings, node: &config::Node, tickets: Arc
     let audit = Arc::new(Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await.unwrap());
     let root = Arc::new(RootKey::open(&tpm, &settings.data.join("root.sealed")).await.unwrap());
     let approvals = Arc::new(Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone()).await.unwrap());
+    let started = Arc::new(basalt_trustd::started::Ledger::open(&settings.run).unwrap());
+    let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
     Parts {
         approvals,
         audit,
         fetcher: fetcher(settings, node, "amd64"),
-        sockets: Arc::new(Sockets::new(settings.modules.clone(), tpm, root)),
+        sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets,
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),

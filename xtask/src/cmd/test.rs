@@ -106,7 +106,18 @@ fn unit(filter: Option<&str>) -> Result<()> {
     let scratch = dev::scratch(&plan, "unit")?;
     let sandbox = dev::sandbox(&plan)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
     // Everything but what needs an engine or a machine of its own.
-    let mut args = vec!["cargo", "test", "--offline", "--workspace", "--exclude", "basalt-ci", "--exclude", "basalt-fuzz"];
+    let mut args = vec![
+        "cargo",
+        "test",
+        "--offline",
+        "--workspace",
+        "--exclude",
+        "basalt-bench",
+        "--exclude",
+        "basalt-ci",
+        "--exclude",
+        "basalt-fuzz",
+    ];
     args.extend(filter);
     check(&mut sandbox.command(args)?, "cargo test")
 }
@@ -125,6 +136,8 @@ fn engine(filter: Option<&str>) -> Result<()> {
         "test",
         "--offline",
         "--workspace",
+        "--exclude",
+        "basalt-bench",
         "--exclude",
         "basalt-ci",
         "--exclude",
@@ -156,17 +169,32 @@ pub(super) fn bench_gate() -> Result<()> {
     result
 }
 
+/// `cargo xtask bench crypto`: from an optimised build, in the sandbox for its control groups.
+pub(super) fn bench_crypto() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("a module's socket wants control groups, which need root");
+    }
+    let plan = tools_plan()?;
+    let sandbox = engine_sandbox(&plan)?;
+    let result = check(&mut sandbox.command(["cargo", "run", "--offline", "--release", "--package", "basalt-bench"])?, "the bench");
+    remove_groups();
+    result
+}
+
 /// An engine's namespaces, a registry beside it.
 fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
     let state = dev::scratch(plan, "engine")?;
     let scratch = dev::scratch(plan, "gate")?;
     let services = plan.build(&Step::Tree("services".into()))?.dir;
+    let languages = plan.build(&Step::Tree("languages".into()))?.dir;
     Ok(dev::sandbox(plan)?
         .engine(&state)
         .write(&scratch, "/cache")
         .read(&services, "/in")
         .env("BASALT_ENGINE_TESTS", "1")
-        .env("BASALT_SERVICES", "/in/usr/bin"))
+        .env("BASALT_SERVICES", "/in/usr/bin")
+        .read(&languages, "/old")
+        .env("BASALT_LANGUAGES", "/old"))
 }
 
 /// On hosts with the old control groups, empty ones outlive the namespace.

@@ -22,6 +22,8 @@ enum What {
     Image,
     /// What goes through trustd's gate, side by side with the bare engine
     Gate,
+    /// What modules get, side by side with other implementations; what one that floods its socket does to others
+    Crypto,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -30,6 +32,7 @@ pub fn run(args: Args) -> Result<()> {
         What::Boot => boot::run(boots),
         What::Image => image::run(boots),
         What::Gate => super::test::bench_gate(),
+        What::Crypto => super::test::bench_crypto(),
     }
 }
 

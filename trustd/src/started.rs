@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ModuleError, io};
+use config::Access;
+
 use crate::engine::Shape;
-use crate::files;
+use crate::files::{self, PathError, at};
 
 /// What a container was started as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,27 +27,30 @@ pub struct Started {
     pub check: Vec<String>,
     /// It has the module's name on the networks with its peers.
     pub introduced: bool,
+    /// What it may ask its socket for.
+    pub access: Access,
 }
 
-pub(super) struct Ledger {
+/// By container.
+pub struct Ledger {
     containers: PathBuf,
     images: PathBuf,
 }
 
 impl Ledger {
-    pub(super) fn open(run: &Path) -> Result<Self, ModuleError> {
+    pub fn open(run: &Path) -> Result<Self, PathError> {
         let ledger = Self { containers: run.join("containers"), images: run.join("images") };
         for dir in [&ledger.containers, &ledger.images] {
-            std::fs::create_dir_all(dir).map_err(io(dir))?;
+            std::fs::create_dir_all(dir).map_err(at(dir))?;
         }
         Ok(ledger)
     }
 
-    pub(super) fn all(&self) -> Result<BTreeMap<String, Started>, ModuleError> {
+    pub fn all(&self) -> Result<BTreeMap<String, Started>, PathError> {
         let mut all = BTreeMap::new();
         for name in names(&self.containers)? {
             let path = self.containers.join(&name);
-            let text = std::fs::read_to_string(&path).map_err(io(&path))?;
+            let text = std::fs::read_to_string(&path).map_err(at(&path))?;
             // A file that is being written has another name; one of another form counts for nothing.
             if let Ok(started) = serde_json::from_str(&text) {
                 all.insert(name, started);
@@ -55,42 +59,42 @@ impl Ledger {
         Ok(all)
     }
 
-    /// What one container was started as.
-    pub(super) fn of(&self, container: &str) -> Option<Started> {
+    /// What a container was started as; none if trustd did not start it in this boot.
+    pub fn of(&self, container: &str) -> Option<Started> {
         serde_json::from_str(&std::fs::read_to_string(self.containers.join(container)).ok()?).ok()
     }
 
-    pub(super) fn remember(&self, container: &str, started: &Started) -> Result<(), ModuleError> {
+    pub fn remember(&self, container: &str, started: &Started) -> Result<(), PathError> {
         let path = self.containers.join(container);
-        files::write(&path, serde_json::to_string(started).unwrap_or_default().as_bytes()).map_err(io(&path))
+        files::write(&path, serde_json::to_string(started).unwrap_or_default().as_bytes()).map_err(at(&path))
     }
 
-    pub(super) fn forget(&self, container: &str) -> Result<(), ModuleError> {
+    pub fn forget(&self, container: &str) -> Result<(), PathError> {
         let path = self.containers.join(container);
-        files::remove(&path).map_err(io(&path))
+        files::remove(&path).map_err(at(&path))
     }
 
     /// Images that trustd loaded.
-    pub(super) fn images(&self) -> Result<BTreeSet<String>, ModuleError> {
+    pub fn images(&self) -> Result<BTreeSet<String>, PathError> {
         Ok(names(&self.images)?.into_iter().map(|hex| format!("sha256:{hex}")).collect())
     }
 
     /// Said before the engine gets it: a kill in between leaves an image that is ours.
-    pub(super) fn expect_image(&self, digest: &str) -> Result<(), ModuleError> {
+    pub fn expect_image(&self, digest: &str) -> Result<(), PathError> {
         let path = self.images.join(digest.trim_start_matches("sha256:"));
-        files::write(&path, b"").map_err(io(&path))
+        files::write(&path, b"").map_err(at(&path))
     }
 
-    pub(super) fn forget_image(&self, digest: &str) -> Result<(), ModuleError> {
+    pub fn forget_image(&self, digest: &str) -> Result<(), PathError> {
         let path = self.images.join(digest.trim_start_matches("sha256:"));
-        files::remove(&path).map_err(io(&path))
+        files::remove(&path).map_err(at(&path))
     }
 }
 
-fn names(dir: &Path) -> Result<Vec<String>, ModuleError> {
+fn names(dir: &Path) -> Result<Vec<String>, PathError> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io(dir))? {
-        found.extend(entry.map_err(io(dir))?.file_name().into_string().ok().filter(|n| !n.contains('.')));
+    for entry in std::fs::read_dir(dir).map_err(at(dir))? {
+        found.extend(entry.map_err(at(dir))?.file_name().into_string().ok().filter(|n| !n.contains('.')));
     }
     Ok(found)
 }

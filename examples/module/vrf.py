@@ -1,0 +1,28 @@
+#!/usr/bin/env python3
+"""A module in Python: a verifiable random number from the node. Nothing but the standard library."""
+
+import http.client
+import json
+import os
+import socket
+
+
+class Node(http.client.HTTPConnection):
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(os.environ.get("BASALT_SOCKET", "/run/basalt/trustd.sock"))
+
+    def call(self, name, **request):
+        self.request("POST", f"/v1/{name}", json.dumps(request), {"content-type": "application/json"})
+        response = self.getresponse()
+        answer = json.load(response)
+        if response.status != 200:
+            raise SystemExit(f"{name}: {answer['error']['message']}")
+        return answer
+
+
+node = Node("trustd")
+alpha = b"round 1".hex()
+proof = node.call("vrf/prove", suite="ECVRF-EDWARDS25519-SHA512-TAI", alpha=alpha)
+verdict = node.call("vrf/verify", suite=proof["suite"], public_key=proof["public_key"], alpha=alpha, pi=proof["pi"])
+print("valid" if verdict["valid"] else "not valid", proof["beta"])

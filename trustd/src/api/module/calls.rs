@@ -1,0 +1,317 @@
+//! What a module can ask for, and the answers. trustd/openapi-module.json describes every call.
+//!
+//! Invariant: nothing that was sent is in an error, for errors end up in logs.
+
+use axum::http::StatusCode;
+use config::CryptoUse;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use measure::Statement;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256, Sha512};
+use vrf::{PublicKey, Suite};
+
+use super::Caller;
+use crate::api::{ApiError, unhex};
+use crate::crypto::{seal, sign};
+
+const MOST_RANDOM: usize = 1024;
+/// As the owner's (docs/measurements.md): a verifier's nonce.
+const NONCE: std::ops::RangeInclusive<usize> = 8..=32;
+
+/// All calls but `batch`.
+pub const NAMES: [&str; 12] =
+    ["identity", "vrf/keys", "vrf/prove", "vrf/verify", "random", "hash", "hmac", "sign", "verify", "seal", "unseal", "quote"];
+
+/// One call with its request.
+pub(super) enum Call {
+    /// Computed here.
+    Plain(Plain),
+    /// The TPM has to work for it.
+    Tpm(TpmCall),
+}
+
+pub(super) enum Plain {
+    Identity,
+    VrfKeys(VrfKeys),
+    VrfProve(VrfProve),
+    VrfVerify(VrfVerify),
+    Hash(Hash),
+    Hmac(MacRequest),
+    Sign(Sign),
+    Verify(Verify),
+    Seal(Seal),
+    Unseal(Unseal),
+}
+
+pub(super) enum TpmCall {
+    Random(usize),
+    Quote(Statement),
+    VrfKeys(Suite, Statement),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Nothing {}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VrfKeys {
+    suite: Suite,
+    /// With it the answer has a statement of the TPM.
+    nonce: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VrfProve {
+    suite: Suite,
+    alpha: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct VrfVerify {
+    suite: Suite,
+    public_key: String,
+    alpha: String,
+    pi: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Random {
+    bytes: usize,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Algorithm {
+    Sha256,
+    Sha512,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Hash {
+    algorithm: Algorithm,
+    data: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MacRequest {
+    algorithm: Algorithm,
+    #[serde(default)]
+    label: String,
+    data: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sign {
+    algorithm: sign::Algorithm,
+    data: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Verify {
+    algorithm: sign::Algorithm,
+    public_key: String,
+    data: String,
+    signature: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Seal {
+    #[serde(default)]
+    context: String,
+    data: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Unseal {
+    #[serde(default)]
+    context: String,
+    sealed: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Quote {
+    nonce: String,
+}
+
+fn read<T: DeserializeOwned>(request: Value) -> Result<T, ApiError> {
+    serde_json::from_value(request).map_err(|e| ApiError::request(without_values(&e.to_string())))
+}
+
+/// serde shows the strings that it did not expect.
+fn without_values(problem: &str) -> String {
+    match (problem.find("string \""), problem.rfind("\", expected")) {
+        (Some(begin), Some(end)) if begin < end => format!("{}string{}", &problem[..begin], &problem[end + 1..]),
+        _ => problem.to_owned(),
+    }
+}
+
+fn nonce(hex: &str) -> Result<String, ApiError> {
+    let length = unhex("nonce", hex)?.len();
+    if NONCE.contains(&length) {
+        return Ok(hex.to_owned());
+    }
+    Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", NONCE.start(), NONCE.end())))
+}
+
+impl Call {
+    /// # Errors
+    /// 404 if there is no such call, 400 if the request is not as it should be.
+    pub(super) fn read(name: &str, request: Value, caller: &Caller) -> Result<Self, ApiError> {
+        let plain = match name {
+            "identity" => {
+                read::<Nothing>(request)?;
+                Plain::Identity
+            }
+            "vrf/keys" => {
+                let keys: VrfKeys = read(request)?;
+                match &keys.nonce {
+                    Some(hex) => {
+                        let statement = Statement::VrfKey {
+                            bound_to: caller.bound_to(),
+                            image: caller.image.clone(),
+                            module: caller.module.clone(),
+                            nonce: nonce(hex)?,
+                            public_key: measure::hex(caller.keys.vrf(keys.suite).public_key()),
+                            suite: keys.suite.name().to_owned(),
+                        };
+                        return Ok(Self::Tpm(TpmCall::VrfKeys(keys.suite, statement)));
+                    }
+                    None => Plain::VrfKeys(keys),
+                }
+            }
+            "vrf/prove" => Plain::VrfProve(read(request)?),
+            "vrf/verify" => Plain::VrfVerify(read(request)?),
+            "random" => {
+                let Random { bytes } = read(request)?;
+                if !(1..=MOST_RANDOM).contains(&bytes) {
+                    return Err(ApiError::request(format!("bytes: expected 1 to {MOST_RANDOM}, found {bytes}")));
+                }
+                return Ok(Self::Tpm(TpmCall::Random(bytes)));
+            }
+            "hash" => Plain::Hash(read(request)?),
+            "hmac" => Plain::Hmac(read(request)?),
+            "sign" => Plain::Sign(read(request)?),
+            "verify" => Plain::Verify(read(request)?),
+            "seal" => Plain::Seal(read(request)?),
+            "unseal" => Plain::Unseal(read(request)?),
+            "quote" => {
+                let Quote { nonce: hex } = read(request)?;
+                let statement = Statement::Module { image: caller.image.clone(), module: caller.module.clone(), nonce: nonce(&hex)? };
+                return Ok(Self::Tpm(TpmCall::Quote(statement)));
+            }
+            _ => return Err(ApiError::not_found("there is no such call; GET /v1/openapi.json lists them")),
+        };
+        Ok(Self::Plain(plain))
+    }
+
+    /// What a module's file must list for it.
+    pub(super) fn needs(name: &str) -> Option<CryptoUse> {
+        Some(match name {
+            "vrf/keys" | "vrf/prove" | "vrf/verify" => CryptoUse::Vrf,
+            "random" => CryptoUse::Random,
+            "hash" => CryptoUse::Hash,
+            "hmac" => CryptoUse::Hmac,
+            "sign" | "verify" => CryptoUse::Sign,
+            "seal" | "unseal" => CryptoUse::Seal,
+            "quote" => CryptoUse::Quote,
+            _ => return None,
+        })
+    }
+}
+
+impl Plain {
+    pub(super) fn answer(self, caller: &Caller) -> Result<Value, ApiError> {
+        let hex = measure::hex;
+        Ok(match self {
+            Self::Identity => json!({
+                "bound_to": caller.bound_to(),
+                "container": caller.container,
+                "image": caller.image,
+                "module": caller.module,
+            }),
+            Self::VrfKeys(VrfKeys { suite, .. }) => json!({ "public_key": hex(caller.keys.vrf(suite).public_key()), "suite": suite }),
+            Self::VrfProve(VrfProve { suite, alpha }) => {
+                let key = caller.keys.vrf(suite);
+                let proof = key.prove(&unhex("alpha", &alpha)?).map_err(ApiError::node)?;
+                json!({ "beta": hex(&proof.beta), "pi": hex(&proof.pi), "public_key": hex(key.public_key()), "suite": suite })
+            }
+            Self::VrfVerify(request) => {
+                let (key, alpha) = (unhex("public_key", &request.public_key)?, unhex("alpha", &request.alpha)?);
+                let pi = unhex("pi", &request.pi)?;
+                let verified = PublicKey::new(request.suite, &key).and_then(|key| key.verify(&alpha, &pi));
+                match verified.map_err(ApiError::request)? {
+                    Some(beta) => json!({ "beta": hex(&beta), "valid": true }),
+                    None => json!({ "valid": false }),
+                }
+            }
+            Self::Hash(Hash { algorithm, data }) => {
+                let data = unhex("data", &data)?;
+                json!({ "hash": match algorithm {
+                    Algorithm::Sha256 => hex(&Sha256::digest(&data)),
+                    Algorithm::Sha512 => hex(&Sha512::digest(&data)),
+                } })
+            }
+            Self::Hmac(MacRequest { algorithm, label, data }) => {
+                let key = caller.keys.mac(&unhex("label", &label)?);
+                let data = unhex("data", &data)?;
+                json!({ "mac": match algorithm {
+                    Algorithm::Sha256 => hex(&Hmac::<Sha256>::new_from_slice(&*key).map_err(ApiError::node)?.chain_update(&data).finalize().into_bytes()),
+                    Algorithm::Sha512 => hex(&Hmac::<Sha512>::new_from_slice(&*key).map_err(ApiError::node)?.chain_update(&data).finalize().into_bytes()),
+                } })
+            }
+            Self::Sign(Sign { algorithm, data }) => {
+                let (public_key, signature) = caller.keys.sign(algorithm, &unhex("data", &data)?);
+                json!({ "public_key": hex(&public_key), "signature": hex(&signature) })
+            }
+            Self::Verify(request) => {
+                let (key, data) = (unhex("public_key", &request.public_key)?, unhex("data", &request.data)?);
+                let signature = unhex("signature", &request.signature)?;
+                json!({ "valid": sign::verify(request.algorithm, &key, &data, &signature).map_err(ApiError::request)? })
+            }
+            Self::Seal(Seal { context, data }) => {
+                let sealed = seal::seal(&caller.keys, &unhex("context", &context)?, &unhex("data", &data)?);
+                json!({ "sealed": hex(&sealed.map_err(ApiError::node)?) })
+            }
+            Self::Unseal(Unseal { context, sealed }) => {
+                let data = seal::unseal(&caller.keys, &unhex("context", &context)?, &unhex("sealed", &sealed)?);
+                let data = data.map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "sealed", e))?;
+                json!({ "data": hex(&data) })
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_do_not_repeat_what_was_sent() {
+        for request in [
+            json!({ "suite": "secret", "alpha": "" }),
+            json!({ "suite": "ECVRF-P256-SHA256-TAI", "alpha": 7 }),
+            json!({ "suite": ["secret"], "alpha": "secret\", expected" }),
+            json!("secret"),
+            json!(["secret"]),
+        ] {
+            let Err(error) = read::<VrfProve>(request.clone()) else { panic!("{request} was taken") };
+            assert!(!format!("{error:?}").contains("secret"), "{error:?}");
+        }
+        let Err(error) = read::<Random>(json!({ "bytes": "secret" })) else { panic!("taken") };
+        assert!(format!("{error:?}").contains("expected usize") && !format!("{error:?}").contains("secret"), "{error:?}");
+        assert!(!format!("{:?}", unhex("alpha", "secret").unwrap_err()).contains("secret"));
+    }
+}

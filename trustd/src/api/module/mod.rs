@@ -1,0 +1,264 @@
+//! What a module gets: a Unix socket of its own, mounted into its container and nobody else's.
+//!
+//! Invariants:
+//! - Who is asking is the container of the process that connected, and only one that trustd itself started as this module is answered.
+//!   A key of another module cannot be named.
+//! - Each module has a thread of its own, so the kernel shares the processors out fairly: a module that floods its socket slows down
+//!   itself. What it can hold at once is bounded.
+
+mod calls;
+mod peer;
+mod quota;
+mod serve;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use axum::http::StatusCode;
+use config::{Access, BoundTo, CryptoUse};
+use serde_json::{Value, json};
+use tokio::sync::{Semaphore, oneshot};
+
+pub use calls::NAMES;
+
+use self::calls::{Call, Plain, TpmCall};
+use self::quota::Bucket;
+use super::ApiError;
+use crate::audit::Audit;
+use crate::crypto::keys::{Binding, ModuleKeys, RootKey};
+use crate::crypto::spread;
+use crate::started;
+use crate::tpm::Tpm;
+
+const MOST_IN_A_BATCH: usize = 1024;
+
+/// What all sockets share.
+#[derive(Clone)]
+pub struct Shared {
+    pub tpm: Tpm,
+    pub root: Arc<RootKey>,
+    pub audit: Arc<Audit>,
+    pub started: Arc<started::Ledger>,
+    /// [`ledger::Policy::identity`]
+    pub ledger: measure::Digest,
+}
+
+/// The sockets of all modules.
+pub struct Sockets {
+    dir: PathBuf,
+    shared: Shared,
+    /// Dropping what is in it ends the module's thread.
+    open: Mutex<BTreeMap<String, oneshot::Sender<()>>>,
+}
+
+impl Sockets {
+    pub fn new(dir: PathBuf, shared: Shared) -> Self {
+        Self { dir, shared, open: Mutex::default() }
+    }
+
+    pub fn started(&self) -> &Arc<started::Ledger> {
+        &self.shared.started
+    }
+
+    /// Opens a module's socket if it is not open; returns the folder to mount.
+    ///
+    /// # Errors
+    /// That the folder, the socket or its thread cannot be made.
+    pub fn open(&self, module: &str) -> std::io::Result<PathBuf> {
+        let dir = self.dir.join(module);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.get(module).is_some_and(|end| !end.is_closed()) {
+            return Ok(dir);
+        }
+        std::fs::create_dir_all(&dir)?;
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o755))?;
+        let path = dir.join("trustd.sock");
+        let _ = std::fs::remove_file(&path);
+        let listener = std::os::unix::net::UnixListener::bind(&path)?;
+        listener.set_nonblocking(true)?;
+        // Who asks is found out for each connection.
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
+        let service = Service::new(module, self.shared.clone());
+        open.insert(module.to_owned(), serve::start(listener, service)?);
+        Ok(dir)
+    }
+
+    /// Ends a module's socket; who is connected is cut off.
+    pub fn close(&self, module: &str) {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(module);
+        let _ = std::fs::remove_file(self.dir.join(module).join("trustd.sock"));
+    }
+}
+
+/// A container that may ask, and as what.
+pub(crate) struct Caller {
+    module: String,
+    container: String,
+    /// Digest of the manifest that it runs from.
+    image: String,
+    access: Access,
+    binding: Binding,
+    keys: Arc<ModuleKeys>,
+}
+
+impl Caller {
+    /// Who has the same keys, as statements and answers say it.
+    fn bound_to(&self) -> String {
+        match &self.binding {
+            Binding::Approvers(ledger) => format!("approvers:{}", measure::hex(ledger)),
+            Binding::Image(digest) => format!("image:{digest}"),
+        }
+    }
+}
+
+/// One module's side of its socket.
+struct Service {
+    module: String,
+    shared: Shared,
+    keys: Mutex<BTreeMap<Binding, Arc<ModuleKeys>>>,
+    calls: Mutex<Option<Bucket>>,
+    tpm_calls: Mutex<Option<Bucket>>,
+    /// One at a time waits for the TPM, so that its queue is the modules' in turn.
+    tpm_turn: Semaphore,
+    /// What was refused and is in the audit log; it is not said twice.
+    said: Mutex<BTreeSet<String>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Service {
+    fn new(module: &str, shared: Shared) -> Self {
+        Self {
+            module: module.to_owned(),
+            shared,
+            keys: Mutex::default(),
+            calls: Mutex::default(),
+            tpm_calls: Mutex::default(),
+            tpm_turn: Semaphore::new(1),
+            said: Mutex::default(),
+        }
+    }
+
+    /// Who connected, if it may.
+    fn caller(&self, container: &str) -> Result<Caller, String> {
+        let started = self.shared.started.of(container).ok_or_else(|| format!("trustd did not start the container {container}"))?;
+        if started.module != self.module {
+            return Err(format!("the container {container} is of the module {}", started.module));
+        }
+        let binding = match started.access.keys_bound_to {
+            BoundTo::Approvers => Binding::Approvers(self.shared.ledger),
+            BoundTo::Image => Binding::Image(started.digest.clone()),
+        };
+        let keys =
+            lock(&self.keys).entry(binding.clone()).or_insert_with(|| Arc::new(self.shared.root.module(&self.module, &binding))).clone();
+        Ok(Caller {
+            module: self.module.clone(),
+            container: container.to_owned(),
+            image: started.digest,
+            access: started.access,
+            binding,
+            keys,
+        })
+    }
+
+    /// In the audit log once, however often it is tried: the log is no place to flood.
+    async fn refuse(&self, kind: &str, what: String) {
+        if lock(&self.said).insert(format!("{kind} {what}")) {
+            println!("module {}: {kind}: {what}", self.module);
+            if let Err(error) = self.shared.audit.record(kind, &json!({ "module": self.module, "what": what })).await {
+                println!("module {}: {error}", self.module);
+            }
+        }
+    }
+
+    async fn permit(&self, caller: &Caller, name: &str) -> Result<(), ApiError> {
+        let Some(wish) = Call::needs(name).filter(|wish| !caller.access.crypto.contains(wish)) else { return Ok(()) };
+        let word = serde_json::to_string::<CryptoUse>(&wish).unwrap_or_default();
+        self.refuse("call-refused", name.to_owned()).await;
+        let message = format!("the module {} may not call {name}: its file does not list {word} under crypto", self.module);
+        Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message))
+    }
+
+    fn spend(bucket: &Mutex<Option<Bucket>>, calls: u32, per_s: u32, what: &str) -> Result<(), ApiError> {
+        let now = Instant::now();
+        let taken = lock(bucket).get_or_insert_with(|| Bucket::new(per_s, now)).take(calls, per_s, now);
+        taken.map_err(|after| {
+            let after = after.map_or_else(
+                || "this many at once are never allowed".into(),
+                |after| format!("there is room again in {} ms", after.as_millis().max(1)),
+            );
+            let message = format!("the module's quota of {per_s} {what} a second is used up; {after}");
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message)
+        })
+    }
+
+    /// One call that is not a batch.
+    async fn call(&self, caller: &Caller, name: &str, request: Value) -> Result<Value, ApiError> {
+        Self::spend(&self.calls, 1, caller.access.quota.calls_per_s, "calls")?;
+        match self.begin(caller, name, request).await? {
+            Call::Plain(plain) => plain.answer(caller),
+            Call::Tpm(call) => self.ask_tpm(caller, call).await,
+        }
+    }
+
+    async fn begin(&self, caller: &Caller, name: &str, request: Value) -> Result<Call, ApiError> {
+        self.permit(caller, name).await?;
+        Call::read(name, request, caller)
+    }
+
+    async fn ask_tpm(&self, caller: &Caller, call: TpmCall) -> Result<Value, ApiError> {
+        Self::spend(&self.tpm_calls, 1, caller.access.quota.tpm_calls_per_s, "calls of the TPM")?;
+        let _turn = self.tpm_turn.acquire().await.map_err(ApiError::node)?;
+        match call {
+            TpmCall::Random(bytes) => {
+                let random = self.shared.tpm.random(bytes).await.map_err(ApiError::tpm)?;
+                Ok(json!({ "random": measure::hex(&random) }))
+            }
+            TpmCall::Quote(statement) => {
+                let evidence = self.shared.audit.evidence(&statement).await.map_err(ApiError::node)?;
+                Ok(json!({ "evidence": evidence }))
+            }
+            TpmCall::VrfKeys(suite, statement) => {
+                let evidence = self.shared.audit.evidence(&statement).await.map_err(ApiError::node)?;
+                Ok(json!({ "evidence": evidence, "public_key": measure::hex(caller.keys.vrf(suite).public_key()), "suite": suite }))
+            }
+        }
+    }
+
+    /// Each call has its own answer or error, in their order.
+    async fn batch(&self, caller: &Caller, items: Vec<(String, Value)>) -> Result<Value, ApiError> {
+        if items.len() > MOST_IN_A_BATCH {
+            return Err(ApiError::request(format!("calls: expected at most {MOST_IN_A_BATCH}, found {}", items.len())));
+        }
+        Self::spend(&self.calls, items.len() as u32, caller.access.quota.calls_per_s, "calls")?;
+        let mut answers: Vec<Option<Result<Value, ApiError>>> = Vec::with_capacity(items.len());
+        let mut plain: Vec<(usize, Plain)> = Vec::new();
+        for (at, (name, request)) in items.into_iter().enumerate() {
+            answers.push(match self.begin(caller, &name, request).await {
+                Ok(Call::Plain(call)) => {
+                    plain.push((at, call));
+                    None
+                }
+                Ok(Call::Tpm(call)) => Some(self.ask_tpm(caller, call).await),
+                Err(error) => Some(Err(error)),
+            });
+        }
+        for (at, answer) in spread::over(plain, |(at, call)| (at, call.answer(caller))) {
+            answers[at] = Some(answer);
+        }
+        let answers: Vec<Value> = answers
+            .into_iter()
+            .flatten()
+            .map(|answer| match answer {
+                Ok(answer) => json!({ "answer": answer }),
+                Err(error) => error.body(),
+            })
+            .collect();
+        Ok(json!({ "answers": answers }))
+    }
+}
