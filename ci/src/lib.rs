@@ -156,10 +156,8 @@ impl Card {
     }
 
     pub fn attest_to(&self, expected: &Measurements) -> Result<trustctl::evidence::Checked> {
-        let mut nonce = [0u8; 32];
-        std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut nonce)?;
-        let answer = self.client().post("/v1/quote", &serde_json::json!({ "nonce": measure::hex(&nonce) }))?;
-        trustctl::evidence::check(&answer, &nonce, Some(expected))
+        let expected = trustctl::verdict::Expected { measurements: Some(expected.clone()), ..Default::default() };
+        Ok(trustctl::verdict::ask(&self.client(), &expected)?.1?.checked)
     }
 
     /// Asks for the modules until one of them is as wished.

@@ -132,7 +132,15 @@ fn boots_measures_and_runs_the_approved_module() {
     }
     assert!(!log.contains("ALARM"), "{log}");
 
-    // Who has no pinned certificate gets nothing.
+    // Whoever comes without a certificate finds out what the node is, and nothing else.
+    let nobody = card.dir.join("nobody");
+    let client = trustctl::client::Client::new(card.client().address().clone(), &nobody);
+    let expected = trustctl::verdict::Expected { measurements: Some(card.predicted().unwrap()), ..Default::default() };
+    let (_, verdict) = trustctl::verdict::ask(&client, &expected).unwrap();
+    assert!(verdict.unwrap().activated);
+    assert!(client.get("/v1/status").unwrap_err().to_string().contains("certificate"));
+
+    // Who shows one that is not pinned gets nothing at all.
     let stranger = card.dir.join("stranger");
     trustctl::keys::new_owner(&stranger).unwrap();
     std::fs::copy(stranger.join("owner.key"), card.dir.join("owner.key")).unwrap();

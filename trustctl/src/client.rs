@@ -22,6 +22,8 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use crate::keys::Owner;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+const TURN_WITHIN: Duration = Duration::from_secs(60);
+const TURN: Duration = Duration::from_millis(500);
 /// Sending an image takes as long as the network and the card do.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3600);
 
@@ -60,6 +62,8 @@ pub struct Client {
     address: Address,
     /// Folder with the owner's key and the list of known nodes.
     folder: PathBuf,
+    /// SHA-256 of the certificate that the node showed last, hex.
+    shown: std::sync::Mutex<Option<String>>,
 }
 
 /// The node answered, and its answer is no.
@@ -80,7 +84,16 @@ impl std::error::Error for Refusal {}
 
 impl Client {
     pub fn new(address: Address, folder: &Path) -> Self {
-        Self { address, folder: folder.to_owned() }
+        Self { address, folder: folder.to_owned(), shown: Default::default() }
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// SHA-256 of the certificate that the node showed, hex; none before the first answer and on a Unix socket.
+    pub fn certificate(&self) -> Option<String> {
+        self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     pub fn get(&self, path: &str) -> Result<Value> {
@@ -89,6 +102,22 @@ impl Client {
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
         self.send(Method::POST, path, Content::Bytes(body.to_string().into_bytes()), "application/json")
+    }
+
+    /// As often as the node says that others are being answered first (429), for a minute.
+    ///
+    /// # Errors
+    /// Those of `ask`.
+    pub fn in_turn<T>(&self, mut ask: impl FnMut(&Self) -> Result<T>) -> Result<T> {
+        let until = std::time::Instant::now() + TURN_WITHIN;
+        loop {
+            let answer = ask(self);
+            let later = |error: &anyhow::Error| error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 429);
+            match answer {
+                Err(error) if later(&error) && std::time::Instant::now() < until => std::thread::sleep(TURN),
+                answer => return answer,
+            }
+        }
     }
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value> {
@@ -137,15 +166,19 @@ impl Client {
     }
 
     async fn connect(&self, address: &str) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
-        let owner = Owner::load(&self.folder)?;
+        // Who is no owner is a stranger to the node, and may still ask what it is.
+        let owner = if self.folder.join("owner.key").exists() { Some(Owner::load(&self.folder)?) } else { None };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let seen = Arc::new(std::sync::Mutex::new(None));
         let verifier = Arc::new(Remember { provider: provider.clone(), seen: seen.clone() });
         let config = rustls::ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .dangerous()
-            .with_custom_certificate_verifier(verifier)
-            .with_client_auth_cert(vec![owner.certificate], owner.key)?;
+            .with_custom_certificate_verifier(verifier);
+        let config = match owner {
+            Some(owner) => config.with_client_auth_cert(vec![owner.certificate], owner.key)?,
+            None => config.with_no_client_auth(),
+        };
         let stream = tokio::net::TcpStream::connect(address)
             .await
             .with_context(|| format!("cannot connect to {address}; does the node run, and is the port forwarded?"))?;
@@ -157,6 +190,7 @@ impl Client {
         let fingerprint =
             seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().context("the node showed no certificate")?;
         known(&self.folder, address, &fingerprint)?;
+        *self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(fingerprint);
         Ok(stream)
     }
 }
@@ -177,6 +211,7 @@ fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
             path.display()
         ),
         None => {
+            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
             eprintln!(
                 "first contact with {address}: its certificate is {fingerprint} (compare it with the console's line \"this node's certificate\")"
             );

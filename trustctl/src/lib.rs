@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod endorsement;
 pub mod evidence;
 pub mod image;
 pub mod keys;
 pub mod module;
+pub mod peers;
 pub mod statement;
+pub mod verdict;
 pub mod witness;

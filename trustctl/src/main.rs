@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod approver;
+mod attest;
 mod builder;
 mod node;
 mod output;
@@ -76,8 +77,13 @@ enum Command {
     },
     /// What happened to modules since the boot
     Audit,
-    /// Ask for a quote, check it, and compare with an image's measurements
-    Quote(node::Quote),
+    /// Find out what a node is: a fresh quote, its logs, its TPM, compared with an image's measurements
+    #[command(alias = "quote")]
+    Attest(attest::Attest),
+    /// Check evidence that was saved, or that a module of a node gave
+    Verify(attest::Verify),
+    /// Attest a list of nodes, and say whether enough of them are what they should be
+    Peers(attest::Peers),
     /// Verify the proof of a verifiable random function
     Vrf(node::Vrf),
     /// Check an image offline: signature of its manifest, every file, the prediction
@@ -158,7 +164,9 @@ fn run(cli: Cli) -> Result<()> {
         Command::Image { command } => node::image(&client, &command, cli.json),
         Command::Module { command } => node::module(&client, &folder, &command, cli.json),
         Command::Audit => node::audit(&client, cli.json),
-        Command::Quote(args) => node::quote(&client, &args, cli.json),
+        Command::Attest(args) => attest::attest(&args, &cli.node, &folder, cli.json),
+        Command::Verify(args) => attest::verify(&args, cli.json),
+        Command::Peers(args) => attest::peers(&args, &folder, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
         Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
         Command::Service { verb, name } => node::service(&client, verb, &name, cli.json),

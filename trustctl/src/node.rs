@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use clap::Subcommand;
-use measure::{Measurements, hex, unhex};
+use measure::{hex, unhex};
 use serde_json::{Value, json};
 use trustctl::client::Client;
-use trustctl::{evidence, module};
+use trustctl::module;
 use wish::Aim;
 
 use crate::output::said;
@@ -52,16 +52,6 @@ pub(crate) enum ModuleCommand {
 pub(crate) enum ImageCommand {
     /// Send an image to the node: an OCI layout as one tar (skopeo copy docker://… oci-archive:FILE)
     Push { archive: PathBuf },
-}
-
-#[derive(clap::Args)]
-pub(crate) struct Quote {
-    /// The image's measurements.json: every difference is named
-    #[arg(long)]
-    expect: Option<PathBuf>,
-    /// The node.toml that you put on its boot partition, where there is one
-    #[arg(long, requires = "expect")]
-    settings: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -266,48 +256,6 @@ pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {
     for e in answer["events"].as_array().into_iter().flatten() {
         println!("{:5}  {:18} {}", e["recnum"].to_string(), text(&e["content"]["type"]), text(&e["content"]["data"]));
     }
-    Ok(())
-}
-
-fn expected(path: &Path, settings: Option<&Path>) -> Result<Measurements> {
-    let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let mut expected: Measurements =
-        serde_json::from_slice(&read(path)?).with_context(|| format!("{} is not a measurements.json", path.display()))?;
-    if let Some(settings) = settings {
-        let settings = read(settings)?;
-        expected.boards = expected.boards.iter().map(|board| board.with_settings(&settings)).collect();
-    }
-    Ok(expected)
-}
-
-pub(crate) fn quote(client: &Client, args: &Quote, as_json: bool) -> Result<()> {
-    let mut nonce = [0; 32];
-    getrandom::fill(&mut nonce).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
-    let answer = client.post("/v1/quote", &json!({ "nonce": hex(&nonce) }))?;
-    let expected: Option<Measurements> = match &args.expect {
-        Some(path) => Some(expected(path, args.settings.as_deref())?),
-        None => None,
-    };
-    let checked =
-        evidence::check(&answer, &nonce, expected.as_ref()).map_err(|e| DoesNotHold(format!("the quote does not hold: {e:#}")))?;
-    if as_json {
-        return print_json(&answer);
-    }
-    for record in checked.platform.iter().chain(&checked.modules) {
-        println!("PCR {}  {:20} {}", record.pcr, record.content.kind, record.content.data);
-    }
-    for (pcr, value) in &checked.pcrs {
-        println!("PCR {pcr} = {}", hex(&value.0));
-    }
-    println!("signed by the TPM's key {}", text(&answer["key"]));
-    println!(
-        "{}",
-        if expected.is_some() {
-            "The quote holds: this boot is the expected image, event by event."
-        } else {
-            "The quote holds. --expect measurements.json compares it with an image."
-        }
-    );
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 //! - intent → extend → log → clear. After a kill at any point, [`Audit::open`] finishes the step or drops it, so that the
 //!   log always replays to the register.
 //! - An extend that is not ours is never adopted: then this module refuses to work, and with it the gate.
+//! - A TPM that began anew while the node ran is never gone on with, even if its registers were made to look the same.
 //! - Quote and logs of one answer are of one moment: both are made under the same lock.
 
 use std::collections::BTreeMap;
@@ -15,7 +16,10 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
 use crate::files;
-use crate::tpm::{SignedQuote, Tpm, TpmError};
+use crate::tpm::{Resets, SignedQuote, Tpm, TpmError};
+
+/// The event that says how often the TPM began anew before this boot's first.
+const TPM_CLOCK: &str = "tpm-clock";
 
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
@@ -25,6 +29,11 @@ pub enum AuditError {
     Io { path: PathBuf, source: std::io::Error },
     #[error("{path}: {source}")]
     Log { path: PathBuf, source: measure::LogError },
+    #[error(
+        "the TPM began anew while the node ran: expected {} resets and {} restarts, found {} and {}; reboot the node",
+        expected.reset, expected.restart, found.reset, found.restart
+    )]
+    Reset { expected: Resets, found: Resets },
     #[error("PCR {pcr} is not what the logs say: expected {expected}, found {found}; somebody else extended it, reboot the node")]
     Foreign { pcr: u32, expected: String, found: String },
 }
@@ -71,7 +80,14 @@ impl Audit {
         let audit = Self { state: Mutex::new(State { records: Vec::new(), head, unsure: true }), tpm, platform, run: run.to_owned(), kept };
         let mut state = audit.state.lock().await;
         audit.recover(&mut state).await?;
+        let known = resets(&state.records);
         drop(state);
+        let found = audit.tpm.quote(Statement::Node { certificate: String::new(), nonce: String::new() }.qualifying_data()).await?.resets;
+        match known {
+            // The first start after a boot.
+            None => audit.record(TPM_CLOCK, &serde_json::json!(found)).await?,
+            Some(expected) => same_run(expected, found)?,
+        }
         Ok(audit)
     }
 
@@ -138,7 +154,10 @@ impl Audit {
 
     pub async fn evidence(&self, statement: &Statement) -> Result<Evidence, AuditError> {
         let state = self.state.lock().await;
-        let SignedQuote { attest, signature, key } = self.tpm.quote(statement.qualifying_data()).await?;
+        let SignedQuote { attest, signature, key, resets: found } = self.tpm.quote(statement.qualifying_data()).await?;
+        if let Some(expected) = resets(&state.records) {
+            same_run(expected, found)?;
+        }
         let pcrs = self.read().await?;
         Ok(Evidence {
             statement: statement.text(),
@@ -165,6 +184,10 @@ impl Audit {
         self.read().await
     }
 
+    pub fn tpm(&self) -> &Tpm {
+        &self.tpm
+    }
+
     /// init's events, which replay to the TPM's register.
     pub fn platform(&self) -> &[Record] {
         &self.platform
@@ -174,6 +197,15 @@ impl Audit {
     pub async fn records(&self) -> Vec<Record> {
         self.state.lock().await.records.clone()
     }
+}
+
+fn resets(records: &[Record]) -> Option<Resets> {
+    let record = records.iter().find(|record| record.content.kind == TPM_CLOCK)?;
+    serde_json::from_str(&record.content.data).ok()
+}
+
+fn same_run(expected: Resets, found: Resets) -> Result<(), AuditError> {
+    if expected == found { Ok(()) } else { Err(AuditError::Reset { expected, found }) }
 }
 
 fn chained(head: &str, line: &str) -> String {

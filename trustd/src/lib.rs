@@ -28,6 +28,8 @@ use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
 use crate::api::{
+    attest,
+    doors::Doors,
     module::{Shared, Sockets},
     owner,
     tls::TlsListener,
@@ -66,8 +68,8 @@ pub async fn run(settings: Settings) -> Result<()> {
         taken: node.api.listen.parse::<std::net::SocketAddr>().map(|a| a.port()).into_iter().collect(),
     })?);
 
-    let tls = TlsListener::bind(&node.api.listen, &node.owner.certificates, &settings.data.join("tls")).await?;
-    let router = owner::router(Arc::new(owner::Node {
+    let tls = TlsListener::bind(&node.api, &node.owner.certificates, &settings.data.join("tls")).await?;
+    let this = Arc::new(owner::Node {
         boot,
         machine: machine.name,
         modules: modules.clone(),
@@ -76,7 +78,10 @@ pub async fn run(settings: Settings) -> Result<()> {
         sources: sources.clone(),
         tickets,
         init: settings.init.clone(),
-    }));
+        certificate: tls.fingerprint.clone(),
+    });
+    let router = owner::router(this.clone());
+    let doors = Doors { owner: router.clone(), stranger: attest::router(this) };
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
@@ -84,8 +89,8 @@ pub async fn run(settings: Settings) -> Result<()> {
     tokio::spawn(sources.keep(approvals, move || modules.wake()));
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
-        served = axum::serve(local, router.clone()).into_future() => served.context("the local API ended"),
-        served = axum::serve(tls, router).into_future() => served.context("the API ended"),
+        served = axum::serve(local, router).into_future() => served.context("the local API ended"),
+        served = axum::serve(tls, doors).into_future() => served.context("the API ended"),
         _ = end.recv() => Ok(()),
     }
 }

@@ -18,6 +18,10 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
 }
 
+fn node_statement(nonce: String) -> Statement {
+    Statement::Node { certificate: "ab".repeat(32), nonce }
+}
+
 async fn audit(tpm: &Tpm, dir: &std::path::Path) -> Result<Audit, AuditError> {
     let platform = dir.join("platform.log");
     if !platform.exists() {
@@ -47,7 +51,7 @@ fn a_quote_verifies_and_its_logs_replay() {
         let tpm = swtpm.open().await;
         let audit = audit(&tpm, dir.path()).await.unwrap();
         audit.record("module-started", &json!({ "module": "a" })).await.unwrap();
-        let statement = Statement::Node { nonce: measure::hex(b"12345678") };
+        let statement = node_statement(measure::hex(b"12345678"));
         let evidence = audit.evidence(&statement).await.unwrap();
         assert_eq!(Statement::read(&evidence.statement), Ok(statement.clone()));
         let mut pcrs: BTreeMap<u32, Pcr> = replay(evidence.modules_log.iter()).unwrap();
@@ -65,7 +69,7 @@ fn a_quote_verifies_and_its_logs_replay() {
         let qualifying = statement.qualifying_data();
         check(&qualifying, &pcrs).unwrap();
         assert!(check(b"12345678", &pcrs).is_err());
-        assert!(check(&Statement::Node { nonce: measure::hex(b"87654321") }.qualifying_data(), &pcrs).is_err());
+        assert!(check(&node_statement(measure::hex(b"87654321")).qualifying_data(), &pcrs).is_err());
         pcrs.insert(MODULES_PCR, Pcr::default());
         assert!(check(&qualifying, &pcrs).is_err());
         // The key stays the same: it is derived, not stored.
@@ -82,7 +86,7 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
         let audit = audit(&tpm, dir.path()).await.unwrap();
         // A TPM holds three transient objects; a leak would show at the fourth.
         for n in 0..20u64 {
-            audit.evidence(&Statement::Node { nonce: measure::hex(&n.to_be_bytes()) }).await.unwrap();
+            audit.evidence(&node_statement(measure::hex(&n.to_be_bytes()))).await.unwrap();
             let sealed = tpm.seal(vec![1; 32]).await.unwrap();
             assert_eq!(tpm.unseal(sealed).await.unwrap(), [1; 32]);
         }
@@ -118,7 +122,7 @@ fn a_kill_at_any_step_loses_nothing() {
             let tpm = swtpm.open().await;
             audit(&tpm, dir.path()).await.unwrap().record("one", &json!({})).await.unwrap();
             let event = Event::new(MODULES_PCR, "two", "{}");
-            let line = Record::new(1, &event).line();
+            let line = Record::new(2, &event).line();
             let log = dir.path().join("modules.log");
             std::fs::write(dir.path().join("intent"), &line).unwrap();
             if step >= 1 {
@@ -132,7 +136,7 @@ fn a_kill_at_any_step_loses_nothing() {
             }
             let again = audit(&tpm, dir.path()).await.unwrap();
             let kinds: Vec<String> = again.records().await.into_iter().map(|r| r.content.kind).collect();
-            let expected: &[&str] = if step == 0 { &["one"] } else { &["one", "two"] };
+            let expected: &[&str] = if step == 0 { &["tpm-clock", "one"] } else { &["tpm-clock", "one", "two"] };
             assert_eq!(kinds, expected, "step {step}");
             assert!(!dir.path().join("intent").exists());
             again.record("three", &json!({})).await.unwrap();
@@ -149,9 +153,30 @@ fn an_extend_that_is_not_ours_is_never_adopted() {
         let tpm = swtpm.open().await;
         audit(&tpm, dir.path()).await.unwrap().record("one", &json!({})).await.unwrap();
         // With an intent that does not explain it.
-        std::fs::write(dir.path().join("intent"), Record::new(1, &Event::new(MODULES_PCR, "two", "{}")).line()).unwrap();
+        std::fs::write(dir.path().join("intent"), Record::new(2, &Event::new(MODULES_PCR, "two", "{}")).line()).unwrap();
         tpm.extend(MODULES_PCR, [9; 32]).await.unwrap();
         assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Foreign { pcr: MODULES_PCR, .. })));
+    });
+}
+
+/// Whoever can pull the reset line can extend the registers anew with what they had.
+#[test]
+fn a_tpm_that_began_anew_is_not_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let swtpm = Swtpm::start(dir.path());
+    run(async {
+        let tpm = swtpm.open().await;
+        let before = audit(&tpm, dir.path()).await.unwrap();
+        before.record("one", &json!({})).await.unwrap();
+        swtpm.reset();
+        assert!(before.evidence(&node_statement("00".repeat(8))).await.is_err());
+        let records = before.records().await;
+        for record in &records {
+            tpm.extend(MODULES_PCR, record.event().digest()).await.unwrap();
+        }
+        assert_eq!(tpm.read(MODULES_PCR).await.unwrap(), replay(records.iter()).unwrap()[&MODULES_PCR], "it looks the same");
+        assert!(matches!(before.evidence(&node_statement("00".repeat(8))).await, Err(AuditError::Reset { .. })));
+        assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Reset { .. })));
     });
 }
 

@@ -143,6 +143,19 @@ pub fn node(image: &str, own: Option<&str>) -> Result<Node, ConfigError> {
 pub struct Api {
     /// Where the owner's API listens for TLS with client certificates.
     pub listen: String,
+    /// Who may ask what this node is (docs/attestation.md).
+    #[serde(default)]
+    pub attest: Attest,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Attest {
+    /// Who reaches the API, also without a certificate.
+    #[default]
+    Anyone,
+    /// Whose certificates are pinned.
+    Owner,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

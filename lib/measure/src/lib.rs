@@ -36,7 +36,7 @@ pub use keys::{KeyError, TpmKey};
 pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]
-pub use quote::{Quote, QuoteError, verify_quote};
+pub use quote::{Quote, QuoteError, read_quote, verify_quote};
 
 pub use statement::{Statement, StatementError};
 

@@ -50,7 +50,11 @@ pub fn verify_quote(
     let key = VerifyingKey::from(key.point());
     let signature = Signature::from_slice(signature).map_err(|_| QuoteError::Signature)?;
     key.verify(attest, &signature).map_err(|_| QuoteError::Signature)?;
+    read_quote(attest, qualifying, pcrs)
+}
 
+/// What a TPMS_ATTEST says, if it is a quote about these registers with this qualifying data. Who signed it is another question.
+pub fn read_quote(attest: &[u8], qualifying: &[u8], pcrs: &BTreeMap<u32, Pcr>) -> Result<Quote, QuoteError> {
     let mut r = Reader(attest);
     let magic = r.u32()?;
     if magic != GENERATED {

@@ -17,8 +17,9 @@ const PURPOSE: &[u8] = b"basalt-statement-v1\0";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Statement {
-    /// Somebody asked the node for its state.
-    Node { nonce: String },
+    /// Somebody asked the node for its state; `certificate` is the SHA-256 of the one that its API shows, so that who talks to it knows that no
+    /// other node's answer is passed on.
+    Node { certificate: String, nonce: String },
     /// A module did; `image` is the digest of the manifest that it runs from.
     Module { image: String, module: String, nonce: String },
     /// A module's public key, whose secret key never leaves this node. `bound_to` says who has the same key after an upgrade.
@@ -57,7 +58,7 @@ impl Statement {
 
     pub fn nonce(&self) -> &str {
         match self {
-            Self::Node { nonce } | Self::Module { nonce, .. } | Self::VrfKey { nonce, .. } => nonce,
+            Self::Node { nonce, .. } | Self::Module { nonce, .. } | Self::VrfKey { nonce, .. } => nonce,
         }
     }
 }
@@ -68,19 +69,25 @@ mod tests {
 
     #[test]
     fn one_statement_has_one_text_and_one_digest() {
-        let node = Statement::Node { nonce: "ab".into() };
-        assert_eq!(node.text(), r#"{"kind":"node","nonce":"ab"}"#);
+        let node = Statement::Node { certificate: "cd".into(), nonce: "ab".into() };
+        assert_eq!(node.text(), r#"{"kind":"node","certificate":"cd","nonce":"ab"}"#);
         assert_eq!(Statement::read(&node.text()), Ok(node.clone()));
         // sha256sum of the purpose, the zero byte and the text
-        assert_eq!(crate::hex(&node.qualifying_data()), "1673198a82f1a63d1b3dddcf6e9f09c8f90000199db08b053ea073b6537fcf2f");
+        assert_eq!(crate::hex(&node.qualifying_data()), "0352eaedef88406dfeb00660f0c36f3b4228a23dd47b63db9a9b9d5aa5eb276f");
         let module = Statement::Module { image: "i".into(), module: "m".into(), nonce: "ab".into() };
         assert_ne!(module.qualifying_data(), node.qualifying_data());
-        for text in ["{\"nonce\":\"ab\",\"kind\":\"node\"}", "{\"kind\":\"node\", \"nonce\":\"ab\"}"] {
+        for text in
+            ["{\"kind\":\"node\",\"nonce\":\"ab\",\"certificate\":\"cd\"}", "{\"kind\":\"node\", \"certificate\":\"cd\",\"nonce\":\"ab\"}"]
+        {
             assert_eq!(Statement::read(text), Err(StatementError::NotCanonical), "{text}");
         }
-        for text in
-            ["", "{}", "{\"kind\":\"node\"}", "{\"kind\":\"node\",\"nonce\":\"ab\",\"more\":1}", "{\"kind\":\"other\",\"nonce\":\"ab\"}"]
-        {
+        for text in [
+            "",
+            "{}",
+            "{\"kind\":\"node\"}",
+            "{\"kind\":\"node\",\"certificate\":\"cd\",\"nonce\":\"ab\",\"more\":1}",
+            "{\"kind\":\"other\",\"nonce\":\"ab\"}",
+        ] {
             assert!(matches!(Statement::read(text), Err(StatementError::Malformed(_))), "{text}");
         }
     }

@@ -1,9 +1,12 @@
 //! The two HTTP/1.1 + JSON interfaces. docs/api.md describes both.
 
+pub mod attest;
+pub mod doors;
 mod metrics;
 pub mod module;
 pub mod owner;
 mod page;
+mod quota;
 mod snapshot;
 pub mod tls;
 

@@ -16,15 +16,14 @@ use axum::{Json, Router};
 use config::Boot;
 use futures_util::StreamExt as _;
 use ledger::Decision;
-use measure::Statement;
 use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::snapshot::Snapshot;
-use super::{Answer, ApiError, metrics, page, unhex, unknown};
+use super::{Answer, ApiError, attest, metrics, page, unknown};
 use crate::approvals::{ApprovalError, Approvals};
-use crate::audit::{Audit, Evidence};
+use crate::audit::Audit;
 use crate::engine::Tickets;
 use crate::fetch::Chunks;
 use crate::init;
@@ -36,7 +35,6 @@ const MOST_LINES: u32 = 10_000;
 /// What is shown does not wait longer for the registers.
 const TPM_WITHIN: Duration = Duration::from_secs(5);
 const OPENAPI: &str = include_str!("../../openapi.json");
-const LONGEST_NONCE: usize = 32;
 
 pub struct Node {
     pub boot: Boot,
@@ -47,6 +45,8 @@ pub struct Node {
     pub sources: Arc<Sources>,
     pub tickets: Arc<Tickets>,
     pub init: std::path::PathBuf,
+    /// SHA-256 of the certificate that the node shows, hex: a quote names it, so that nobody can pass on another node's.
+    pub certificate: String,
 }
 
 type This = State<Arc<Node>>;
@@ -55,12 +55,17 @@ type This = State<Arc<Node>>;
 pub struct Route {
     pub path: &'static str,
     pub methods: &'static [&'static str],
-    handler: MethodRouter<Arc<Node>>,
+    /// For strangers too.
+    pub open: bool,
+    pub(super) handler: MethodRouter<Arc<Node>>,
 }
+
+/// What strangers may ask for, where node.toml does not forbid it.
+const OPEN: [&str; 3] = ["/v1/activate", "/v1/endorsement", "/v1/quote"];
 
 /// What there is; trustd/openapi.json says the same and a test compares the two.
 pub fn routes() -> Vec<Route> {
-    let all: [(_, &[_], _); 14] = [
+    let all: [(_, &[_], _); 16] = [
         ("/", &["get"], get(status_page)),
         ("/metrics", &["get"], get(prometheus)),
         ("/v1/openapi.json", &["get"], get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
@@ -70,13 +75,15 @@ pub fn routes() -> Vec<Route> {
         ("/v1/modules/{name}/log", &["get"], get(module_log)),
         ("/v1/images", &["put"], put(upload)),
         ("/v1/audit", &["get"], get(audit)),
-        ("/v1/quote", &["post"], post(quote)),
+        ("/v1/quote", &["post"], post(attest::quote)),
+        ("/v1/endorsement", &["get"], get(attest::endorsement)),
+        ("/v1/activate", &["post"], post(attest::activate)),
         ("/v1/ledger", &["get", "put"], get(ledger_text).put(ledger_extend)),
         ("/v1/ledger/reset", &["post"], post(ledger_reset)),
         ("/v1/services/{name}/{verb}", &["post"], post(service)),
         ("/v1/node/{verb}", &["post"], post(machine)),
     ];
-    all.into_iter().map(|(path, methods, handler)| Route { path, methods, handler }).collect()
+    all.into_iter().map(|(path, methods, handler)| Route { path, methods, open: OPEN.contains(&path), handler }).collect()
 }
 
 pub fn router(node: Arc<Node>) -> Router {
@@ -271,21 +278,6 @@ async fn module_log(State(node): This, Path(name): Path<String>, query: Result<Q
 
 async fn audit(State(node): This) -> Json<Value> {
     Json(json!({ "events": node.audit.records().await }))
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct QuoteRequest {
-    nonce: String,
-}
-
-async fn quote(State(node): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
-    let nonce = unhex("nonce", &request?.0.nonce)?;
-    if !(8..=LONGEST_NONCE).contains(&nonce.len()) {
-        return Err(ApiError::request(format!("nonce: expected 8 to {LONGEST_NONCE} bytes, found {}", nonce.len())));
-    }
-    let statement = Statement::Node { nonce: measure::hex(&nonce) };
-    Ok(Json(node.audit.evidence(&statement).await.map_err(ApiError::node)?))
 }
 
 #[derive(Serialize, Deserialize)]

@@ -1,12 +1,12 @@
 //! TLS for the owner's API: the node has a certificate of its own making, the owner's is pinned in node.toml.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use axum::serve::Listener;
+use config::{Api, Attest};
 use rustls::DigitallySignedStruct;
 use rustls::DistinguishedName;
 use rustls::SignatureScheme;
@@ -16,24 +16,31 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use sha2::{Digest as _, Sha256};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 
+use super::doors::{Connection, Guest};
 use crate::files;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 const MOST_HANDSHAKES: usize = 32;
+const MOST_STRANGERS: usize = 16;
 
 /// Accepts exactly the certificates whose SHA-256 is pinned; names and dates do not matter.
 #[derive(Debug)]
 struct Pinned {
     fingerprints: Vec<String>,
+    /// Whether somebody without a certificate is let in; one with another certificate never is.
+    strangers: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl ClientCertVerifier for Pinned {
+    fn client_auth_mandatory(&self) -> bool {
+        !self.strangers
+    }
+
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         &[]
     }
@@ -77,29 +84,33 @@ impl ClientCertVerifier for Pinned {
 
 /// Connections whose handshake is done. Handshakes run beside each other, so that a slow one holds nobody up.
 pub struct TlsListener {
-    ready: mpsc::Receiver<(TlsStream<TcpStream>, SocketAddr)>,
-    address: SocketAddr,
+    ready: mpsc::Receiver<(Connection, Guest)>,
+    /// SHA-256 of the node's certificate, hex.
+    pub fingerprint: String,
 }
 
 impl TlsListener {
-    pub async fn bind(listen: &str, owners: &[String], dir: &Path) -> Result<Self> {
+    pub async fn bind(api: &Api, owners: &[String], dir: &Path) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let (certificate, key) = identity(dir)?;
-        let verifier = Arc::new(Pinned { fingerprints: owners.to_vec(), provider: provider.clone() });
+        let fingerprint = measure::hex(&Sha256::digest(&certificate));
+        println!("api: this node's certificate is {fingerprint}");
+        let strangers = api.attest == Attest::Anyone;
+        let verifier = Arc::new(Pinned { fingerprints: owners.to_vec(), strangers, provider: provider.clone() });
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate], key)?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind(listen).await.with_context(|| format!("cannot listen on {listen}"))?;
-        let address = listener.local_addr()?;
+        let listener = TcpListener::bind(&api.listen).await.with_context(|| format!("cannot listen on {}", api.listen))?;
         let (sender, ready) = mpsc::channel(MOST_HANDSHAKES);
-        let limit = Arc::new(tokio::sync::Semaphore::new(MOST_HANDSHAKES));
+        let limit = Arc::new(Semaphore::new(MOST_HANDSHAKES));
+        let places = Arc::new(Semaphore::new(MOST_STRANGERS));
         tokio::spawn(async move {
             loop {
                 let Ok(permit) = limit.clone().acquire_owned().await else { return };
-                let (stream, peer) = match listener.accept().await {
-                    Ok(accepted) => accepted,
+                let stream = match listener.accept().await {
+                    Ok((accepted, _)) => accepted,
                     Err(error) => {
                         // Out of descriptors, most likely: others must end first.
                         println!("api: {error}");
@@ -107,22 +118,31 @@ impl TlsListener {
                         continue;
                     }
                 };
-                let (acceptor, sender) = (acceptor.clone(), sender.clone());
+                let (acceptor, sender, places) = (acceptor.clone(), sender.clone(), places.clone());
                 tokio::spawn(async move {
                     let _permit = permit;
-                    if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await {
-                        let _ = sender.send((stream, peer)).await;
-                    }
+                    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else { return };
+                    // The handshake let in no certificate but pinned ones.
+                    let owner = stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty());
+                    let connection = match owner {
+                        true => (Connection::owner(stream), Guest::Owner),
+                        false => match places.try_acquire_owned() {
+                            Ok(place) => (Connection::stranger(stream, place), Guest::Stranger),
+                            // There are enough of them; owners still come through.
+                            Err(_) => return,
+                        },
+                    };
+                    let _ = sender.send(connection).await;
                 });
             }
         });
-        Ok(Self { ready, address })
+        Ok(Self { ready, fingerprint })
     }
 }
 
 impl Listener for TlsListener {
-    type Io = TlsStream<TcpStream>;
-    type Addr = SocketAddr;
+    type Io = Connection;
+    type Addr = Guest;
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         match self.ready.recv().await {
@@ -132,8 +152,8 @@ impl Listener for TlsListener {
         }
     }
 
-    fn local_addr(&self) -> std::io::Result<SocketAddr> {
-        Ok(self.address)
+    fn local_addr(&self) -> std::io::Result<Guest> {
+        Ok(Guest::Owner)
     }
 }
 
@@ -152,6 +172,5 @@ fn identity(dir: &Path) -> Result<(CertificateDer<'static>, PrivateKeyDer<'stati
         files::write(&crt, certificate.pem().as_bytes())?;
     }
     let certificate = CertificateDer::from_pem_file(&crt).with_context(|| format!("{} is damaged", crt.display()))?;
-    println!("api: this node's certificate is {}", measure::hex(&Sha256::digest(&certificate)));
     Ok((certificate, PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is damaged", key.display()))?))
 }

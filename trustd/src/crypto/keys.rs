@@ -41,8 +41,8 @@ impl RootKey {
         }
     }
 
-    #[cfg(test)]
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
+    /// What was unsealed.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
     }
 

@@ -17,7 +17,7 @@ use tss_esapi::structures::{
 use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use tss_esapi::{Context, Error, TctiNameConf};
 
-use super::{Sealed, SignedQuote, TpmError, counter};
+use super::{Resets, Sealed, SignedQuote, TpmError, counter};
 
 /// At most so many bytes come from one TPM2_GetRandom: the size of the largest digest that every TPM 2.0 has.
 const RANDOM_CHUNK: usize = 32;
@@ -76,7 +76,13 @@ impl Device {
             let Signature::EcDsa(ecdsa) = signature else { return Err(answer("the signature is not ECDSA")) };
             let signature = [ecdsa.signature_r().value(), ecdsa.signature_s().value()].map(padded);
             let marshalled = |bytes: Result<Vec<u8>, Error>| bytes.map_err(refused("Quote"));
-            Ok(SignedQuote { attest: marshalled(attest.marshall())?, signature: signature.concat(), key: marshalled(public.marshall())? })
+            let clock = attest.clock_info();
+            Ok(SignedQuote {
+                attest: marshalled(attest.marshall())?,
+                signature: signature.concat(),
+                key: marshalled(public.marshall())?,
+                resets: Resets { reset: clock.reset_count(), restart: clock.restart_count() },
+            })
         })
     }
 

@@ -1,19 +1,19 @@
 //! How others know which TPM this is: its endorsement key, the manufacturer's certificate for it, and the proof that the attestation key
 //! is in the same TPM (TPM 2.0 Library, Part 1, 24; TCG EK Credential Profile 2.3).
 
-use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, ek, nv};
+use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, ek};
 use tss_esapi::constants::SessionType;
-use tss_esapi::handles::{AuthHandle, NvIndexTpmHandle, SessionHandle};
+use tss_esapi::handles::{AuthHandle, SessionHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::ecc::EccCurve;
-use tss_esapi::interface_types::resource_handles::{Hierarchy, NvAuth};
+use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{Digest, EncryptedSecret, IdObject, Nonce, Public, SymmetricDefinition};
 use tss_esapi::traits::Marshall as _;
 use tss_esapi::{Context, Error};
 
 use super::device::{Device, attestation_key, refused};
-use super::{Endorsement, TpmError, counter};
+use super::{Endorsement, TpmError, nv};
 
 /// The certificate of the ECC P-256 key (EK Credential Profile, 2.2.1.4).
 const CERTIFICATE: u32 = 0x01c0_000a;
@@ -27,11 +27,10 @@ impl Device {
         let area = self.with_primary(Hierarchy::Endorsement, template(), "CreatePrimary of the endorsement key", |_, _, public| {
             public.marshall().map_err(refused("CreatePrimary of the endorsement key"))
         })?;
-        let index = NvIndexTpmHandle::new(CERTIFICATE).map_err(refused("the certificate's index"))?;
-        let certificate = match counter::is_defined(&mut self.0, CERTIFICATE)? {
+        let certificate = match nv::find(&mut self.0, CERTIFICATE)? {
             // Padded to the index's size in some TPMs: the reader goes by the length inside.
-            true => Some(nv::read_full(&mut self.0, NvAuth::Owner, index).map_err(refused("NV_Read of the certificate"))?),
-            false => None,
+            Some(handle) => nv::read(&mut self.0, handle)?,
+            None => None,
         };
         Ok(Endorsement { area, certificate })
     }

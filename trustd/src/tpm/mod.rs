@@ -5,10 +5,12 @@
 mod counter;
 mod device;
 mod endorsement;
+mod nv;
 
 use std::path::PathBuf;
 
 use measure::{Digest, Pcr};
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
 const QUEUE: usize = 64;
@@ -36,6 +38,16 @@ pub struct SignedQuote {
     pub signature: Vec<u8>,
     /// The attestation key's TPMT_PUBLIC.
     pub key: Vec<u8>,
+    /// What is in `attest` of them.
+    pub resets: Resets,
+}
+
+/// How often the TPM began anew and went on after a sleep (TPM 2.0 Library, Part 1, 36.5 "resetCount", "restartCount").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resets {
+    pub reset: u32,
+    pub restart: u32,
 }
 
 /// Which TPM this is.

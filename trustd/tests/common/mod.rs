@@ -57,6 +57,25 @@ impl Swtpm {
         panic!("swtpm does not start: {}", child.wait().unwrap());
     }
 
+    /// As if its reset line had been pulled (CMD_INIT on the control port), and firmware had started it anew.
+    #[allow(dead_code)] // not by every program of tests
+    pub(crate) fn reset(&self) {
+        use std::io::{Read as _, Write as _};
+        let address = self.tcti.trim_start_matches("swtpm:host=").split(',').next().unwrap();
+        let mut control = std::net::TcpStream::connect((address, PORT + 1)).unwrap();
+        // CMD_INIT is 2; then four bytes of flags (swtpm's include/swtpm/tpm_ioctl.h).
+        control.write_all(&[0, 0, 0, 2, 0, 0, 0, 0]).unwrap();
+        let mut answer = [9; 4];
+        control.read_exact(&mut answer).unwrap();
+        assert_eq!(answer, [0; 4], "CMD_INIT");
+        // TPM2_Startup(CLEAR), which firmware sends.
+        let mut data = std::net::TcpStream::connect((address, PORT)).unwrap();
+        data.write_all(&[0x80, 0x01, 0, 0, 0, 12, 0, 0, 0x01, 0x44, 0, 0]).unwrap();
+        let mut answer = [9; 10];
+        data.read_exact(&mut answer).unwrap();
+        assert_eq!(answer[6..], [0; 4], "TPM2_Startup");
+    }
+
     pub(crate) async fn open(&self) -> Tpm {
         Tpm::open(&self.tcti).await.unwrap()
     }

@@ -56,6 +56,7 @@ impl Api {
             sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client).unwrap()),
             tickets: node.tickets.clone(),
             init: node.settings.init.clone(),
+            certificate: "ab".repeat(32),
         }));
         Self { router, document: document(), seen: Default::default() }
     }
@@ -116,6 +117,18 @@ fn every_answer_is_as_described() {
         let nonce = json!({ "nonce": "ab".repeat(16) }).to_string();
         assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", nonce).await.0, 200);
         assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", "{\"nonce\":\"ab\"}").await.0, 400);
+        assert_eq!(api.ask("get", "/v1/endorsement", "/v1/endorsement", Body::empty()).await.0, 200);
+        let credential = |blob: &str| json!({ "blob": blob, "seed": "00" }).to_string();
+        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", credential("00")).await.0, 422);
+        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", credential("x")).await.0, 400);
+        let made = {
+            let (tpm, nonce) = (node.audit.tpm(), [1; 32]);
+            let attestation = measure::TpmKey::attestation(&tpm.quote(nonce).await.unwrap().key).unwrap();
+            let endorsement = measure::TpmKey::endorsement(&tpm.endorsement().await.unwrap().area).unwrap();
+            measure::make_credential(&endorsement, &attestation.name(), &nonce, &[3; 32]).unwrap()
+        };
+        let made = json!({ "blob": measure::hex(&made.blob), "seed": measure::hex(&made.seed) }).to_string();
+        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", made).await.0, 200);
         let (_, text) = api.ask("get", "/v1/ledger", "/v1/ledger", Body::empty()).await;
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", text).await.0, 200);
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\"}").await.0, 409);
@@ -161,7 +174,8 @@ fn every_answer_is_as_described() {
                 }
             }
         }
-        left.retain(|what| !what.ends_with(" 500") && !what.ends_with(" 507"));
+        // Strangers alone are told to wait (attest.rs), and a TPM's queue is never full here.
+        left.retain(|what| ![" 500", " 503", " 507", " 429"].iter().any(|status| what.ends_with(status)));
         left.sort();
         assert_eq!(left, ["post /v1/ledger/reset 409", "post /v1/node/{verb} 200", "post /v1/services/{name}/{verb} 200"]);
     });

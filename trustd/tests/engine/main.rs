@@ -7,6 +7,7 @@ mod common;
 
 mod alone;
 mod api;
+mod attest;
 mod bench;
 mod gate;
 mod images;

@@ -357,6 +357,11 @@ pub(crate) fn service(name: &str) -> PathBuf {
     Path::new(&std::env::var_os("BASALT_SERVICES").expect("these tests need real services: cargo xtask test engine")).join(name)
 }
 
+/// The tree of the set `programs`.
+pub(crate) fn programs() -> PathBuf {
+    std::env::var_os("BASALT_PROGRAMS").expect("these tests need other people's programs: cargo xtask test engine").into()
+}
+
 pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64) -> String {
     let mut entry = Entry::new(ImageStatement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status });
     entry.sign("t", key);

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::alone::{ALL, Alone, Group, MUCH, client, container};
 use crate::images::image;
-use crate::node::{Node, PATIENCE, run};
+use crate::node::{Node, PATIENCE, programs, run};
 
 const SUITE: &str = "ECVRF-EDWARDS25519-SHA512-TAI";
 
@@ -35,18 +35,18 @@ fn group(pid: i64) -> PathBuf {
     }
 }
 
-/// A program of the set `languages` on a file of examples/module, in a control group, asking a socket.
+/// A program of the set `programs` on a file of examples/module, in a control group, asking a socket.
 fn example(group: Option<&Path>, program: &str, file: &str, socket: &Path) -> Output {
-    let languages = PathBuf::from(std::env::var_os("BASALT_LANGUAGES").expect("cargo xtask test engine"));
+    let programs = programs();
     let join = group.map_or_else(|| ":".into(), |dir| format!("echo $$ > {}/cgroup.procs", dir.display()));
     // Node.js has a part of itself below /usr/share.
-    let mount = format!("mount --bind {}/usr/share /usr/share", languages.display());
+    let mount = format!("mount --bind {}/usr/share /usr/share", programs.display());
     Command::new("unshare")
         .args(["--mount", "sh", "-c", &format!("{mount} && {join} && exec \"$@\""), "sh"])
-        .arg(languages.join("usr/bin").join(program))
+        .arg(programs.join("usr/bin").join(program))
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/module").join(file))
-        .env("LD_LIBRARY_PATH", languages.join("usr/lib/x86_64-linux-gnu"))
-        .env("PYTHONHOME", languages.join("usr"))
+        .env("LD_LIBRARY_PATH", programs.join("usr/lib/x86_64-linux-gnu"))
+        .env("PYTHONHOME", programs.join("usr"))
         .env("BASALT_SOCKET", socket)
         .output()
         .unwrap()

@@ -26,6 +26,9 @@ pub struct Args {
     /// How long each
     #[arg(long, default_value_t = 60)]
     seconds: u64,
+    /// So many inputs each, however long that takes
+    #[arg(long, conflicts_with = "seconds")]
+    runs: Option<u64>,
     /// Write fuzz/corpus/ anew from what the tests of lib/oci and lib/ledger make, and fuzz nothing
     #[arg(long)]
     corpus: bool,
@@ -43,7 +46,10 @@ pub fn run(args: &Args) -> Result<()> {
     // What is found stays, so that the next run goes on from there: beside the cache of builds, not in the checkout.
     let found = plan.store.work("fuzz")?;
     let targets = if args.targets.is_empty() { &all } else { &args.targets };
-    fuzz(&plan, &found, targets, &format!("for {} s", args.seconds), &[format!("-max_total_time={}", args.seconds)])
+    match args.runs {
+        Some(runs) => fuzz(&plan, &found, targets, &format!("with {runs} inputs"), &[format!("-runs={runs}")]),
+        None => fuzz(&plan, &found, targets, &format!("for {} s", args.seconds), &[format!("-max_total_time={}", args.seconds)]),
+    }
 }
 
 /// All targets, each with so many inputs that come from the corpus of the repository alone: what fails here fails everywhere.

@@ -186,15 +186,15 @@ fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
     let state = dev::scratch(plan, "engine")?;
     let scratch = dev::scratch(plan, "gate")?;
     let services = plan.build(&Step::Tree("services".into()))?.dir;
-    let languages = plan.build(&Step::Tree("languages".into()))?.dir;
+    let programs = plan.build(&Step::Tree("programs".into()))?.dir;
     Ok(dev::sandbox(plan)?
         .engine(&state)
         .write(&scratch, "/cache")
         .read(&services, "/in")
         .env("BASALT_ENGINE_TESTS", "1")
         .env("BASALT_SERVICES", "/in/usr/bin")
-        .read(&languages, "/old")
-        .env("BASALT_LANGUAGES", "/old"))
+        .read(&programs, "/old")
+        .env("BASALT_PROGRAMS", "/old"))
 }
 
 /// On hosts with the old control groups, empty ones outlive the namespace.

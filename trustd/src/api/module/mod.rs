@@ -8,7 +8,6 @@
 
 mod calls;
 mod peer;
-mod quota;
 mod serve;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,8 +24,8 @@ use tokio::sync::{Semaphore, oneshot};
 pub use calls::NAMES;
 
 use self::calls::{Call, Plain, TpmCall};
-use self::quota::Bucket;
 use super::ApiError;
+use super::quota::Bucket;
 use crate::audit::Audit;
 use crate::crypto::keys::{Binding, ModuleKeys, RootKey};
 use crate::crypto::spread;
@@ -94,7 +93,7 @@ impl Sockets {
 }
 
 /// A container that may ask, and as what.
-pub(crate) struct Caller {
+pub struct Caller {
     module: String,
     container: String,
     /// Digest of the manifest that it runs from.
@@ -105,6 +104,23 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
+    pub fn new(root: &RootKey, module: &str, container: &str, image: &str, access: Access, binding: Binding) -> Self {
+        let keys = Arc::new(root.module(module, &binding));
+        Self { module: module.to_owned(), container: container.to_owned(), image: image.to_owned(), access, binding, keys }
+    }
+
+    /// Answers a call for which the TPM has nothing to do; none for others.
+    ///
+    /// # Errors
+    /// [`ApiError`], as the caller gets it.
+    pub fn compute(&self, name: &str, request: Value) -> Option<Result<Value, ApiError>> {
+        match Call::read(name, request, self) {
+            Ok(Call::Plain(plain)) => Some(plain.answer(self)),
+            Ok(Call::Tpm(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
+    }
+
     /// Who has the same keys, as statements and answers say it.
     fn bound_to(&self) -> String {
         match &self.binding {

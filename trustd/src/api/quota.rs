@@ -1,4 +1,4 @@
-//! How many calls a module may make: a bucket that fills with time (token bucket).
+//! How many calls somebody may make: a bucket that fills with time (token bucket).
 
 use std::time::{Duration, Instant};
 
@@ -7,18 +7,18 @@ const BURST_S: u32 = 4;
 
 /// What is left of a quota.
 #[derive(Debug)]
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     left: f64,
     at: Instant,
 }
 
 impl Bucket {
-    pub(super) fn new(per_s: u32, now: Instant) -> Self {
+    pub(crate) fn new(per_s: u32, now: Instant) -> Self {
         Self { left: f64::from(per_s * BURST_S), at: now }
     }
 
     /// Takes `calls` if they are there; otherwise says after which time they would be, none if they never are.
-    pub(super) fn take(&mut self, calls: u32, per_s: u32, now: Instant) -> Result<(), Option<Duration>> {
+    pub(crate) fn take(&mut self, calls: u32, per_s: u32, now: Instant) -> Result<(), Option<Duration>> {
         let most = f64::from(per_s) * f64::from(BURST_S);
         let gained = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(per_s);
         (self.left, self.at) = ((self.left + gained).min(most), now);

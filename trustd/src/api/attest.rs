@@ -1,0 +1,115 @@
+//! What anybody may ask a node for, so that anybody can find out what it is: quotes, and which TPM made them. docs/attestation.md
+
+use axum::Json;
+use axum::Router;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse as _, Response};
+use measure::Statement;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use super::owner::{Node, Route, routes};
+use super::quota::Bucket;
+use super::{Answer, ApiError, unhex};
+use crate::audit::Evidence;
+use crate::tpm;
+
+/// Of all strangers together: each lets the TPM work for up to a second.
+const STRANGERS_PER_S: u32 = 2;
+/// The largest credential has some 150 bytes.
+const LARGEST_REQUEST: usize = 4096;
+const NONCE: std::ops::RangeInclusive<usize> = 8..=32;
+
+type This = State<Arc<Node>>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct QuoteRequest {
+    nonce: String,
+}
+
+pub(super) async fn quote(State(node): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
+    let nonce = request?.0.nonce;
+    let length = unhex("nonce", &nonce)?.len();
+    if !NONCE.contains(&length) {
+        return Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", NONCE.start(), NONCE.end())));
+    }
+    let statement = Statement::Node { certificate: node.certificate.clone(), nonce };
+    Ok(Json(node.audit.evidence(&statement).await.map_err(ApiError::node)?))
+}
+
+/// Which TPM this is.
+#[derive(Serialize)]
+pub(super) struct Endorsement {
+    /// TPMT_PUBLIC
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    certificate: Option<String>,
+}
+
+pub(super) async fn endorsement(State(node): This) -> Answer<Endorsement> {
+    let tpm::Endorsement { area, certificate } = node.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
+    Ok(Json(Endorsement { key: measure::hex(&area), certificate: certificate.map(|c| measure::hex(&c)) }))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Credential {
+    blob: String,
+    seed: String,
+}
+
+#[derive(Serialize)]
+pub(super) struct Activated {
+    secret: String,
+}
+
+/// Proves that the attestation key is in the TPM for whose endorsement key the credential was made.
+pub(super) async fn activate(State(node): This, request: Result<Json<Credential>, JsonRejection>) -> Answer<Activated> {
+    let Json(credential) = request?;
+    let (blob, seed) = (unhex("blob", &credential.blob)?, unhex("seed", &credential.seed)?);
+    let activated = node.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
+        tpm::TpmError::Refused { .. } => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", error),
+        other => ApiError::tpm(other),
+    })?;
+    Ok(Json(Activated { secret: measure::hex(&activated) }))
+}
+
+/// Who shows no certificate gets these calls and no others.
+pub fn router(node: Arc<Node>) -> Router {
+    let open = routes().into_iter().filter(|route| route.open);
+    let router = open.fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
+    let bucket = Arc::new(Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())));
+    let in_turn = axum::middleware::from_fn(move |request: Request, next: Next| {
+        let bucket = bucket.clone();
+        async move { in_turn(&bucket, request, next).await }
+    });
+    let stranger = async || {
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "certificate",
+            "show a client certificate that node.toml pins; without one there is attestation only",
+        )
+    };
+    router
+        .layer(in_turn)
+        .fallback(stranger)
+        .method_not_allowed_fallback(stranger)
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .with_state(node)
+}
+
+async fn in_turn(bucket: &Mutex<Bucket>, request: Request, next: Next) -> Response {
+    let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(1, STRANGERS_PER_S, Instant::now());
+    match taken {
+        Ok(()) => next.run(request).await,
+        Err(after) => {
+            let message = format!("others are being answered; try again in {} ms", after.unwrap_or_default().as_millis().max(1));
+            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message).into_response()
+        }
+    }
+}
