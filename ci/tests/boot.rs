@@ -107,6 +107,8 @@ fn boots_measures_and_runs_the_approved_module() {
     assert_eq!(looked.said.matches("CONSOLE").count(), refusals(""), "{}", looked.said);
     assert!(looked.picture.len() > 20_000, "an empty page? {} bytes", looked.picture.len());
     let metrics = card.client().text("/metrics").unwrap();
+    let resident = metrics.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes ")?.parse::<f64>().ok()).unwrap();
+    println!("trustd has {:.1} MiB in memory after its quotes", resident / (1 << 20) as f64);
     assert!(metrics.contains("basalt_module_state{module=\"demo\",state=\"running\"} 1\n"), "{metrics}");
 
     // Its proofs verify here, with nothing but the public values.

@@ -16,6 +16,8 @@ pub(super) struct Counts {
     pub(super) events: BTreeMap<String, u64>,
     /// Requests that the second lock refused.
     pub(super) refused: u64,
+    /// Memory of this process, in bytes.
+    pub(super) resident: Option<u64>,
 }
 
 pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
@@ -57,6 +59,7 @@ pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
     let restarts = each(&|m| m["restarts"].as_f64().unwrap_or_default());
     out.family("basalt_module_restarts_total", "counter", "How often a module ended by itself", &restarts);
     let events: Vec<_> = counts.events.iter().map(|(kind, n)| ([("type", kind.clone())], *n as f64)).collect();
+    out.single("process_resident_memory_bytes", "gauge", "Of trustd", counts.resident.map(|bytes| bytes as f64));
     out.family("basalt_audit_events_total", "counter", "Events in PCR 15 since the boot", &events);
     out.single("basalt_engine_requests_refused_total", "counter", "Requests that the second lock refused", Some(counts.refused as f64));
     out.0
@@ -107,7 +110,7 @@ mod tests {
             modules: vec![json!({ "name": "app", "status": { "state": "running" }, "ledger": { "allowed": true }, "restarts": 2 })],
             registers: Ok(Default::default()),
         };
-        let counts = Counts { events: [("module-started".to_owned(), 4)].into(), refused: 1 };
+        let counts = Counts { events: [("module-started".to_owned(), 4)].into(), refused: 1, resident: Some(7_000_000) };
         let text = render(&snapshot, &counts);
         for line in [
             "basalt_info{version=\"1\\\"}\\n2\\\\\",variant=\"prod\",machine=\"virt\"} 1",
@@ -117,6 +120,7 @@ mod tests {
             "basalt_module_state{module=\"app\",state=\"failed\"} 0",
             "basalt_module_restarts_total{module=\"app\"} 2",
             "basalt_audit_events_total{type=\"module-started\"} 4",
+            "process_resident_memory_bytes 7000000",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }

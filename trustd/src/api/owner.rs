@@ -125,7 +125,7 @@ async fn prometheus(State(node): This) -> impl IntoResponse {
     for record in node.audit.records().await {
         *events.entry(record.content.kind).or_default() += 1;
     }
-    let counts = metrics::Counts { events, refused: node.tickets.refused() };
+    let counts = metrics::Counts { events, refused: node.tickets.refused(), resident: resident() };
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics::render(&node.snapshot().await, &counts))
 }
 
@@ -174,6 +174,13 @@ fn memory() -> Value {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     json!({ "total_kb": field("MemTotal:"), "available_kb": field("MemAvailable:") })
+}
+
+/// What this process has in memory, in bytes (proc_pid_status(5), VmRSS).
+fn resident() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib: u64 = text.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    Some(kib * 1024)
 }
 
 /// How many programs run; threads of the kernel have no command line and do not count.

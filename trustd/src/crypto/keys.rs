@@ -10,6 +10,7 @@ use crrl::p256;
 use ed25519_dalek::SigningKey;
 use hkdf::Hkdf;
 use measure::Digest;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use sha2::Sha256;
 use vrf::{SecretKey, Suite};
 use zeroize::Zeroizing;
@@ -32,7 +33,7 @@ impl RootKey {
                 Ok(Self(Zeroizing::new(secret)))
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let secret = Zeroizing::new(tpm.random(ROOT_BYTES).await?);
+                let secret = Zeroizing::new(random(tpm, ROOT_BYTES).await?);
                 let sealed = tpm.seal(secret.to_vec()).await?;
                 crate::files::write(path, &encode(&sealed)).map_err(|e| unusable(e.to_string()))?;
                 Ok(Self(secret))
@@ -137,10 +138,20 @@ impl ModuleKeys {
     }
 }
 
-/// Two parts, each with its length before it.
+/// From the TPM's generator and the kernel's together: somebody who listens on the TPM's bus, or who knows one of them, knows nothing of it.
+pub async fn random(tpm: &Tpm, bytes: usize) -> Result<Vec<u8>, TpmError> {
+    let mut random = tpm.random(bytes).await?;
+    let mut ours = Zeroizing::new(vec![0; bytes]);
+    let filled = SystemRandom::new().fill(&mut ours);
+    filled.map_err(|_| TpmError::Answer { what: "random numbers", problem: "the kernel has none".into() })?;
+    random.iter_mut().zip(ours.iter()).for_each(|(byte, other)| *byte ^= other);
+    Ok(random)
+}
+
+/// Three parts, each with its length before it.
 fn encode(sealed: &Sealed) -> Vec<u8> {
     let mut bytes = Vec::new();
-    for part in [&sealed.public, &sealed.private] {
+    for part in [&sealed.public, &sealed.private, &sealed.parent] {
         bytes.extend((part.len() as u32).to_be_bytes());
         bytes.extend(part);
     }
@@ -155,7 +166,8 @@ fn decode(bytes: &[u8]) -> Option<Sealed> {
     }
     let (public, rest) = part(bytes)?;
     let (private, rest) = part(rest)?;
-    rest.is_empty().then_some(Sealed { public, private })
+    let (parent, rest) = part(rest)?;
+    rest.is_empty().then_some(Sealed { public, private, parent })
 }
 
 #[cfg(test)]
@@ -189,7 +201,7 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_not_a_sealed_key() {
-        let good = encode(&Sealed { public: vec![1; 5], private: vec![2; 6] });
+        let good = encode(&Sealed { public: vec![1; 5], private: vec![2; 6], parent: vec![3; 34] });
         assert!(decode(&good).is_some());
         for end in 0..good.len() {
             assert!(decode(&good[..end]).is_none());

@@ -10,14 +10,13 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::resource_handles::Hierarchy;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    Data, Digest as TpmDigest, DigestValues, EccPoint, EccScheme, HashScheme, KeyDerivationFunctionScheme, KeyedHashScheme,
-    PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Private, Public, PublicBuilder, PublicEccParametersBuilder,
-    PublicKeyedHashParameters, SensitiveData, Signature, SignatureScheme, SymmetricDefinitionObject,
+    Data, Digest as TpmDigest, DigestValues, EccPoint, EccScheme, HashScheme, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Public,
+    PublicBuilder, PublicEccParametersBuilder, Signature, SignatureScheme,
 };
-use tss_esapi::traits::{Marshall as _, UnMarshall as _};
+use tss_esapi::traits::Marshall as _;
 use tss_esapi::{Context, Error, TctiNameConf};
 
-use super::{Resets, Sealed, SignedQuote, TpmError, counter};
+use super::{Resets, SignedQuote, TpmError, counter};
 
 /// At most so many bytes come from one TPM2_GetRandom: the size of the largest digest that every TPM 2.0 has.
 const RANDOM_CHUNK: usize = 32;
@@ -86,36 +85,11 @@ impl Device {
         })
     }
 
-    pub(super) fn seal(&mut self, secret: &[u8]) -> Result<Sealed, TpmError> {
-        let secret = SensitiveData::try_from(secret.to_vec()).map_err(refused("Create: the secret"))?;
-        self.with_primary(Hierarchy::Owner, storage_key(), "Create", |context, parent, _| {
-            let made = context
-                .execute_with_session(Some(AuthSession::Password), |c| {
-                    c.create(parent, sealed_object()?, None, Some(secret.clone()), None, None)
-                })
-                .map_err(refused("Create"))?;
-            Ok(Sealed { public: made.out_public.marshall().map_err(refused("Create"))?, private: made.out_private.value().to_vec() })
-        })
-    }
-
-    pub(super) fn unseal(&mut self, sealed: &Sealed) -> Result<Vec<u8>, TpmError> {
-        let public = Public::unmarshall(&sealed.public).map_err(refused("Load: the public part"))?;
-        let private = Private::try_from(sealed.private.clone()).map_err(refused("Load: the private part"))?;
-        self.with_primary(Hierarchy::Owner, storage_key(), "Load", |context, parent, _| {
-            let handle = context
-                .execute_with_session(Some(AuthSession::Password), |c| c.load(parent, private.clone(), public.clone()))
-                .map_err(refused("Load"))?;
-            let secret = context.execute_with_session(Some(AuthSession::Password), |c| c.unseal(handle.into())).map_err(refused("Unseal"));
-            flush(context, handle)?;
-            Ok(secret?.value().to_vec())
-        })
-    }
-
     pub(super) fn counter(&mut self) -> Result<Option<u64>, TpmError> {
         counter::read(&mut self.0)
     }
 
-    pub(super) fn increment(&mut self) -> Result<u64, TpmError> {
+    pub(super) fn step(&mut self) -> Result<(), TpmError> {
         counter::increment(&mut self.0)
     }
 
@@ -147,7 +121,7 @@ impl Device {
     }
 }
 
-fn flush(context: &mut Context, handle: KeyHandle) -> Result<(), TpmError> {
+pub(super) fn flush(context: &mut Context, handle: KeyHandle) -> Result<(), TpmError> {
     context.flush_context(ObjectHandle::from(handle)).map_err(refused("FlushContext"))
 }
 
@@ -164,11 +138,11 @@ fn padded(number: &[u8]) -> Vec<u8> {
 }
 
 /// An object that never leaves this TPM; no password, so the lockout against guessing has nothing to count.
-fn bound_to_tpm() -> ObjectAttributesBuilder {
+pub(super) fn bound_to_tpm() -> ObjectAttributesBuilder {
     ObjectAttributesBuilder::new().with_fixed_tpm(true).with_fixed_parent(true).with_user_with_auth(true).with_no_da(true)
 }
 
-fn restricted_key() -> ObjectAttributesBuilder {
+pub(super) fn restricted_key() -> ObjectAttributesBuilder {
     bound_to_tpm().with_sensitive_data_origin(true).with_restricted(true)
 }
 
@@ -184,23 +158,7 @@ pub(super) fn attestation_key() -> Result<Public, Error> {
     public(PublicAlgorithm::Ecc, attributes)?.with_ecc_parameters(parameters).with_ecc_unique_identifier(EccPoint::default()).build()
 }
 
-fn storage_key() -> Result<Public, Error> {
-    let attributes = restricted_key().with_decrypt(true).build()?;
-    let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(SymmetricDefinitionObject::AES_128_CFB, EccCurve::NistP256)
-        .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
-        .build()?;
-    public(PublicAlgorithm::Ecc, attributes)?.with_ecc_parameters(parameters).with_ecc_unique_identifier(EccPoint::default()).build()
-}
-
-fn sealed_object() -> Result<Public, Error> {
-    let attributes = bound_to_tpm().build()?;
-    public(PublicAlgorithm::KeyedHash, attributes)?
-        .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
-        .with_keyed_hash_unique_identifier(TpmDigest::default())
-        .build()
-}
-
-fn public(algorithm: PublicAlgorithm, attributes: tss_esapi::attributes::ObjectAttributes) -> Result<PublicBuilder, Error> {
+pub(super) fn public(algorithm: PublicAlgorithm, attributes: tss_esapi::attributes::ObjectAttributes) -> Result<PublicBuilder, Error> {
     Ok(PublicBuilder::new()
         .with_public_algorithm(algorithm)
         .with_name_hashing_algorithm(HashingAlgorithm::Sha256)

@@ -6,6 +6,8 @@ mod counter;
 mod device;
 mod endorsement;
 mod nv;
+mod patience;
+mod sealing;
 
 use std::path::PathBuf;
 
@@ -21,6 +23,11 @@ pub enum TpmError {
     Refused { what: &'static str, source: tss_esapi::Error },
     #[error("the TPM's answer to {what} is not usable: {problem}")]
     Answer { what: &'static str, problem: String },
+    #[error(
+        "the TPM is locked out after too many wrong passwords (dictionary attack lockout); it ends by itself after its recovery time, nothing that \
+         trustd keeps in it can be guessed at and so none of it adds to that"
+    )]
+    Lockout,
     #[error("the TPM's queue is full; try again")]
     Busy,
     #[error("the TPM's thread has ended")]
@@ -59,10 +66,13 @@ pub struct Endorsement {
     pub certificate: Option<Vec<u8>>,
 }
 
-/// A secret and its sealed form.
+/// A secret in its sealed form.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sealed {
     pub public: Vec<u8>,
     pub private: Vec<u8>,
+    /// Name of the key that it is sealed under. Sessions are salted with that key: with another one, somebody on the bus would be listening.
+    pub parent: Vec<u8>,
 }
 
 enum Request {
@@ -78,6 +88,12 @@ enum Request {
     Increment(oneshot::Sender<Result<u64, TpmError>>),
 }
 
+/// In two commands: were both one, a TPM that is busy at the second could be asked for another step.
+fn increment(tpm: &mut patience::Patient) -> Result<u64, TpmError> {
+    tpm.ask(|d| d.step())?;
+    tpm.ask(|d| d.counter())?.ok_or_else(|| TpmError::Answer { what: "NV_Increment", problem: "the counter is gone".into() })
+}
+
 /// How to reach the TPM's thread.
 #[derive(Clone)]
 pub struct Tpm(mpsc::Sender<Request>);
@@ -89,10 +105,10 @@ impl Tpm {
         let (opened, answer) = oneshot::channel();
         let tcti = tcti.to_owned();
         std::thread::spawn(move || {
-            let mut device = match device::Device::open(&tcti) {
-                Ok(device) => {
+            let mut tpm = match patience::Patient::open(&tcti) {
+                Ok(tpm) => {
                     let _ = opened.send(Ok(()));
-                    device
+                    tpm
                 }
                 Err(error) => {
                     let _ = opened.send(Err(error));
@@ -102,21 +118,20 @@ impl Tpm {
             while let Some(request) = receiver.blocking_recv() {
                 // Whoever asked may have gone away meanwhile; that is no error here.
                 match request {
-                    Request::Random(n, to) => drop(to.send(device.random(n))),
-                    Request::Read(pcr, to) => drop(to.send(device.read(pcr))),
-                    Request::Extend(pcr, digest, to) => drop(to.send(device.extend(pcr, &digest))),
-                    Request::Quote(qualifying, to) => drop(to.send(device.quote(&qualifying))),
-                    Request::Endorsement(to) => drop(to.send(device.endorsement())),
-                    Request::Activate(blob, seed, to) => drop(to.send(device.activate(&blob, &seed))),
-                    Request::Seal(secret, to) => drop(to.send(device.seal(&secret))),
-                    Request::Unseal(sealed, to) => drop(to.send(device.unseal(&sealed))),
-                    Request::Counter(to) => drop(to.send(device.counter())),
-                    Request::Increment(to) => drop(to.send(device.increment())),
+                    Request::Random(n, to) => drop(to.send(tpm.ask(|d| d.random(n)))),
+                    Request::Read(pcr, to) => drop(to.send(tpm.ask(|d| d.read(pcr)))),
+                    Request::Extend(pcr, digest, to) => drop(to.send(tpm.ask(|d| d.extend(pcr, &digest)))),
+                    Request::Quote(qualifying, to) => drop(to.send(tpm.ask(|d| d.quote(&qualifying)))),
+                    Request::Endorsement(to) => drop(to.send(tpm.ask(|d| d.endorsement()))),
+                    Request::Activate(blob, seed, to) => drop(to.send(tpm.ask(|d| d.activate(&blob, &seed)))),
+                    Request::Seal(secret, to) => drop(to.send(tpm.ask(|d| d.seal(&secret)))),
+                    Request::Unseal(sealed, to) => drop(to.send(tpm.ask(|d| d.unseal(&sealed)))),
+                    Request::Counter(to) => drop(to.send(tpm.ask(|d| d.counter()))),
+                    Request::Increment(to) => drop(to.send(increment(&mut tpm))),
                 }
             }
-            // Nobody asks any more: the process is about to end. Taking the C library's context down while that happens
-            // on the main thread corrupted its heap; the kernel closes the device.
-            std::mem::forget(device);
+            // Nobody asks any more: the process is about to end.
+            tpm.leave();
         });
         answer.await.map_err(|_| TpmError::Gone)??;
         Ok(Self(sender))

@@ -76,6 +76,7 @@ impl Swtpm {
         assert_eq!(answer[6..], [0; 4], "TPM2_Startup");
     }
 
+    #[allow(dead_code)] // not by every program of tests
     pub(crate) async fn open(&self) -> Tpm {
         Tpm::open(&self.tcti).await.unwrap()
     }

@@ -73,7 +73,7 @@ pub fn run(args: Args) -> Result<()> {
     write(&image, &map, &card, &device.display().to_string())?;
     println!("{} is done: read back and compared. Put the card into the board and switch it on.", device.display());
     if let Some(settings) = args.settings {
-        println!("Next: trustctl --node HOST:7443 quote --expect measurements.json --settings {}", settings.display());
+        println!("Next: trustctl --node HOST:7443 attest --expect measurements.json --settings {}", settings.display());
     }
     Ok(())
 }

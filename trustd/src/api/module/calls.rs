@@ -150,10 +150,10 @@ fn read<T: DeserializeOwned>(request: Value) -> Result<T, ApiError> {
     serde_json::from_value(request).map_err(|e| ApiError::request(without_values(&e.to_string())))
 }
 
-/// serde shows the strings that it did not expect.
+/// serde shows, in quotes, what it did not expect.
 fn without_values(problem: &str) -> String {
-    match (problem.find("string \""), problem.rfind("\", expected")) {
-        (Some(begin), Some(end)) if begin < end => format!("{}string{}", &problem[..begin], &problem[end + 1..]),
+    match (problem.find(['"', '`']), problem.rfind(", expected")) {
+        (Some(begin), Some(end)) if begin < end => format!("{}(not shown){}", &problem[..begin], &problem[end..]),
         _ => problem.to_owned(),
     }
 }

@@ -27,7 +27,7 @@ use self::calls::{Call, Plain, TpmCall};
 use super::ApiError;
 use super::quota::Bucket;
 use crate::audit::Audit;
-use crate::crypto::keys::{Binding, ModuleKeys, RootKey};
+use crate::crypto::keys::{Binding, ModuleKeys, RootKey, random};
 use crate::crypto::spread;
 use crate::started;
 use crate::tpm::Tpm;
@@ -232,7 +232,7 @@ impl Service {
         let _turn = self.tpm_turn.acquire().await.map_err(ApiError::node)?;
         match call {
             TpmCall::Random(bytes) => {
-                let random = self.shared.tpm.random(bytes).await.map_err(ApiError::tpm)?;
+                let random = random(&self.shared.tpm, bytes).await.map_err(ApiError::tpm)?;
                 Ok(json!({ "random": measure::hex(&random) }))
             }
             TpmCall::Quote(statement) => {
