@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use measure::{hex, unhex};
 use serde_json::{Value, json};
-use trustctl::client::{Address, Client, Refusal};
+use trustctl::client::{Address, Refusal};
 use trustctl::evidence::Failure;
 use trustctl::peers::Group;
 use trustctl::verdict::{self, Expected, Verdict};
@@ -64,8 +64,8 @@ impl Wanted {
 }
 
 pub(crate) fn attest(args: &Attest, node: &Address, folder: &Path, as_json: bool) -> Result<()> {
-    let client = Client::new(args.address.clone().unwrap_or_else(|| node.clone()), folder);
-    let (kept, verdict) = verdict::ask(&client, &args.wanted.read()?)?;
+    let address = args.address.as_ref().unwrap_or(node);
+    let (kept, verdict) = verdict::find_out(address, folder, &args.wanted.read()?)?;
     if let Some(file) = &args.save {
         std::fs::write(file, serde_json::to_string_pretty(&kept)?).with_context(|| format!("cannot write {}", file.display()))?;
     }

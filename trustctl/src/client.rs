@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use http_body_util::channel::Channel;
-use http_body_util::{BodyExt as _, Either, Full};
+use http_body_util::{BodyExt as _, Either, Full, Limited};
 use hyper::body::Bytes;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -24,8 +24,17 @@ use crate::keys::Owner;
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const TURN_WITHIN: Duration = Duration::from_secs(60);
 const TURN: Duration = Duration::from_millis(500);
+
+/// What an answer may take.
+#[derive(Clone, Copy)]
+struct Limits {
+    within: Duration,
+    largest: usize,
+}
+
 /// Sending an image takes as long as the network and the card do.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3600);
+const OWN: Limits = Limits { within: Duration::from_secs(3600), largest: 256 << 20 };
+const STRANGERS: Limits = Limits { within: Duration::from_secs(60), largest: 32 << 20 };
 
 /// Where a node is: `HOST:PORT` or `unix:PATH`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +73,8 @@ pub struct Client {
     folder: PathBuf,
     /// SHA-256 of the certificate that the node showed last, hex.
     shown: std::sync::Mutex<Option<String>>,
+    /// Shows no certificate, and has little patience: the node may be anybody's.
+    stranger: bool,
 }
 
 /// The node answered, and its answer is no.
@@ -84,7 +95,12 @@ impl std::error::Error for Refusal {}
 
 impl Client {
     pub fn new(address: Address, folder: &Path) -> Self {
-        Self { address, folder: folder.to_owned(), shown: Default::default() }
+        Self { address, folder: folder.to_owned(), shown: Default::default(), stranger: false }
+    }
+
+    /// To a node that is not one's own.
+    pub fn stranger(address: Address, folder: &Path) -> Self {
+        Self { stranger: true, ..Self::new(address, folder) }
     }
 
     pub fn address(&self) -> &Address {
@@ -148,18 +164,19 @@ impl Client {
 
     fn ask(&self, method: Method, path: &str, content: Content<'_>, kind: &str) -> Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let limits = if self.stranger { STRANGERS } else { OWN };
         runtime.block_on(async {
             match &self.address {
                 Address::Unix(socket) => {
                     let stream =
                         tokio::net::UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
-                    exchange(stream, method, path, content, kind).await
+                    exchange(stream, method, path, content, kind, limits).await
                 }
                 Address::Tls(address) => {
                     let stream = tokio::time::timeout(CONNECT_WITHIN, self.connect(address))
                         .await
                         .with_context(|| format!("{address} does not answer"))??;
-                    exchange(stream, method, path, content, kind).await
+                    exchange(stream, method, path, content, kind, limits).await
                 }
             }
         })
@@ -167,7 +184,7 @@ impl Client {
 
     async fn connect(&self, address: &str) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         // Who is no owner is a stranger to the node, and may still ask what it is.
-        let owner = if self.folder.join("owner.key").exists() { Some(Owner::load(&self.folder)?) } else { None };
+        let owner = if !self.stranger && self.folder.join("owner.key").exists() { Some(Owner::load(&self.folder)?) } else { None };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let seen = Arc::new(std::sync::Mutex::new(None));
         let verifier = Arc::new(Remember { provider: provider.clone(), seen: seen.clone() });
@@ -235,6 +252,7 @@ async fn exchange(
     path: &str,
     content: Content<'_>,
     kind: &str,
+    limits: Limits,
 ) -> Result<(StatusCode, Bytes)> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
@@ -246,10 +264,10 @@ async fn exchange(
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
-        Ok::<_, hyper::Error>((status, bytes))
+        let body = Limited::new(response.into_body(), limits.largest).collect().await.map_err(|e| anyhow::anyhow!(e))?;
+        Ok::<_, anyhow::Error>((status, body.to_bytes()))
     };
-    tokio::time::timeout(ANSWER_WITHIN, answer).await.context("the node does not answer")?.context("the node broke the connection off")
+    tokio::time::timeout(limits.within, answer).await.context("the node does not answer")?.context("the node broke the connection off")
 }
 
 fn json(status: StatusCode, bytes: &[u8]) -> Result<Value> {

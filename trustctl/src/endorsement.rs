@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, TrustAnchor, UnixTime};
 use serde_json::{Value, json};
 use webpki::{EndEntityCert, KeyUsage};
 
-use crate::client::Client;
+use crate::client::{Client, Refusal};
 use crate::evidence::Failure;
 
 /// Before the point in the SubjectPublicKeyInfo of a P-256 key (RFC 5480, section 2).
@@ -76,12 +76,13 @@ impl Endorsement {
         let [secret, ephemeral] = random;
         let credential = make_credential(&self.key, &attestation.name(), &secret, &ephemeral)?;
         let request = json!({ "blob": hex(&credential.blob), "seed": hex(&credential.seed) });
-        let answer = client.in_turn(|c| c.post("/v1/activate", &request)).context("the node cannot activate a credential")?;
-        ensure!(
-            answer["secret"].as_str() == Some(&hex(&secret)),
-            Failure::Tpm("the key that signed is not in the TPM with this endorsement key".into())
-        );
-        Ok(())
+        let other = || Failure::Tpm("the key that signed is not in the TPM with this endorsement key".into());
+        match client.in_turn(|c| c.post("/v1/activate", &request)) {
+            Ok(answer) if answer["secret"].as_str() == Some(&hex(&secret)) => Ok(()),
+            Ok(_) => Err(other().into()),
+            Err(error) if error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.code == "credential") => Err(other().into()),
+            Err(error) => Err(error.context("the node cannot activate a credential")),
+        }
     }
 }
 

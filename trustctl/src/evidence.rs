@@ -167,8 +167,22 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
     let key = TpmKey::attestation(&bytes(answer, "key")?)?;
     let quote = verify_quote(&key, &bytes(answer, "attest")?, &bytes(answer, "signature")?, &statement.qualifying_data(), &pcrs)?;
     same_run(&modules, &quote)?;
-    let board = expected.map(|expected| of_board(expected, &platform, &pcrs)).transpose()?;
-    Ok(Checked { statement, quote, key, platform, modules, pcrs, board })
+    let mut checked = Checked { statement, quote, key, platform, modules, pcrs, board: None };
+    if let Some(expected) = expected {
+        checked.boot(expected)?;
+    }
+    Ok(checked)
+}
+
+impl Checked {
+    /// That the boot is the one of an image; which of its boards it is on is kept.
+    ///
+    /// # Errors
+    /// [`Failure::Boot`], [`Failure::Register`]
+    pub fn boot(&mut self, expected: &Measurements) -> Result<(), Failure> {
+        self.board = Some(of_board(expected, &self.platform, &self.pcrs)?);
+        Ok(())
+    }
 }
 
 /// trustd wrote down how often the TPM had begun anew; the quote says it now.

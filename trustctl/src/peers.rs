@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::client::{Address, Client};
+use crate::client::Address;
 use crate::verdict::{self, Expected, Verdict};
 
 /// The group's file. Paths in it are from its folder.
@@ -72,7 +72,7 @@ impl Group {
                 authorities: self.ek_ca.as_ref().map(|dir| folder.join(dir)),
                 tpm: peer.tpm.clone(),
             };
-            verdict::ask(&Client::new(address, keys), &expected)?.1
+            verdict::find_out(&address, keys, &expected)?.1
         };
         let mut asked: Vec<Asked> = std::thread::scope(|scope| {
             let threads: Vec<_> = self.node.iter().map(|peer| (peer, scope.spawn(move || ask(peer)))).collect();

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 use measure::{Measurements, Statement, hex, unhex};
 use serde_json::{Value, json};
 
-use crate::client::Client;
+use crate::client::{Address, Client, Refusal};
 use crate::endorsement::Endorsement;
 use crate::evidence::{self, Checked, Failure};
 
@@ -49,6 +49,19 @@ pub struct Verdict {
     pub activated: bool,
 }
 
+/// Asks a node as a stranger; and as its owner, where it lets no strangers in.
+///
+/// # Errors
+/// As [`ask`].
+pub fn find_out(address: &Address, keys: &Path, expected: &Expected) -> Result<(Value, Result<Verdict>)> {
+    match ask(&Client::stranger(address.clone(), keys), expected) {
+        Err(error) if !error.is::<Refusal>() && keys.join("owner.key").exists() => {
+            ask(&Client::new(address.clone(), keys), expected).map_err(|as_owner| as_owner.context(format!("{error:#}")))
+        }
+        answer => answer,
+    }
+}
+
 /// Asks a node with a fresh nonce; returns what it said, to be kept, and the verdict on it.
 ///
 /// # Errors
@@ -66,14 +79,26 @@ pub fn ask(client: &Client, expected: &Expected) -> Result<(Value, Result<Verdic
         "node": client.address().to_string(),
         "nonce": hex(&nonce),
     });
-    // Before anything else: a key that is in no known TPM may have signed anything.
+    // Only the node's own word is asked on: a module's quote for this nonce would be of the node behind it.
     let activated = evidence::check(&answer, &nonce, None).map_err(anyhow::Error::from).and_then(|checked| {
-        Endorsement::read(&endorsement)?.holds(&checked.key, client)?;
-        Ok(())
+        own(&checked.statement, &kept)?;
+        Endorsement::read(&endorsement)?.holds(&checked.key, client)
     });
     kept["activated"] = json!(activated.is_ok());
     let verdict = activated.and_then(|()| judge(&kept, None, expected));
     Ok((kept, verdict))
+}
+
+/// That a statement is the node's about itself, made for the connection on which it came.
+fn own(statement: &Statement, kept: &Value) -> Result<(), Failure> {
+    let Statement::Node { certificate: found, .. } = statement else {
+        return Err(Failure::Kind { expected: "the node itself", found: "a module of some node" });
+    };
+    match kept["certificate"].as_str() {
+        Some(shown) if found != shown => Err(Failure::Certificate { expected: shown.to_owned(), found: found.clone() }),
+        // On a Unix socket there is none to be shown.
+        _ => Ok(()),
+    }
 }
 
 /// What was kept, or what a module's `quote` and `vrf/keys` answer, with the nonce that was sent.
@@ -83,16 +108,17 @@ pub fn ask(client: &Client, expected: &Expected) -> Result<(Value, Result<Verdic
 pub fn judge(kept: &Value, nonce: Option<&[u8]>, expected: &Expected) -> Result<Verdict> {
     let sent = kept["nonce"].as_str().and_then(unhex);
     let nonce = nonce.map(<[u8]>::to_vec).or(sent).context("the nonce that was sent is not in the file: name it with --nonce")?;
-    let checked = evidence::check(&kept["evidence"], &nonce, expected.measurements.as_ref())?;
-    if let (Statement::Node { certificate: found, .. }, Some(shown)) = (&checked.statement, kept["certificate"].as_str())
-        && found != shown
-    {
-        return Err(Failure::Certificate { expected: shown.to_owned(), found: found.clone() }.into());
-    }
+    let mut checked = evidence::check(&kept["evidence"], &nonce, None)?;
     let endorsement = if kept["endorsement"].is_null() { None } else { Some(Endorsement::read(&kept["endorsement"])?) };
     let activated = kept["activated"] == true;
-    let known =
-        || endorsement.as_ref().filter(|_| activated).ok_or_else(|| Failure::Tpm("this evidence does not say which TPM it is of".into()));
+    let known = || {
+        endorsement.as_ref().filter(|_| activated).ok_or_else(|| Failure::Tpm("nothing shows that the key that signed is in a TPM".into()))
+    };
+    // A module's evidence says whose it is; a node's own has to be whole.
+    if endorsement.is_some() || matches!(checked.statement, Statement::Node { .. }) {
+        own(&checked.statement, kept)?;
+        known()?;
+    }
     if let Some(name) = &expected.tpm {
         let found = known()?.name();
         if *name != found {
@@ -101,6 +127,9 @@ pub fn judge(kept: &Value, nonce: Option<&[u8]>, expected: &Expected) -> Result<
     }
     if let Some(authorities) = &expected.authorities {
         known()?.vouched_for(authorities)?;
+    }
+    if let Some(measurements) = &expected.measurements {
+        checked.boot(measurements)?;
     }
     Ok(Verdict { checked, endorsement, vouched_for: expected.authorities.is_some(), activated })
 }

@@ -4,7 +4,8 @@
 //! - intent → extend → log → clear. After a kill at any point, [`Audit::open`] finishes the step or drops it, so that the
 //!   log always replays to the register.
 //! - An extend that is not ours is never adopted: then this module refuses to work, and with it the gate.
-//! - A TPM that began anew while the node ran is never gone on with, even if its registers were made to look the same.
+//! - A TPM that began anew while the node ran is not gone on with: the next step finds another value in the register; where somebody made that
+//!   look the same, the next quote finds other counts, and no step follows.
 //! - Quote and logs of one answer are of one moment: both are made under the same lock.
 
 use std::collections::BTreeMap;
@@ -66,6 +67,14 @@ struct State {
     head: String,
     /// A step began and its end is not known.
     unsure: bool,
+    /// The TPM began anew while the node ran: how often it had before, and has now. For good.
+    other_run: Option<(Resets, Resets)>,
+}
+
+impl State {
+    fn same_run(&self) -> Result<(), AuditError> {
+        self.other_run.map_or(Ok(()), |(expected, found)| Err(AuditError::Reset { expected, found }))
+    }
 }
 
 impl Audit {
@@ -77,7 +86,13 @@ impl Audit {
         let kept = data.join("audit.jsonl");
         let text = std::fs::read_to_string(&kept).unwrap_or_default();
         let head = text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
-        let audit = Self { state: Mutex::new(State { records: Vec::new(), head, unsure: true }), tpm, platform, run: run.to_owned(), kept };
+        let audit = Self {
+            state: Mutex::new(State { records: Vec::new(), head, unsure: true, other_run: None }),
+            tpm,
+            platform,
+            run: run.to_owned(),
+            kept,
+        };
         let mut state = audit.state.lock().await;
         audit.recover(&mut state).await?;
         let known = resets(&state.records);
@@ -86,7 +101,8 @@ impl Audit {
         match known {
             // The first start after a boot.
             None => audit.record(TPM_CLOCK, &serde_json::json!(found)).await?,
-            Some(expected) => same_run(expected, found)?,
+            Some(expected) if expected != found => return Err(AuditError::Reset { expected, found }),
+            Some(_) => {}
         }
         Ok(audit)
     }
@@ -122,8 +138,13 @@ impl Audit {
     /// Extends PCR 15 with an event and logs it. When this returns, nothing can undo it.
     pub async fn record(&self, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
         let mut state = self.state.lock().await;
+        state.same_run()?;
+        // Nobody else extends it, and a TPM that was reset has another value: what is decided after that is not in any quote.
+        let found = self.tpm.read(MODULES_PCR).await?;
         if state.unsure {
             self.recover(&mut state).await?;
+        } else {
+            same(MODULES_PCR, values(&self.run, &self.platform, &state.records)?.1, found)?;
         }
         let event = Event::new(MODULES_PCR, kind, data.to_string());
         let record = Record::new(state.records.len() as u64, &event);
@@ -153,11 +174,15 @@ impl Audit {
     }
 
     pub async fn evidence(&self, statement: &Statement) -> Result<Evidence, AuditError> {
-        let state = self.state.lock().await;
-        let SignedQuote { attest, signature, key, resets: found } = self.tpm.quote(statement.qualifying_data()).await?;
-        if let Some(expected) = resets(&state.records) {
-            same_run(expected, found)?;
+        let mut state = self.state.lock().await;
+        if state.unsure {
+            self.recover(&mut state).await?;
         }
+        let SignedQuote { attest, signature, key, resets: found } = self.tpm.quote(statement.qualifying_data()).await?;
+        if let Some(expected) = resets(&state.records).filter(|expected| *expected != found) {
+            state.other_run = Some((expected, found));
+        }
+        state.same_run()?;
         let pcrs = self.read().await?;
         Ok(Evidence {
             statement: statement.text(),
@@ -202,10 +227,6 @@ impl Audit {
 fn resets(records: &[Record]) -> Option<Resets> {
     let record = records.iter().find(|record| record.content.kind == TPM_CLOCK)?;
     serde_json::from_str(&record.content.data).ok()
-}
-
-fn same_run(expected: Resets, found: Resets) -> Result<(), AuditError> {
-    if expected == found { Ok(()) } else { Err(AuditError::Reset { expected, found }) }
 }
 
 fn chained(head: &str, line: &str) -> String {

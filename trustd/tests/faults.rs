@@ -253,7 +253,8 @@ fn the_log_stays_true_whatever_becomes_of_an_extend() {
         let audit = Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap();
         for (n, fault) in [Fault::Lost, Fault::Unanswered, Fault::Short(3), Fault::Code(0x101), Fault::Code(RETRY)].into_iter().enumerate()
         {
-            proxy.next(0, [fault]);
+            // The register is read first.
+            proxy.next(1, [fault]);
             let recorded = audit.record("one", &json!({ "n": n })).await;
             assert_eq!(recorded.is_ok(), matches!(fault, Fault::Code(RETRY)), "{fault:?}");
             proxy.calm();

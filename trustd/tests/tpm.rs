@@ -178,6 +178,7 @@ fn a_tpm_that_began_anew_is_not_gone_on_with() {
         let before = audit(&tpm, dir.path()).await.unwrap();
         before.record("one", &json!({})).await.unwrap();
         swtpm.reset();
+        assert!(before.record("two", &json!({})).await.is_err(), "the register is not what it was");
         assert!(before.evidence(&node_statement("00".repeat(8))).await.is_err());
         let records = before.records().await;
         for record in &records {
@@ -185,6 +186,7 @@ fn a_tpm_that_began_anew_is_not_gone_on_with() {
         }
         assert_eq!(tpm.read(MODULES_PCR).await.unwrap(), replay(records.iter()).unwrap()[&MODULES_PCR], "it looks the same");
         assert!(matches!(before.evidence(&node_statement("00".repeat(8))).await, Err(AuditError::Reset { .. })));
+        assert!(matches!(before.record("two", &json!({})).await, Err(AuditError::Reset { .. })), "from then on for good");
         assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Reset { .. })));
     });
 }

@@ -117,13 +117,15 @@ impl Client {
             "{method} /v1/{path} HTTP/1.1\r\nhost: trustd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
         );
-        connection.write_all(request.as_bytes())?;
+        // Of what is too large trustd reads only the beginning, and has answered by then.
+        let written = connection.write_all(request.as_bytes());
         let (mut read, mut chunk) = (Vec::new(), [0; 8192]);
         loop {
-            let n = connection.read(&mut chunk)?;
-            if n == 0 {
-                return Err(std::io::ErrorKind::UnexpectedEof.into());
-            }
+            let n = match connection.read(&mut chunk) {
+                Ok(n) if n > 0 => n,
+                Ok(_) => return Err(written.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into())),
+                Err(error) => return Err(written.err().unwrap_or(error)),
+            };
             read.extend_from_slice(&chunk[..n]);
             match whole(&read) {
                 Ok(None) if read.len() > LONGEST => return Ok(Err(Error::Answer(format!("it is longer than {LONGEST} bytes")))),

@@ -11,6 +11,7 @@ use measure::Statement;
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
+use tokio::sync::Semaphore;
 
 use super::owner::{Node, Route, routes};
 use super::quota::Bucket;
@@ -73,7 +74,7 @@ pub(super) async fn activate(State(node): This, request: Result<Json<Credential>
     let Json(credential) = request?;
     let (blob, seed) = (unhex("blob", &credential.blob)?, unhex("seed", &credential.seed)?);
     let activated = node.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
-        tpm::TpmError::Refused { .. } => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", error),
+        wrong if wrong.is_of("ActivateCredential") => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", wrong),
         other => ApiError::tpm(other),
     })?;
     Ok(Json(Activated { secret: measure::hex(&activated) }))
@@ -83,10 +84,10 @@ pub(super) async fn activate(State(node): This, request: Result<Json<Credential>
 pub fn router(node: Arc<Node>) -> Router {
     let open = routes().into_iter().filter(|route| route.open);
     let router = open.fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
-    let bucket = Arc::new(Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())));
+    let gate = Arc::new((Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())), Arc::new(Semaphore::new(1))));
     let in_turn = axum::middleware::from_fn(move |request: Request, next: Next| {
-        let bucket = bucket.clone();
-        async move { in_turn(&bucket, request, next).await }
+        let gate = gate.clone();
+        async move { in_turn(&gate.0, gate.1.clone(), request, next).await }
     });
     let stranger = async || {
         ApiError::new(
@@ -103,10 +104,17 @@ pub fn router(node: Arc<Node>) -> Router {
         .with_state(node)
 }
 
-async fn in_turn(bucket: &Mutex<Bucket>, request: Request, next: Next) -> Response {
+async fn in_turn(bucket: &Mutex<Bucket>, turn: Arc<Semaphore>, request: Request, next: Next) -> Response {
     let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(1, STRANGERS_PER_S, Instant::now());
     match taken {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            // One stranger's request at a time is the TPM's affair, and it stays his turn even if he goes away.
+            let answered = tokio::spawn(async move {
+                let _turn = turn.acquire().await;
+                next.run(request).await
+            });
+            answered.await.unwrap_or_else(|error| ApiError::node(error).into_response())
+        }
         Err(after) => {
             let message = format!("others are being answered; try again in {} ms", after.unwrap_or_default().as_millis().max(1));
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message).into_response()

@@ -24,7 +24,7 @@ use super::doors::{Connection, Guest};
 use crate::files;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-const MOST_HANDSHAKES: usize = 32;
+const MOST_HANDSHAKES: usize = 256;
 const MOST_STRANGERS: usize = 16;
 
 /// Accepts exactly the certificates whose SHA-256 is pinned; names and dates do not matter.

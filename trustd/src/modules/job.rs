@@ -147,6 +147,10 @@ impl Modules {
         if target.aim != Aim::Run {
             return self.end_all(name, engine, mine, target).await;
         }
+        if mine.iter().any(|m| m.running) {
+            // The folder is mounted in the container; a socket that was lost with an earlier process is opened anew, whichever version has it.
+            self.parts.sockets.open(name)?;
+        }
         let wanted = target.fingerprint();
         let (current, others): (Vec<&Mine>, Vec<&Mine>) = mine.iter().partition(|m| m.started.settings == wanted);
         if let Some(old) = others.iter().find(|o| o.running) {
@@ -168,11 +172,7 @@ impl Modules {
             }
         }
         let id = match current {
-            Some(current) if current.running => {
-                // The folder is mounted in the container; a socket that was lost with an earlier process is opened anew.
-                self.parts.sockets.open(name)?;
-                current.id.clone()
-            }
+            Some(current) if current.running => current.id.clone(),
             Some(current) => {
                 let code = look.and_then(|l| l.exit_code);
                 let why = format!("it ended with exit status {}", code.map_or_else(|| "?".into(), |c| c.to_string()));

@@ -39,8 +39,8 @@ impl Device {
     pub(super) fn activate(&mut self, blob: &[u8], seed: &[u8]) -> Result<Vec<u8>, TpmError> {
         let blob = IdObject::try_from(blob.to_vec()).map_err(refused("ActivateCredential: the credential"))?;
         let seed = EncryptedSecret::try_from(seed.to_vec()).map_err(refused("ActivateCredential: the secret"))?;
-        self.with_primary(Hierarchy::Endorsement, template(), "ActivateCredential", |context, endorsement, _| {
-            Self::primary(context, Hierarchy::Endorsement, attestation_key(), "ActivateCredential", |context, attestation, _| {
+        self.with_primary(Hierarchy::Endorsement, template(), "CreatePrimary", |context, endorsement, _| {
+            Self::primary(context, Hierarchy::Endorsement, attestation_key(), "CreatePrimary", |context, attestation, _| {
                 let secret = with_policy(context, |context, policy| {
                     context.execute_with_sessions((Some(AuthSession::Password), Some(policy), None), |c| {
                         c.activate_credential(attestation, endorsement, blob.clone(), seed.clone())

@@ -98,6 +98,17 @@ fn increment(tpm: &mut patience::Patient) -> Result<u64, TpmError> {
 #[derive(Clone)]
 pub struct Tpm(mpsc::Sender<Request>);
 
+impl TpmError {
+    /// The TPM looked at what it was given and found it wrong (format-one codes: TPM 2.0 Library, Part 2, 6.6.2); nothing was the matter with the TPM.
+    pub fn is_of(&self, command: &str) -> bool {
+        let found_wrong = |source: &tss_esapi::Error| {
+            use tss_esapi::constants::response_code::Tss2ResponseCode;
+            matches!(source, tss_esapi::Error::WrapperError(_) | tss_esapi::Error::Tss2Error(Tss2ResponseCode::FormatOne(_)))
+        };
+        matches!(self, Self::Refused { what, source } if what.starts_with(command) && found_wrong(source))
+    }
+}
+
 impl Tpm {
     /// Opens the TPM that a TCTI configuration names (`device:/dev/tpmrm0`, `swtpm:path=…`).
     pub async fn open(tcti: &str) -> Result<Self, TpmError> {
@@ -115,14 +126,24 @@ impl Tpm {
                     return;
                 }
             };
+            // The same for as long as the TPM is.
+            let mut endorsement: Option<Endorsement> = None;
             while let Some(request) = receiver.blocking_recv() {
-                // Whoever asked may have gone away meanwhile; that is no error here.
+                // Whoever asked may have gone away meanwhile: then only what changes something is done.
                 match request {
+                    Request::Random(_, to) if to.is_closed() => {}
+                    Request::Quote(_, to) if to.is_closed() => {}
+                    Request::Endorsement(to) if to.is_closed() => {}
+                    Request::Activate(_, _, to) if to.is_closed() => {}
                     Request::Random(n, to) => drop(to.send(tpm.ask(|d| d.random(n)))),
                     Request::Read(pcr, to) => drop(to.send(tpm.ask(|d| d.read(pcr)))),
                     Request::Extend(pcr, digest, to) => drop(to.send(tpm.ask(|d| d.extend(pcr, &digest)))),
                     Request::Quote(qualifying, to) => drop(to.send(tpm.ask(|d| d.quote(&qualifying)))),
-                    Request::Endorsement(to) => drop(to.send(tpm.ask(|d| d.endorsement()))),
+                    Request::Endorsement(to) => {
+                        let found = endorsement.clone().map_or_else(|| tpm.ask(|d| d.endorsement()), Ok);
+                        endorsement = found.as_ref().ok().cloned();
+                        drop(to.send(found));
+                    }
                     Request::Activate(blob, seed, to) => drop(to.send(tpm.ask(|d| d.activate(&blob, &seed)))),
                     Request::Seal(secret, to) => drop(to.send(tpm.ask(|d| d.seal(&secret)))),
                     Request::Unseal(sealed, to) => drop(to.send(tpm.ask(|d| d.unseal(&sealed)))),

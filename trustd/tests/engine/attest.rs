@@ -279,6 +279,34 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             let mut kept_ = kept.clone();
             kept_["endorsement"]["certificate"] = json!(hex(&[&certificate[..], &[0xff; 100]].concat()));
             verdict::judge(&kept_, None, &expected).unwrap();
+            // What was not activated, or is a module's, is not taken for the node's: whoever has a module could pass it on.
+            let mut other = kept.clone();
+            other["activated"] = json!(false);
+            assert_eq!(tpm(&Expected::default(), &other), "tpm");
+            let nonce = unhex(kept["nonce"].as_str().unwrap()).unwrap();
+            let statements = [
+                Statement::Module { image: "sha256:00".into(), module: "m".into(), nonce: hex(&nonce) },
+                Statement::VrfKey {
+                    bound_to: "image:x".into(),
+                    image: "sha256:00".into(),
+                    module: "m".into(),
+                    nonce: hex(&nonce),
+                    public_key: "00".into(),
+                    suite: "s".into(),
+                },
+            ];
+            for statement in statements {
+                let answer = tokio::runtime::Handle::current().block_on(node.audit.evidence(&statement)).unwrap();
+                let mut other = kept.clone();
+                other["evidence"] = serde_json::to_value(answer).unwrap();
+                assert_eq!(tpm(&Expected::default(), &other), "kind");
+                // By itself it is a module's evidence, and says of no TPM.
+                let alone = json!({ "evidence": other["evidence"] });
+                assert!(verdict::judge(&alone, Some(&nonce), &Expected::default()).unwrap().endorsement.is_none());
+                assert!(verdict::judge(&alone, Some(&nonce), &expected).is_err());
+            }
+            let alone = json!({ "evidence": kept["evidence"] });
+            assert!(verdict::judge(&alone, Some(&nonce), &Expected::default()).is_err(), "a node's own has to be whole");
             // The answer of a node that shows another certificate.
             let mut kept_ = kept.clone();
             kept_["certificate"] = json!("00".repeat(32));
@@ -294,7 +322,8 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             area.extend_from_slice(&[0, 32]);
             area.extend_from_slice(&point[33..]);
             let forged = measure::TpmKey::attestation(&area).unwrap();
-            assert!(endorsement.holds(&forged, &stranger()).is_err());
+            let error = endorsement.holds(&forged, &stranger()).unwrap_err();
+            assert_eq!(error.downcast::<Failure>().unwrap().code(), "tpm");
 
             // Nothing else is for strangers.
             for path in ["/v1/status", "/v1/modules", "/v1/audit", "/metrics", "/"] {
@@ -325,7 +354,8 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             }
             std::fs::write(&list, format!("ek-ca = \"known\"\nquorum = 1\n{one}tpm = \"{name}\"\n[[node]]\naddress = \"127.0.0.1:1\"\nexpect = \"measurements.json\"\n")).unwrap();
             let group = Group::read(&list).unwrap();
-            // Though the quota was just used up.
+            // Though the quota was just used up; and though he owns another node.
+            trustctl::keys::new_owner(&keys).unwrap();
             let asked = group.ask(&list, &keys);
             assert!(asked[0].verdict.is_ok(), "{:?}", asked[0].verdict.as_ref().err());
             assert!(asked[1].verdict.is_err());

@@ -18,6 +18,9 @@ use std::time::Instant;
 
 use axum::http::StatusCode;
 use config::{Access, BoundTo, CryptoUse};
+use measure::Statement;
+use serde::Deserialize;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -92,6 +95,37 @@ impl Sockets {
     }
 }
 
+impl Shared {
+    async fn answer(&self, call: TpmCall) -> Result<Value, ApiError> {
+        let evidence = async |statement: Statement| self.audit.evidence(&statement).await.map_err(ApiError::node);
+        match call {
+            TpmCall::Random(bytes) => {
+                let random = random(&self.tpm, bytes).await.map_err(ApiError::tpm)?;
+                Ok(json!({ "random": measure::hex(&random) }))
+            }
+            TpmCall::Quote(statement) => Ok(json!({ "evidence": evidence(statement).await? })),
+            TpmCall::VrfKeys { suite, public_key, statement } => {
+                Ok(json!({ "evidence": evidence(statement).await?, "public_key": public_key, "suite": suite }))
+            }
+        }
+    }
+}
+
+/// Requests stay text until their call is known.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch {
+    calls: Vec<Item>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Item {
+    call: String,
+    #[serde(default)]
+    request: Option<Box<RawValue>>,
+}
+
 /// A container that may ask, and as what.
 pub struct Caller {
     module: String,
@@ -113,7 +147,7 @@ impl Caller {
     ///
     /// # Errors
     /// [`ApiError`], as the caller gets it.
-    pub fn compute(&self, name: &str, request: Value) -> Option<Result<Value, ApiError>> {
+    pub fn compute(&self, name: &str, request: &str) -> Option<Result<Value, ApiError>> {
         match Call::read(name, request, self) {
             Ok(Call::Plain(plain)) => Some(plain.answer(self)),
             Ok(Call::Tpm(_)) => None,
@@ -138,7 +172,7 @@ struct Service {
     calls: Mutex<Option<Bucket>>,
     tpm_calls: Mutex<Option<Bucket>>,
     /// One at a time waits for the TPM, so that its queue is the modules' in turn.
-    tpm_turn: Semaphore,
+    tpm_turn: Arc<Semaphore>,
     /// What was refused and is in the audit log; it is not said twice.
     said: Mutex<BTreeSet<String>>,
 }
@@ -155,7 +189,7 @@ impl Service {
             keys: Mutex::default(),
             calls: Mutex::default(),
             tpm_calls: Mutex::default(),
-            tpm_turn: Semaphore::new(1),
+            tpm_turn: Arc::new(Semaphore::new(1)),
             said: Mutex::default(),
         }
     }
@@ -183,12 +217,18 @@ impl Service {
     }
 
     /// In the audit log once, however often it is tried: the log is no place to flood.
-    async fn refuse(&self, kind: &str, what: String) {
-        if lock(&self.said).insert(format!("{kind} {what}")) {
-            println!("module {}: {kind}: {what}", self.module);
-            if let Err(error) = self.shared.audit.record(kind, &json!({ "module": self.module, "what": what })).await {
-                println!("module {}: {error}", self.module);
-            }
+    async fn refuse(&self, kind: &'static str, what: String) {
+        let said = format!("{kind} {what}");
+        if !lock(&self.said).insert(said.clone()) {
+            return;
+        }
+        println!("module {}: {kind}: {what}", self.module);
+        let (audit, event) = (self.shared.audit.clone(), json!({ "module": self.module, "what": what }));
+        // On its own: whoever asked may hang up, and a step that was begun has to be ended.
+        let recorded = tokio::spawn(async move { audit.record(kind, &event).await }).await;
+        if !matches!(recorded, Ok(Ok(()))) {
+            println!("module {}: {kind} is not in the audit log: {recorded:?}", self.module);
+            lock(&self.said).remove(&said);
         }
     }
 
@@ -213,49 +253,48 @@ impl Service {
         })
     }
 
+    /// Before anything is looked at.
+    fn spend_call(&self, caller: &Caller, calls: u32) -> Result<(), ApiError> {
+        Self::spend(&self.calls, calls, caller.access.quota.calls_per_s, "calls")
+    }
+
     /// One call that is not a batch.
-    async fn call(&self, caller: &Caller, name: &str, request: Value) -> Result<Value, ApiError> {
-        Self::spend(&self.calls, 1, caller.access.quota.calls_per_s, "calls")?;
+    async fn call(&self, caller: &Caller, name: &str, request: &str) -> Result<Value, ApiError> {
+        self.spend_call(caller, 1)?;
         match self.begin(caller, name, request).await? {
             Call::Plain(plain) => plain.answer(caller),
             Call::Tpm(call) => self.ask_tpm(caller, call).await,
         }
     }
 
-    async fn begin(&self, caller: &Caller, name: &str, request: Value) -> Result<Call, ApiError> {
+    async fn begin(&self, caller: &Caller, name: &str, request: &str) -> Result<Call, ApiError> {
         self.permit(caller, name).await?;
         Call::read(name, request, caller)
     }
 
     async fn ask_tpm(&self, caller: &Caller, call: TpmCall) -> Result<Value, ApiError> {
         Self::spend(&self.tpm_calls, 1, caller.access.quota.tpm_calls_per_s, "calls of the TPM")?;
-        let _turn = self.tpm_turn.acquire().await.map_err(ApiError::node)?;
-        match call {
-            TpmCall::Random(bytes) => {
-                let random = random(&self.shared.tpm, bytes).await.map_err(ApiError::tpm)?;
-                Ok(json!({ "random": measure::hex(&random) }))
-            }
-            TpmCall::Quote(statement) => {
-                let evidence = self.shared.audit.evidence(&statement).await.map_err(ApiError::node)?;
-                Ok(json!({ "evidence": evidence }))
-            }
-            TpmCall::VrfKeys(suite, statement) => {
-                let evidence = self.shared.audit.evidence(&statement).await.map_err(ApiError::node)?;
-                Ok(json!({ "evidence": evidence, "public_key": measure::hex(caller.keys.vrf(suite).public_key()), "suite": suite }))
-            }
-        }
+        let (shared, turn) = (self.shared.clone(), self.tpm_turn.clone());
+        // On its own: hanging up gives nobody a second turn while the TPM is still at work for the first.
+        let answer = tokio::spawn(async move {
+            let _turn = turn.acquire_owned().await.map_err(ApiError::node)?;
+            shared.answer(call).await
+        });
+        answer.await.map_err(ApiError::node)?
     }
 
     /// Each call has its own answer or error, in their order.
-    async fn batch(&self, caller: &Caller, items: Vec<(String, Value)>) -> Result<Value, ApiError> {
+    async fn batch(&self, caller: &Caller, request: &str) -> Result<Value, ApiError> {
+        self.spend_call(caller, 1)?;
+        let Batch { calls: items } = serde_json::from_str(request).map_err(|e| ApiError::request(calls::without_values(&e.to_string())))?;
         if items.len() > MOST_IN_A_BATCH {
             return Err(ApiError::request(format!("calls: expected at most {MOST_IN_A_BATCH}, found {}", items.len())));
         }
-        Self::spend(&self.calls, items.len() as u32, caller.access.quota.calls_per_s, "calls")?;
+        self.spend_call(caller, items.len().saturating_sub(1) as u32)?;
         let mut answers: Vec<Option<Result<Value, ApiError>>> = Vec::with_capacity(items.len());
         let mut plain: Vec<(usize, Plain)> = Vec::new();
-        for (at, (name, request)) in items.into_iter().enumerate() {
-            answers.push(match self.begin(caller, &name, request).await {
+        for (at, Item { call: name, request }) in items.into_iter().enumerate() {
+            answers.push(match self.begin(caller, &name, request.as_ref().map_or("{}", |request| request.get())).await {
                 Ok(Call::Plain(call)) => {
                     plain.push((at, call));
                     None

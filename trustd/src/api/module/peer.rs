@@ -11,28 +11,39 @@ use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 /// Length of a container's id: SHA-256 in hex.
 const ID: usize = 64;
 
+/// Why a process has no container.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum NoContainer {
+    /// It has ended.
+    Gone,
+    Other(String),
+}
+
 /// The container of the process that connected.
 ///
 /// # Errors
-/// Why there is none: the process has ended, or runs in no container.
-pub(super) fn container(connection: &impl AsFd) -> Result<String, String> {
-    let peer = getsockopt(connection, PeerPidfd).map_err(|e| format!("the kernel does not say which process it is (SO_PEERPIDFD): {e}"))?;
+/// Why there is none.
+pub(super) fn container(connection: &impl AsFd) -> Result<String, NoContainer> {
+    let other = |problem: String| NoContainer::Other(problem);
+    let peer =
+        getsockopt(connection, PeerPidfd).map_err(|e| other(format!("the kernel does not say which process it is (SO_PEERPIDFD): {e}")))?;
     let pid = process(&peer)?;
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).map_err(|e| format!("control groups of process {pid}: {e}"))?;
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
     // It still lives, so nobody else had its number in between.
     if process(&peer)? != pid {
-        return Err("the process has ended".into());
+        return Err(NoContainer::Gone);
     }
-    id(&groups).ok_or_else(|| "the process runs in no container".into())
+    let groups = groups.map_err(|e| other(format!("its control groups cannot be read: {e}")))?;
+    id(&groups).ok_or_else(|| other("the process runs in no container".into()))
 }
 
 /// The number of a process now (pidfd_open(2); proc_pid_fdinfo(5)).
-fn process(peer: &OwnedFd) -> Result<u32, String> {
+fn process(peer: &OwnedFd) -> Result<u32, NoContainer> {
     let path = format!("/proc/self/fdinfo/{}", peer.as_raw_fd());
-    let text = std::fs::read_to_string(&path).map_err(|e| format!("{path}: {e}"))?;
+    let text = std::fs::read_to_string(&path).map_err(|e| NoContainer::Other(format!("{path}: {e}")))?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
     // 0: not in this namespace; -1: it has ended.
-    u32::try_from(pid.unwrap_or(-1)).ok().filter(|pid| *pid > 0).ok_or_else(|| "the process has ended".into())
+    u32::try_from(pid.unwrap_or(-1)).ok().filter(|pid| *pid > 0).ok_or(NoContainer::Gone)
 }
 
 /// The one container whose groups these are (cgroups(7), "/proc/pid/cgroup"). The engine names a container's group after its id, and

@@ -4,23 +4,25 @@ use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Extension, Path, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use axum::{Json, Router, extract::rejection::JsonRejection};
+use axum::{Json, Router};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tower_service::Service as _;
 
-use super::{Caller, Service, peer};
+use super::peer::{self, NoContainer};
+use super::{Caller, Service};
 use crate::api::{Answer, ApiError, unknown};
 
 const LARGEST_REQUEST: usize = 1 << 20;
@@ -79,9 +81,14 @@ async fn accept(listener: StdListener, service: Arc<Service>) -> std::io::Error 
         let (service, router, working) = (service.clone(), router.clone(), working.clone());
         tokio::spawn(async move {
             let _place = place;
-            let peer = peer::container(&connection).and_then(|container| service.caller(&container)).map(Arc::new);
-            if peer.is_err() {
-                service.refuse("socket-refused", "a process that is not this module's".into()).await;
+            let peer = match peer::container(&connection) {
+                Ok(container) => service.caller(&container).map(Arc::new),
+                Err(NoContainer::Other(problem)) => Err(problem),
+                // There is nobody to be answered any more.
+                Err(NoContainer::Gone) => return,
+            };
+            if let Err(reason) = &peer {
+                service.refuse("socket-refused", reason.clone()).await;
             }
             serve(connection, peer, router, working).await;
         });
@@ -128,41 +135,31 @@ fn known(peer: Peer) -> Result<Arc<Caller>, ApiError> {
     })
 }
 
+type Body = Result<Bytes, BytesRejection>;
+
+fn text(body: &Body) -> Result<&str, ApiError> {
+    match body {
+        Ok(bytes) => std::str::from_utf8(bytes).map_err(|_| ApiError::request("the request is not UTF-8")),
+        Err(rejection) => Err(ApiError::new(rejection.status(), "bad-request", rejection.body_text())),
+    }
+}
+
 async fn identity(State(service): State<Arc<Service>>, Extension(peer): Extension<Peer>) -> Answer<Value> {
-    Ok(Json(service.call(&*known(peer)?, "identity", json!({})).await?))
+    Ok(Json(service.call(&*known(peer)?, "identity", "{}").await?))
 }
 
 async fn single(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
-    Path(name): Path<String>,
-    request: Result<Json<Value>, JsonRejection>,
+    name: Result<Path<String>, PathRejection>,
+    body: Body,
 ) -> Answer<Value> {
     let caller = known(peer)?;
-    Ok(Json(service.call(&caller, &name, request?.0).await?))
+    let Ok(Path(name)) = name else { return Err(unknown().await) };
+    Ok(Json(service.call(&caller, &name, text(&body)?).await?))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Batch {
-    calls: Vec<Item>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Item {
-    call: String,
-    #[serde(default)]
-    request: Option<Value>,
-}
-
-async fn batch(
-    State(service): State<Arc<Service>>,
-    Extension(peer): Extension<Peer>,
-    request: Result<Json<Batch>, JsonRejection>,
-) -> Answer<Value> {
+async fn batch(State(service): State<Arc<Service>>, Extension(peer): Extension<Peer>, body: Body) -> Answer<Value> {
     let caller = known(peer)?;
-    let Json(Batch { calls }) = request?;
-    let items = calls.into_iter().map(|item| (item.call, item.request.unwrap_or_else(|| json!({})))).collect();
-    Ok(Json(service.batch(&caller, items).await?))
+    Ok(Json(service.batch(&caller, text(&body)?).await?))
 }
