@@ -18,7 +18,7 @@ fn boots_measured_and_runs_the_module(machine: &str) {
     card.wait_for_module("demo", BOARD_BOOTS_WITHIN, |m| m["status"]["state"] == "running").unwrap();
     let checked = card.attest().unwrap();
     let kinds: Vec<&str> = checked.modules.iter().map(|r| r.content.kind.as_str()).collect();
-    assert_eq!(kinds, ["module-approved", "module-started"]);
+    assert_eq!(kinds, ["tpm-clock", "module-approved", "module-started"]);
 }
 
 /// In the root's first block, which the kernel reads to mount it.
