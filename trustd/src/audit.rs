@@ -63,6 +63,8 @@ pub struct Audit {
 
 struct State {
     records: Vec<Record>,
+    /// What PCR 15 is after these records.
+    register: Pcr,
     /// Hash over all lines of the kept log, so that none can be taken out unseen.
     head: String,
     /// A step began and its end is not known.
@@ -87,7 +89,7 @@ impl Audit {
         let text = std::fs::read_to_string(&kept).unwrap_or_default();
         let head = text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
         let audit = Self {
-            state: Mutex::new(State { records: Vec::new(), head, unsure: true, other_run: None }),
+            state: Mutex::new(State { records: Vec::new(), register: Pcr::default(), head, unsure: true, other_run: None }),
             tpm,
             platform,
             run: run.to_owned(),
@@ -112,13 +114,15 @@ impl Audit {
         let (log, intent) = (self.run.join("modules.log"), self.run.join("intent"));
         let mut records = if log.exists() { read_whole_lines(&log)? } else { Vec::new() };
         let found = self.tpm.read(MODULES_PCR).await?;
+        let mut register = values(&log, &self.platform, &records)?.1;
         let mut finished = None;
         if let Ok(text) = std::fs::read_to_string(&intent) {
             // A kill while the intent was written leaves the old one or none: files::write is whole or nothing.
             if let Ok([record]) = parse_log(&text, records.len() as u64).as_deref() {
-                let mut after = values(&log, &self.platform, &records)?.1;
+                let mut after = register;
                 after.extend(&record.event().digest());
                 if found == after {
+                    register = after;
                     append(&log, record)?;
                     records.push(record.clone());
                     finished = Some(record.clone());
@@ -126,8 +130,8 @@ impl Audit {
             }
             files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
         }
-        same(MODULES_PCR, values(&log, &self.platform, &records)?.1, found)?;
-        state.records = records;
+        same(MODULES_PCR, register, found)?;
+        (state.records, state.register) = (records, register);
         state.unsure = false;
         if let Some(record) = finished {
             self.keep(state, &record.content.kind, &record.content.data);
@@ -140,11 +144,10 @@ impl Audit {
         let mut state = self.state.lock().await;
         state.same_run()?;
         // Nobody else extends it, and a TPM that was reset has another value: what is decided after that is not in any quote.
-        let found = self.tpm.read(MODULES_PCR).await?;
         if state.unsure {
             self.recover(&mut state).await?;
         } else {
-            same(MODULES_PCR, values(&self.run, &self.platform, &state.records)?.1, found)?;
+            same(MODULES_PCR, state.register, self.tpm.read(MODULES_PCR).await?)?;
         }
         let event = Event::new(MODULES_PCR, kind, data.to_string());
         let record = Record::new(state.records.len() as u64, &event);
@@ -155,6 +158,7 @@ impl Audit {
         self.tpm.extend(MODULES_PCR, event.digest()).await?;
         append(&log, &record)?;
         files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
+        state.register.extend(&event.digest());
         state.records.push(record);
         state.unsure = false;
         println!("audit: {kind} {data}");

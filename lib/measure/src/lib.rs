@@ -37,7 +37,6 @@ pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]
 pub use quote::{Quote, QuoteError, read_quote, verify_quote};
-
 pub use statement::{Statement, StatementError};
 
 /// A SHA-256 digest.

@@ -6,7 +6,7 @@ use curve25519_dalek::traits::{IsIdentity as _, VartimeMultiscalarMul as _};
 use sha2::{Digest as _, Sha512};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Proof, Seen, Steps, Suite, VrfError};
+use crate::{Proof, Steps, Suite, VrfError};
 
 const PROOF: usize = 80;
 /// RFC 9380, section 3.1, and RFC 9381, section 5.4.1.2.
@@ -96,8 +96,11 @@ pub(crate) fn prove(suite: Suite, secret: &[u8; 32], public: &[u8], alpha: &[u8]
     k.zeroize();
     x.zeroize();
     let pi = [&gamma_string.as_bytes()[..], &c, s.as_bytes()].concat();
-    let seen = Seen { h: h_string.as_bytes().to_vec(), u: u.as_bytes().to_vec(), v: v.as_bytes().to_vec() };
-    Ok(Steps { proof: Proof { pi, beta: output(suite, &gamma) }, seen })
+    Ok(Steps {
+        proof: Proof { pi, beta: output(suite, &gamma) },
+        #[cfg(test)]
+        seen: crate::Seen { h: h_string.as_bytes().to_vec(), u: u.as_bytes().to_vec(), v: v.as_bytes().to_vec() },
+    })
 }
 
 pub(crate) fn verify(suite: Suite, key: &[u8], y: &EdwardsPoint, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {

@@ -136,15 +136,15 @@ impl std::fmt::Debug for SecretKey {
     }
 }
 
-/// What the RFC's examples show beside the proof.
+/// With the tests, also what the RFC's examples show beside the proof.
 struct Steps {
     proof: Proof,
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg(test)]
     seen: Seen,
 }
 
 /// H, U and V encoded.
-#[cfg_attr(not(test), allow(dead_code))]
+#[cfg(test)]
 struct Seen {
     h: Vec<u8>,
     u: Vec<u8>,

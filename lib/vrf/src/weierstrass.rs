@@ -7,7 +7,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Proof, Seen, Steps, Suite, VrfError, sswu};
+use crate::{Proof, Steps, Suite, VrfError, sswu};
 
 const PROOF: usize = 81;
 const POINT: usize = 33;
@@ -194,8 +194,11 @@ pub(crate) fn prove<C: Curve>(suite: Suite, secret: &[u8; 32], public: &[u8], al
     s.reverse();
     let pi = [&gamma[..], &c, &s].concat();
     s.zeroize();
-    let seen = Seen { h: h_string.to_vec(), u: u.to_vec(), v: v.to_vec() };
-    Ok(Steps { proof: Proof { pi, beta: output(suite, &gamma) }, seen })
+    Ok(Steps {
+        proof: Proof { pi, beta: output(suite, &gamma) },
+        #[cfg(test)]
+        seen: crate::Seen { h: h_string.to_vec(), u: u.to_vec(), v: v.to_vec() },
+    })
 }
 
 pub(crate) fn verify<C: Curve>(suite: Suite, key: &[u8], y: C::Point, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {

@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::owner::{Node, Route, routes};
 use super::quota::Bucket;
-use super::{Answer, ApiError, unhex};
+use super::{Answer, ApiError, nonce, unhex};
 use crate::audit::Evidence;
 use crate::tpm;
 
@@ -23,7 +23,6 @@ use crate::tpm;
 const STRANGERS_PER_S: u32 = 2;
 /// The largest credential has some 150 bytes.
 const LARGEST_REQUEST: usize = 4096;
-const NONCE: std::ops::RangeInclusive<usize> = 8..=32;
 
 type This = State<Arc<Node>>;
 
@@ -34,11 +33,7 @@ pub(super) struct QuoteRequest {
 }
 
 pub(super) async fn quote(State(node): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
-    let nonce = request?.0.nonce;
-    let length = unhex("nonce", &nonce)?.len();
-    if !NONCE.contains(&length) {
-        return Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", NONCE.start(), NONCE.end())));
-    }
+    let nonce = nonce(request?.0.nonce)?;
     let statement = Statement::Node { certificate: node.certificate.clone(), nonce };
     Ok(Json(node.audit.evidence(&statement).await.map_err(ApiError::node)?))
 }

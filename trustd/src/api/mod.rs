@@ -77,6 +77,16 @@ pub(crate) fn unhex(what: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     measure::unhex(text).ok_or_else(|| ApiError::request(format!("{what}: expected lower-case hex digits, an even number of them")))
 }
 
+/// A verifier's, in hex (docs/attestation.md).
+fn nonce(hex: String) -> Result<String, ApiError> {
+    const BYTES: std::ops::RangeInclusive<usize> = 8..=32;
+    let length = unhex("nonce", &hex)?.len();
+    if BYTES.contains(&length) {
+        return Ok(hex);
+    }
+    Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", BYTES.start(), BYTES.end())))
+}
+
 async fn unknown() -> ApiError {
     ApiError::not_found("there is no such call; docs/api.md lists them")
 }

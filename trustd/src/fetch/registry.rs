@@ -290,11 +290,22 @@ struct Token {
     access_token: Option<String>,
 }
 
+/// An error as OCI Distribution 1.1 has it.
+#[derive(Deserialize)]
+struct Complaint {
+    errors: Vec<OneError>,
+}
+
+#[derive(Deserialize)]
+struct OneError {
+    message: Option<String>,
+}
+
 /// What a host has against the question, shortened to what fits a line.
 async fn complaint(answer: Answer) -> Attempt {
     let (host, status) = (answer.host.clone(), answer.status);
     let body = answer.whole(LARGEST_COMPLAINT).await.unwrap_or_default();
-    let said = serde_json::from_slice::<serde_json::Value>(&body).ok().and_then(|v| Some(v["errors"][0]["message"].as_str()?.to_owned()));
+    let said = serde_json::from_slice::<Complaint>(&body).ok().and_then(|complaint| complaint.errors.into_iter().next()?.message);
     let text = said.map(|s| format!(": {}", s.chars().filter(|c| !c.is_control()).take(200).collect::<String>())).unwrap_or_default();
     Attempt::Status { host, status, text }
 }

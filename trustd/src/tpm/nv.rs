@@ -27,7 +27,7 @@ pub(super) fn find(context: &mut Context, index: u32) -> Result<Option<NvIndexHa
     Ok(Some(found.map_err(refused("NV_ReadPublic"))?.into()))
 }
 
-pub(super) fn public(context: &mut Context, handle: NvIndexHandle) -> Result<NvPublic, TpmError> {
+fn public(context: &mut Context, handle: NvIndexHandle) -> Result<NvPublic, TpmError> {
     Ok(context.execute_without_session(|c| c.nv_read_public(handle)).map_err(refused("NV_ReadPublic"))?.0)
 }
 

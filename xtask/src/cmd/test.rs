@@ -105,21 +105,13 @@ fn unit(filter: Option<&str>) -> Result<()> {
     let plan = tools_plan()?;
     let scratch = dev::scratch(&plan, "unit")?;
     let sandbox = dev::sandbox(&plan)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
-    // Everything but what needs an engine or a machine of its own.
-    let mut args = vec![
-        "cargo",
-        "test",
-        "--offline",
-        "--workspace",
-        "--exclude",
-        "basalt-bench",
-        "--exclude",
-        "basalt-ci",
-        "--exclude",
-        "basalt-fuzz",
-    ];
-    args.extend(filter);
-    check(&mut sandbox.command(args)?, "cargo test")
+    check(&mut sandbox.command(cargo_test().chain(filter))?, "cargo test")
+}
+
+/// All packages but those that need a machine of their own. With the same selection for all groups nothing is compiled twice.
+fn cargo_test<'a>() -> impl Iterator<Item = &'a str> {
+    let left_out = ["basalt-bench", "basalt-ci", "basalt-fuzz"].into_iter().flat_map(|package| ["--exclude", package]);
+    ["cargo", "test", "--offline", "--workspace"].into_iter().chain(left_out)
 }
 
 fn engine(filter: Option<&str>) -> Result<()> {
@@ -130,27 +122,8 @@ fn engine(filter: Option<&str>) -> Result<()> {
     let plan = tools_plan()?;
     // Small images go into the engine in parts too.
     let sandbox = engine_sandbox(&plan)?.env("BASALT_PART", "65536");
-    // The same selection of packages as for the other tests, so that nothing is compiled twice.
-    let mut args = vec![
-        "cargo",
-        "test",
-        "--offline",
-        "--workspace",
-        "--exclude",
-        "basalt-bench",
-        "--exclude",
-        "basalt-ci",
-        "--exclude",
-        "basalt-fuzz",
-        "--features",
-        ENGINE_TESTS,
-        "--test",
-        "engine",
-        "--",
-    ];
-    args.extend(["--test-threads", "1"]);
-    args.extend(filter);
-    let result = check(&mut sandbox.command(args)?, "the engine tests");
+    let selected = ["--features", ENGINE_TESTS, "--test", "engine", "--", "--test-threads", "1"];
+    let result = check(&mut sandbox.command(cargo_test().chain(selected).chain(filter))?, "the engine tests");
     remove_groups();
     result
 }

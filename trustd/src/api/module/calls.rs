@@ -13,12 +13,10 @@ use sha2::{Digest as _, Sha256, Sha512};
 use vrf::{PublicKey, Suite};
 
 use super::Caller;
-use crate::api::{ApiError, unhex};
+use crate::api::{ApiError, nonce, unhex};
 use crate::crypto::{seal, sign};
 
 const MOST_RANDOM: usize = 1024;
-/// As the owner's (docs/measurements.md): a verifier's nonce.
-const NONCE: std::ops::RangeInclusive<usize> = 8..=32;
 
 /// All calls but `batch`.
 pub const NAMES: [&str; 12] =
@@ -165,14 +163,6 @@ pub(super) fn without_values(problem: &str) -> String {
     }
 }
 
-fn nonce(hex: &str) -> Result<String, ApiError> {
-    let length = unhex("nonce", hex)?.len();
-    if NONCE.contains(&length) {
-        return Ok(hex.to_owned());
-    }
-    Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", NONCE.start(), NONCE.end())))
-}
-
 impl Call {
     /// # Errors
     /// 404 if there is no such call, 400 if the request is not as it should be.
@@ -191,7 +181,7 @@ impl Call {
                             bound_to: caller.bound_to(),
                             image: caller.image.clone(),
                             module: caller.module.clone(),
-                            nonce: nonce(hex)?,
+                            nonce: nonce(hex.clone())?,
                             public_key: public_key.clone(),
                             suite: keys.suite.name().to_owned(),
                         };
@@ -217,7 +207,7 @@ impl Call {
             "unseal" => Plain::Unseal(read(request)?),
             "quote" => {
                 let Quote { nonce: hex } = read(request)?;
-                let statement = Statement::Module { image: caller.image.clone(), module: caller.module.clone(), nonce: nonce(&hex)? };
+                let statement = Statement::Module { image: caller.image.clone(), module: caller.module.clone(), nonce: nonce(hex)? };
                 return Ok(Self::Tpm(TpmCall::Quote(statement)));
             }
             _ => return Err(ApiError::not_found("there is no such call; GET /v1/openapi.json lists them")),
