@@ -65,7 +65,17 @@ impl Card {
     }
 
     pub fn boot(&self) -> Result<Console> {
+        if self.machine.device_tree.is_of_a_real_board() {
+            self.sign_policies()?;
+        }
         Console::start(&self.boot_with())
+    }
+
+    /// Lets this card have its root key as it now is: with its settings, on the board that is played.
+    pub fn sign_policies(&self) -> Result<()> {
+        let boot = self.boot_with();
+        boot.unpack()?;
+        boot.sign_policies(&self.measurements()?)
     }
 
     /// Boots and waits until all services run.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use basalt_ci::{BOOT_WITHIN, Card, SOON, wait, with_statement};
 use ledger::Status;
+use policy::Policies;
 use serde_json::{Value, json};
 
 fn text(value: &Value) -> String {
@@ -354,8 +355,9 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     );
     std::fs::write(card.dir.join("node.toml"), &settings).unwrap();
     card.with_boot("mcopy -i $BOOT node.toml ::NODE.TOML").unwrap();
-    let console = card.boot_to_ready().unwrap();
+    let mut console = card.boot_to_ready().unwrap();
     assert!(console.text.contains("10.0.2.15/24 as node.toml says"), "{}", console.text);
+    assert!(console.text.contains("LOCKED: no module runs"), "nobody signed for these settings: {}", console.text);
 
     assert!(card.client().get("/v1/status").is_err(), "the image's owner is not this node's any more");
     for name in ["owner.key", "owner.crt"] {
@@ -363,7 +365,7 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     }
     let status = card.client().get("/v1/status").unwrap();
     assert_eq!(status["hostname"], "gate-7");
-    assert!(status["processes"].as_u64().unwrap() >= 5, "{status}");
+    assert!(text(&status["locked"]).contains("no policy of"), "{status}");
 
     // Whoever knows the settings predicts the boot; to everybody else it is another one.
     let plain = card.predicted().unwrap();
@@ -371,6 +373,14 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     assert!(error.contains("node-settings") && error.contains("--settings"), "{error}");
     let mut expected = plain;
     expected.boards = expected.boards.iter().map(|board| board.with_settings(settings.as_bytes())).collect();
+    card.attest_to(&expected).unwrap();
+    // Whoever built the image signs for the settings; the node needs no new card for it.
+    let policies = Policies::sign(&xtask::keys::policy_signer().unwrap(), &expected.boards);
+    assert_eq!(card.client().put("/v1/policies", &json!(policies)).unwrap()["this_boot"], true);
+    console.wait_for("the root key is there", SOON).unwrap();
+    card.wait_for_module("demo", SOON, running).unwrap();
+    let status = card.client().get("/v1/status").unwrap();
+    assert!(status["processes"].as_u64().unwrap() >= 5, "{status}");
     card.attest_to(&expected).unwrap();
     let log = text(&card.client().get("/v1/ledger").unwrap()["log"]);
     drop(console);
@@ -384,6 +394,15 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     let console = card.boot_to_ready().unwrap();
     card.wait_for_module("demo", SOON, |m| m["ledger"]["code"] == "revoked" && !running(m)).unwrap();
     card.attest_to(&expected).unwrap();
+    drop(console);
+
+    // An update for which the same builder signed has the same root key: it knows its own mark again.
+    std::fs::write(card.dir.join("node.toml"), settings.replace("gate-7", "gate-8")).unwrap();
+    card.with_boot("mcopy -o -i $BOOT node.toml ::NODE.TOML").unwrap();
+    card.sign_policies().unwrap();
+    let console = card.boot_to_ready().unwrap();
+    let status = card.client().get("/v1/status").unwrap();
+    assert!(status["hostname"] == "gate-8" && status["ledger"]["statements"] == 2, "{status}");
     drop(console);
 
     // What cannot be gone by stops the node before it says what it is.

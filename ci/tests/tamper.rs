@@ -8,9 +8,15 @@ use basalt_ci::{BOOT_WITHIN, Card, SOON};
 fn seen_in_the_quote(test: &str, script: &str, event: &str) {
     let card = Card::flash(test).unwrap();
     card.with_boot(script).unwrap();
-    let _console = card.boot_to_ready().unwrap();
+    let mut console = card.boot_to_ready().unwrap();
+    // Nobody signed a policy for what was booted: the TPM keeps the root key to itself, and nothing runs.
+    assert!(console.text.contains("LOCKED: no module runs"), "{}", console.text);
     let found = card.attest_to(&card.measurements().unwrap()).map(|_| ()).unwrap_err().to_string();
     assert!(found.contains("is not the expected image") && found.contains(&format!("({event}): expected")), "{found}");
+    assert!(card.client().get("/v1/modules").unwrap_err().to_string().contains("locked"));
+    card.client().post("/v1/node/poweroff", &serde_json::json!({})).unwrap();
+    console.wait_for("down", SOON).unwrap();
+    assert!(!console.text.contains("module-started"), "{}", console.text);
 }
 
 /// What the kernel says when a block does not fit the hash tree.

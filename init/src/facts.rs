@@ -92,6 +92,7 @@ pub(crate) struct BootPartition {
     pub(crate) settings: Option<Vec<u8>>,
     /// For trustd, which believes none of it unsigned.
     pub(crate) ledger: Option<Vec<u8>>,
+    pub(crate) policies: Option<Vec<u8>>,
 }
 
 /// Looks at the boot partition, which is there only meanwhile.
@@ -106,7 +107,7 @@ pub(crate) fn boot_partition(device: &str) -> Result<BootPartition, Fatal> {
 }
 
 fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
-    let (mut list, mut settings, mut ledger) = (FileList::default(), None, None);
+    let (mut list, mut settings, mut ledger, mut policies) = (FileList::default(), None, None, None);
     visit(dir, &mut |path| {
         // FAT does not tell capitals from small letters. Names are as the build sees them, wherever the partition is mounted.
         let inside = path.strip_prefix(dir).unwrap_or(path);
@@ -117,12 +118,13 @@ fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
         let (kept, largest) = match name.as_str() {
             measure::SETTINGS => (&mut settings, measure::LARGEST_SETTINGS),
             measure::LEDGER => (&mut ledger, measure::LARGEST_LEDGER),
+            measure::POLICIES => (&mut policies, measure::LARGEST_POLICIES),
             _ => return list.add_digest(&name, digest(path)?).map_err(std::io::Error::other),
         };
         let mut bytes = Vec::new();
         std::fs::File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > largest && name == measure::LEDGER {
-            // Nobody has to vouch for it, so it must not stop a node either.
+        if bytes.len() as u64 > largest && name != measure::SETTINGS {
+            // Nobody has to vouch for these, so they must not stop a node either.
             crate::console::say(&format!("{name} has more than {largest} bytes and is passed over"));
             return Ok(());
         }
@@ -134,7 +136,7 @@ fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
             Some(_) => Err(std::io::Error::other(format!("two files have the name {name}"))),
         }
     })?;
-    Ok(BootPartition { files: list.digest(), settings, ledger })
+    Ok(BootPartition { files: list.digest(), settings, ledger, policies })
 }
 
 fn add_files(dir: &Path, list: &mut FileList) -> std::io::Result<()> {
@@ -178,6 +180,12 @@ mod tests {
         let ledger = found().unwrap();
         assert_eq!((ledger.files, ledger.ledger.as_deref()), (bare.files, Some(&b"{}\n"[..])), "not measured");
         std::fs::remove_file(dir.path().join("ledger.jsonl")).unwrap();
+        write("policies.json", b"{}");
+        let policies = found().unwrap();
+        assert_eq!((policies.files, policies.policies.as_deref()), (bare.files, Some(&b"{}"[..])), "not measured");
+        write("policies.json", &vec![b' '; (1 << 16) + 1]);
+        assert_eq!(found().unwrap().policies, None, "passed over");
+        std::fs::remove_file(dir.path().join("policies.json")).unwrap();
         // A card that was made by hand can hold both.
         write("node.toml", b"");
         assert!(found().is_err_and(|e| e.to_string().contains("two files")));

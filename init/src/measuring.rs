@@ -13,10 +13,11 @@ use crate::{Fatal, facts};
 /// The platform's log; trustd appends nothing to it.
 const LOG: &str = "/run/measure/platform.log";
 
-/// What was on the boot partition, for netd and trustd: the owner's settings, and a log of approvals.
+/// What was on the boot partition, for netd and trustd: the owner's settings, a log of approvals, policies for the root key.
 const CONFIG: &str = "/run/config";
 const SETTINGS: &str = "/run/config/node.toml";
 const LEDGER: &str = "/run/config/ledger.jsonl";
+const POLICIES: &str = "/run/config/policies.json";
 
 /// Of the partitions, the firmware's.
 const BOOT: u8 = 1;
@@ -51,8 +52,8 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
     })?;
     // A file that nobody can go by stops the node before it says what it is.
     let node = go_by(found.settings)?;
-    if let Some(ledger) = found.ledger {
-        hand_over(LEDGER, &ledger)?;
+    for (path, bytes) in [(LEDGER, found.ledger), (POLICIES, found.policies)] {
+        bytes.map_or(Ok(()), |bytes| hand_over(path, &bytes))?;
     }
     crate::mounts::make_dir("/run/measure", 0o755, None)?;
     let mut log = std::fs::File::options().create_new(true).append(true).open(LOG).map_err(Fatal::io(format!("create {LOG}")))?;

@@ -57,7 +57,11 @@ pub(crate) struct Peers {
 }
 
 impl Wanted {
-    fn read(&self) -> Result<Expected> {
+    pub(crate) fn names_an_image(&self) -> bool {
+        self.expect.is_some()
+    }
+
+    pub(crate) fn read(&self) -> Result<Expected> {
         let measurements = self.expect.as_ref().map(|path| Expected::image(path, self.settings.as_deref())).transpose()?;
         Ok(Expected { measurements, authorities: self.ek_ca.clone(), tpm: self.tpm.clone() })
     }

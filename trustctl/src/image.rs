@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, bail, ensure};
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use measure::{Board, Measurements, Record};
+use policy::{Policies, PublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -77,6 +78,12 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
         let again = Board::predict(&board.board, &board.events.iter().map(Record::event).collect::<Vec<_>>());
         ensure!(again == *board, "measurements.json: the registers of {} do not follow from its events", board.board);
     }
+    let policies = Policies::read(&read(policy::FILE)?).with_context(|| policy::FILE.to_owned())?;
+    ensure!(manifest.outputs.contains_key(policy::FILE), "{MANIFEST} does not cover {}", policy::FILE);
+    for board in &measurements.boards {
+        let signed = policies.find(&PublicKey::from_hex(&policies.signer)?, &board.platform());
+        signed.with_context(|| format!("{}: a node on {} would have no root key", policy::FILE, board.board))?;
+    }
     Ok(manifest)
 }
 
@@ -120,10 +127,11 @@ mod tests {
             outputs: BTreeMap::new(),
             tools: BTreeMap::new(),
         };
+        put(policy::FILE, Policies::sign(&policy::Signer::of_builder(&[1; 32]), &measurements.boards).text().as_bytes());
         change(&mut manifest, &mut measurements);
         put("basalt-virt.img", b"image");
         put("measurements.json", &serde_json::to_vec(&measurements).unwrap());
-        for name in ["basalt-virt.img", "measurements.json"] {
+        for name in ["basalt-virt.img", "measurements.json", policy::FILE] {
             manifest.outputs.insert(name.into(), file_hash(&dir.path().join(name)).unwrap());
         }
         let text = serde_json::to_vec(&manifest).unwrap();
@@ -182,6 +190,8 @@ mod tests {
         assert!(says(folder(|m, _| m.format = "other".into()).path()).contains("expected the format"));
         let wrong = folder(|_, m| _ = m.boards[0].pcrs.insert("14".into(), "00".into()));
         assert!(says(wrong.path()).contains("do not follow"));
+        let other = folder(|_, m| m.boards[0] = Board::predict("b", &[Event::new(14, "variant", "debug virt")]));
+        assert!(says(other.path()).contains("a node on b would have no root key"));
         assert!(says(folder(|m, _| m.version = "1".into()).path()).contains("the manifest of"));
         let outside = folder(|m, _| _ = m.outputs.insert("../x".into(), String::new()));
         assert!(says(outside.path()).contains("outside"));

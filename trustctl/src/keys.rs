@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ledger::{NoteKey, Role};
+use policy::RecoveryKey;
 use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
@@ -104,6 +105,28 @@ pub fn load(path: &Path, who: &str) -> Result<SigningKey> {
     SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
 }
 
+/// Who signs policies for what is built with this key.
+pub fn policy_signer(builder: &SigningKey) -> policy::Signer {
+    policy::Signer::of_builder(&builder.to_bytes())
+}
+
+const RECOVERY: &str = "recovery.key";
+
+pub fn new_recovery(dir: &Path) -> Result<RecoveryKey> {
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
+    let key = RecoveryKey::from_bytes(secret);
+    write_private(&dir.join(RECOVERY), format!("{}\n", *key.hex()).as_bytes())?;
+    Ok(key)
+}
+
+pub fn load_recovery(dir: &Path) -> Result<RecoveryKey> {
+    let path = dir.join(RECOVERY);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("no recovery key at {}; make one with `trustctl key new recovery`", path.display()))?;
+    RecoveryKey::from_hex(text.trim()).with_context(|| path.display().to_string())
+}
+
 /// The file of a log's key; the name that the key has as a C2SP vkey is beside it.
 pub const LOG: &str = "log.key";
 
@@ -193,6 +216,9 @@ mod tests {
         assert!(new_owner(dir.path()).is_err());
         assert!(new_approver(dir.path()).is_err());
         assert!(load_approver(&dir.path().join("owner.crt")).is_err());
+        let recovery = new_recovery(dir.path()).unwrap();
+        assert_eq!(load_recovery(dir.path()).unwrap().hex(), recovery.hex());
+        assert!(new_recovery(dir.path()).is_err());
         let log = new_log(dir.path(), None).unwrap();
         assert!(log.name.starts_with("sigsum.org/v1/tree/"));
         assert_eq!(load_log(&dir.path().join(LOG)).unwrap().1, log);

@@ -6,6 +6,7 @@ mod attest;
 mod builder;
 mod node;
 mod output;
+mod rootkey;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +28,7 @@ struct Cli {
     /// The node: HOST:PORT (TLS with the owner's certificate) or unix:PATH
     #[arg(long, global = true, env = "BASALT_NODE", default_value = "127.0.0.1:7443")]
     node: Address,
-    /// Folder with owner.key, owner.crt, approver.key and known_nodes
+    /// Folder with owner.key, owner.crt, the other keys and known_nodes
     #[arg(long, global = true)]
     keys: Option<PathBuf>,
     /// JSON instead of text
@@ -84,6 +85,16 @@ enum Command {
     Verify(attest::Verify),
     /// Attest a list of nodes, and say whether enough of them are what they should be
     Peers(attest::Peers),
+    /// Let boots of an image have a node's root key, on which all keys of modules depend
+    Policy {
+        #[command(subcommand)]
+        command: rootkey::PolicyCommand,
+    },
+    /// Keep a node's root key for another board, and bring it there
+    Recovery {
+        #[command(subcommand)]
+        command: rootkey::RecoveryCommand,
+    },
     /// Verify the proof of a verifiable random function
     Vrf(node::Vrf),
     /// Check an image offline: signature of its manifest, every file, the prediction
@@ -126,6 +137,8 @@ enum Whose {
     Builder,
     /// Signs the checkpoints of a log
     Log,
+    /// Opens the escrow of nodes' root keys
+    Recovery,
 }
 
 fn main() -> ExitCode {
@@ -167,6 +180,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Attest(args) => attest::attest(&args, &cli.node, &folder, cli.json),
         Command::Verify(args) => attest::verify(&args, cli.json),
         Command::Peers(args) => attest::peers(&args, &folder, cli.json),
+        Command::Policy { command } => rootkey::policy(&client, &command, &folder, cli.json),
+        Command::Recovery { command } => rootkey::recovery(&client, &command, &folder, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
         Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
         Command::Service { verb, name } => node::service(&client, verb, &name, cli.json),
@@ -194,6 +209,15 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
             let key = keys::public_hex(&keys::new_signing(folder, "builder")?);
             (key.clone(), format!("{key}\nWho checks your images names it: trustctl verify-image DIR --builder KEY"))
         }
+        Whose::Recovery => {
+            let key = keys::new_recovery(folder)?.public()?.to_string();
+            (
+                key.clone(),
+                format!(
+                    "keys.recovery = \"{key}\"\nPut the line above into configs/node.toml or a card's node.toml, and keep the key away from nodes (docs/crypto.md)."
+                ),
+            )
+        }
         Whose::Log => {
             let key = keys::new_log(folder, origin)?.to_string();
             (
@@ -217,6 +241,8 @@ fn show_keys(folder: &std::path::Path, json: bool) -> Result<()> {
         ("owner", keys::Owner::load(folder).map(|o| o.fingerprint())),
         ("approver", keys::load_approver(&folder.join("approver.key")).map(|k| keys::public_hex(&k))),
         ("builder", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::public_hex(&k))),
+        ("signer", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::policy_signer(&k).public().hex())),
+        ("recovery", keys::load_recovery(folder).and_then(|k| Ok(k.public()?.to_string()))),
         ("log", keys::load_log(&folder.join(keys::LOG)).map(|(_, vkey)| vkey.to_string())),
     ];
     if json {

@@ -109,6 +109,10 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
         text(&s["machine"]),
         s["uptime_s"].as_f64().unwrap_or_default().round()
     );
+    if let Some(why) = s["locked"].as_str() {
+        println!("LOCKED   no module runs: {why}");
+        return Ok(());
+    }
     println!("engine   {}", text(&s["engine"]));
     match s["ledger"]["problem"].as_str() {
         Some(problem) => println!("ledger   CANNOT BE USED: {problem}"),

@@ -57,6 +57,8 @@ pub struct Audit {
     state: Mutex<State>,
     tpm: Tpm,
     platform: Vec<Record>,
+    /// What they come to.
+    register: Pcr,
     run: PathBuf,
     kept: PathBuf,
 }
@@ -84,7 +86,8 @@ impl Audit {
     pub async fn open(tpm: Tpm, platform_log: &Path, run: &Path, data: &Path) -> Result<Self, AuditError> {
         let platform = read_log(platform_log)?;
         let found = tpm.read(PLATFORM_PCR).await?;
-        same(PLATFORM_PCR, values(platform_log, &platform, &[])?.0, found)?;
+        let register = values(platform_log, &platform, &[])?.0;
+        same(PLATFORM_PCR, register, found)?;
         let kept = data.join("audit.jsonl");
         let text = std::fs::read_to_string(&kept).unwrap_or_default();
         let head = text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
@@ -92,6 +95,7 @@ impl Audit {
             state: Mutex::new(State { records: Vec::new(), register: Pcr::default(), head, unsure: true, other_run: None }),
             tpm,
             platform,
+            register,
             run: run.to_owned(),
             kept,
         };
@@ -215,6 +219,11 @@ impl Audit {
 
     pub fn tpm(&self) -> &Tpm {
         &self.tpm
+    }
+
+    /// PCR 14, which nobody extends any more.
+    pub fn platform_register(&self) -> Pcr {
+        self.register
     }
 
     /// init's events, which replay to the TPM's register.

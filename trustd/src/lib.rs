@@ -20,21 +20,28 @@ pub mod started;
 pub mod steps;
 pub mod store;
 pub mod tpm;
+pub mod vault;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
 use crate::api::{
     attest,
+    base::Base,
     doors::Doors,
     module::{Shared, Sockets},
     owner,
     tls::TlsListener,
 };
+use crate::crypto::keys::RootKey;
 use crate::settings::Settings;
+use crate::vault::VaultError;
+
+const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Runs until it is told to stop.
 pub async fn run(settings: Settings) -> Result<()> {
@@ -47,19 +54,41 @@ pub async fn run(settings: Settings) -> Result<()> {
     let audit = Arc::new(audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await?);
     let own = settings::own(&settings.own, audit.platform())?;
     let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
-    let root = Arc::new(crypto::keys::RootKey::open(&tpm, &settings.data.join("root.sealed")).await?);
-    let approvals =
-        Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, boot.built, tpm.clone(), root.clone()).await?);
+    let tls_dir = settings.data.join("tls");
+    let secret = vault::of_this_tpm(&tpm, &tls_dir.join("node.sealed")).await?;
+    let tls = TlsListener::bind(&node.api, &node.owner.certificates, &tls_dir, &secret.own()).await?;
+    let vault = vault::Vault::new(tpm.clone(), audit.platform_register(), &boot, &node.keys, &settings.data, &settings.policies)?;
+    let opened = vault.open().await;
+    let base = Arc::new(Base {
+        boot,
+        machine: machine.name,
+        audit,
+        vault,
+        init: settings.init.clone(),
+        certificate: tls.fingerprint.clone(),
+        opened: tokio::sync::Notify::new(),
+    });
+    match opened {
+        Ok(root) => open(settings, node, tpm, root, base, tls).await,
+        Err(VaultError::Locked(why)) => locked(&settings, &why.to_string(), base, tls).await,
+        Err(error) => Err(error).context("the root key"),
+    }
+}
+
+/// A node that has its root key.
+async fn open(settings: Settings, node: config::Node, tpm: tpm::Tpm, root: RootKey, base: Arc<Base>, tls: TlsListener) -> Result<()> {
+    let (root, built) = (Arc::new(root), base.boot.built);
+    let approvals = Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, built, tpm.clone(), root.clone()).await?);
     let tickets = Arc::new(engine::Tickets::default());
     engine::serve(tickets.clone(), &settings.plugin)?;
     let fetcher = fetcher(&node, &settings.data)?;
     let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone()).map_err(anyhow::Error::msg)?;
     let sources = Arc::new(sources);
     let started = Arc::new(started::Ledger::open(&settings.run)?);
-    let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
+    let shared = Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
     let modules = Arc::new(modules::Modules::open(modules::Parts {
         approvals: approvals.clone(),
-        audit: audit.clone(),
+        audit: base.audit.clone(),
         fetcher,
         sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets: tickets.clone(),
@@ -67,31 +96,52 @@ pub async fn run(settings: Settings) -> Result<()> {
         owners: node.owner.certificates.clone(),
         taken: node.api.listen.parse::<std::net::SocketAddr>().map(|a| a.port()).into_iter().collect(),
     })?);
+    let this =
+        owner::Node { base: base.clone(), modules: modules.clone(), approvals: approvals.clone(), sources: sources.clone(), tickets };
+    let router = owner::router(Arc::new(this));
+    tokio::spawn(modules.clone().keep());
+    tokio::spawn(sources.keep(approvals, move || modules.wake()));
+    serve(&settings, router, base, tls, std::future::pending()).await
+}
 
-    let tls = TlsListener::bind(&node.api, &node.owner.certificates, &settings.data.join("tls")).await?;
-    let this = Arc::new(owner::Node {
-        boot,
-        machine: machine.name,
-        modules: modules.clone(),
-        approvals: approvals.clone(),
-        audit,
-        sources: sources.clone(),
-        tickets,
-        init: settings.init.clone(),
-        certificate: tls.fingerprint.clone(),
-    });
-    let router = owner::router(this.clone());
-    let doors = Doors { owner: router.clone(), stranger: attest::router(this) };
+/// A node that must not run modules yet. It ends when that may be over, and is started again.
+async fn locked(settings: &Settings, why: &str, base: Arc<Base>, tls: TlsListener) -> Result<()> {
+    println!("LOCKED: no module runs, and what needs the root key is refused: {why}");
+    // Whoever asks the engine for anything is refused too.
+    engine::serve(Arc::default(), &settings.plugin)?;
+    let until = async {
+        loop {
+            base.opened.notified().await;
+            match base.vault.open().await {
+                Ok(_) => {
+                    println!("the root key is there: trustd starts again");
+                    // Whoever brought it is answered first.
+                    return tokio::time::sleep(ANSWERED_WITHIN).await;
+                }
+                Err(error) => println!("LOCKED: {error}"),
+            }
+        }
+    };
+    serve(settings, api::locked::router(base.clone(), why), base.clone(), tls, until).await
+}
+
+async fn serve(
+    settings: &Settings,
+    router: axum::Router,
+    base: Arc<Base>,
+    tls: TlsListener,
+    until: impl Future<Output = ()>,
+) -> Result<()> {
+    let doors = Doors { owner: router.clone(), stranger: attest::router(base) };
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
-    tokio::spawn(modules.clone().keep());
-    tokio::spawn(sources.keep(approvals, move || modules.wake()));
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(local, router).into_future() => served.context("the local API ended"),
         served = axum::serve(tls, doors).into_future() => served.context("the API ended"),
         _ = end.recv() => Ok(()),
+        () = until => Ok(()),
     }
 }
 

@@ -14,6 +14,8 @@ pub struct Settings {
     pub own: PathBuf,
     /// A log from the boot partition, where there is one: nobody vouches for it but its signatures.
     pub boot_log: PathBuf,
+    /// Policies for the root key from the boot partition, where there are any: the TPM checks their signatures.
+    pub policies: PathBuf,
     /// What lasts: ledger, keys, audit log, uploaded modules.
     pub data: PathBuf,
     /// What lasts until the next boot.
@@ -39,6 +41,7 @@ impl Settings {
             etc: "/etc/basalt".into(),
             own: "/run/config/node.toml".into(),
             boot_log: "/run/config/ledger.jsonl".into(),
+            policies: "/run/config/policies.json".into(),
             data: "/data/trustd".into(),
             run: "/run/trustd".into(),
             modules: "/run/modules".into(),

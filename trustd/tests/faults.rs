@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 
 use basalt_trustd::audit::Audit;
 use basalt_trustd::tpm::{Tpm, TpmError};
-use common::Swtpm;
-use measure::{MODULES_PCR, replay};
+use common::{Swtpm, signer};
+use measure::{MODULES_PCR, Pcr, replay};
+use policy::Policies;
 use serde_json::json;
 
 /// TPM 2.0 Library, Part 2, 6.6.3.
@@ -169,9 +170,11 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 
 /// Everything that trustd asks a TPM for; whether it came through. An answer that was spoilt unseen is told apart by who checks signatures.
 async fn everything(tpm: &Tpm) -> Vec<Result<(), TpmError>> {
-    let sealed = tpm.seal(vec![1; 32]).await;
+    let (ours, pcr14) = (signer().public(), Pcr::default());
+    let approved = Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }.find(&ours, &pcr14).unwrap();
+    let sealed = tpm.seal(vec![1; 32], Some(ours.authorises())).await;
     let unsealed = match &sealed {
-        Ok(sealed) => tpm.unseal(sealed.clone()).await.map(drop),
+        Ok(sealed) => tpm.unseal(sealed.clone(), Some(approved)).await.map(drop),
         Err(_) => Ok(()),
     };
     vec![

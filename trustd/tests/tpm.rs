@@ -7,12 +7,11 @@ mod common;
 use std::collections::BTreeMap;
 
 use basalt_trustd::audit::{Audit, AuditError};
-use basalt_trustd::crypto::keys::{Binding, RootKey};
 use basalt_trustd::tpm::Tpm;
-use common::Swtpm;
+use common::{Swtpm, signer, vault};
 use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, TpmKey, replay, unhex, verify_quote};
+use policy::Policies;
 use serde_json::json;
-use vrf::Suite;
 
 fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
@@ -85,12 +84,14 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
         let tpm = swtpm.open().await;
         let audit = audit(&tpm, dir.path()).await.unwrap();
         // BASALT_QUOTES=70000 is a year's worth at one in some seven minutes.
+        let (ours, pcr14) = (signer().public(), Pcr::default());
+        let approved = Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }.find(&ours, &pcr14).unwrap();
         let quotes = std::env::var("BASALT_QUOTES").map_or(100, |n| n.parse::<u64>().unwrap());
         for n in 0..quotes {
             audit.evidence(&node_statement(measure::hex(&n.to_be_bytes()))).await.unwrap();
             if n % 10 == 0 {
-                let sealed = tpm.seal(vec![1; 32]).await.unwrap();
-                assert_eq!(tpm.unseal(sealed).await.unwrap(), [1; 32]);
+                let sealed = tpm.seal(vec![1; 32], Some(ours.authorises())).await.unwrap();
+                assert_eq!(tpm.unseal(sealed, Some(approved.clone())).await.unwrap(), [1; 32]);
                 tpm.endorsement().await.unwrap();
                 assert!(tpm.activate(vec![0; 68], vec![0; 68]).await.is_err());
             }
@@ -99,25 +100,6 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
             let listed = std::process::Command::new("tpm2_getcap").args([kind, "-T", &swtpm.tcti]).output().unwrap();
             assert!(listed.status.success() && listed.stdout.is_empty(), "{kind}: {listed:?}");
         }
-    });
-}
-
-#[test]
-fn the_root_key_lasts_and_belongs_to_this_tpm() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("root.sealed");
-    let key = |root: &RootKey| root.module("m", &Binding::Approvers([1; 32])).vrf(Suite::P256Tai).public_key().to_vec();
-    let swtpm = Swtpm::start(dir.path());
-    run(async {
-        let tpm = swtpm.open().await;
-        let first = key(&RootKey::open(&tpm, &path).await.unwrap());
-        assert_eq!(key(&RootKey::open(&tpm, &path).await.unwrap()), first);
-        let other_dir = tempfile::tempdir().unwrap();
-        let other = Swtpm::start(other_dir.path());
-        let Err(error) = RootKey::open(&other.open().await, &path).await else { panic!("another TPM unsealed it") };
-        assert!(error.to_string().contains("exchanged"), "{error}");
-        std::fs::write(&path, b"junk").unwrap();
-        assert!(RootKey::open(&tpm, &path).await.is_err());
     });
 }
 
@@ -218,7 +200,7 @@ fn the_ledgers_mark_never_goes_back() {
     std::fs::create_dir_all(&etc).unwrap();
     std::fs::create_dir_all(&data).unwrap();
     let key = SigningKey::from_bytes(&[5; 32]);
-    let node = config::parse(
+    let node: config::Node = config::parse(
         "node.toml",
         &format!(
             "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n[owner]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n",
@@ -243,7 +225,7 @@ fn the_ledgers_mark_never_goes_back() {
     run(async {
         let tpm = swtpm.open().await;
         let open = async || {
-            let root = std::sync::Arc::new(RootKey::open(&tpm, &data.join("root.sealed")).await.unwrap());
+            let root = std::sync::Arc::new(vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap());
             Approvals::open(&node, &etc, &data, 0, tpm.clone(), root).await.unwrap()
         };
         let denied = |approvals: &Approvals, says: &str| {
@@ -305,7 +287,7 @@ fn the_ledgers_mark_never_goes_back() {
     run(async {
         let tpm = other.open().await;
         std::fs::remove_file(data.join("root.sealed")).unwrap();
-        let root = std::sync::Arc::new(RootKey::open(&tpm, &data.join("root.sealed")).await.unwrap());
+        let root = std::sync::Arc::new(vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap());
         let approvals = Approvals::open(&node, &etc, &data, 0, tpm, root).await.unwrap();
         let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed") };
         assert!(reason.to_string().contains("is it another one"), "{reason}");

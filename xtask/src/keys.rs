@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use config::{Ledger, Node};
 use ledger::{HighWater, ImageStatement, Log, Policy, SigningKey, Status};
+use policy::{PublicKey, RecoveryPublic};
 
 use crate::{config as files, layers, progress, recipe};
 
@@ -21,6 +22,9 @@ pub fn node() -> Result<Node> {
     if approvers.is_empty() {
         approvers.push(trustctl::keys::public_hex(&approver()?));
     }
+    // What a node could not use is refused here.
+    node.keys.signer.as_deref().map(PublicKey::from_hex).transpose().context("keys.signer of configs/node.toml")?;
+    node.keys.recovery.as_deref().map(RecoveryPublic::from_hex).transpose().context("keys.recovery of configs/node.toml")?;
     Ok(node)
 }
 
@@ -61,6 +65,11 @@ pub fn builder() -> Result<SigningKey> {
     let key = trustctl::keys::new_signing(&dir, "builder")?;
     progress::line(&format!("made the builder's key {} (mode 0600): it signs the manifest of every image built here", path.display()));
     Ok(key)
+}
+
+/// Who lets boots of what is built here have the root key.
+pub fn policy_signer() -> Result<policy::Signer> {
+    Ok(trustctl::keys::policy_signer(&builder()?))
 }
 
 fn approver_path() -> Result<PathBuf> {

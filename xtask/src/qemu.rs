@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use measure::Measurements;
+use policy::Policies;
 
 use crate::class::dtb;
 use crate::firmware::{self, Loaded};
@@ -107,6 +109,21 @@ impl Boot<'_> {
             sandbox.run(&log, args)?;
         }
         Ok(())
+    }
+
+    /// Lets the board that is played have its root key: its device tree is not the real board's, and its card may have settings. For cards
+    /// of one's own images, once they are unpacked.
+    pub fn sign_policies(&self, image: &Measurements) -> Result<()> {
+        let files = self.boot_files();
+        self.device_tree(&firmware::load(&files, self.machine.first_board()?)?)?;
+        let mut board = image.boards.first().context("the image is for no board")?.with_device_tree(&self.device_tree_digest()?);
+        let settings = crate::hash::walk(&files)?.into_iter().find(|name| name.as_os_str().eq_ignore_ascii_case("node.toml"));
+        if let Some(settings) = settings {
+            board = board.with_settings(&std::fs::read(files.join(settings))?);
+        }
+        std::fs::write(self.dir.join(policy::FILE), Policies::sign(&crate::keys::policy_signer()?, &[board]).text())?;
+        let place = format!("disk.img@@{}", partition_start(&self.dir.join("disk.img"), 1)?);
+        self.sandbox().run(&self.log(), ["mcopy", "-o", "-i", &place, policy::FILE, &format!("::{}", policy::FILE)])
     }
 
     /// The digest of the device tree that the last start used.

@@ -11,6 +11,8 @@ pub struct Boot {
     /// Seconds since 1970; no clock on this node may be earlier.
     pub built: u64,
     pub tpm: Tpm,
+    /// Whose policies may unseal: the image's builder (P-256, SEC 1 uncompressed, hex).
+    pub signer: String,
 }
 
 /// What init does when it cannot measure.

@@ -11,7 +11,7 @@ mod service;
 
 pub use boot::{Boot, Machine, Tpm};
 pub use module::{Access, BoundTo, CryptoUse, Health, Image, Module, Network, Port, Protocol, Quota, Ship, Source, Volume, repository};
-pub use node::{Addressing, Api, Attest, Checkpoints, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
+pub use node::{Addressing, Api, Attest, Checkpoints, Keys, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
 pub use service::{Ready, Service};
 
 #[derive(Debug, thiserror::Error)]

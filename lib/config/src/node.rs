@@ -14,6 +14,7 @@ pub struct Node {
     pub api: Api,
     pub owner: Owner,
     pub ledger: Ledger,
+    pub keys: Keys,
     pub store: Store,
     pub registries: Vec<Registry>,
 }
@@ -28,6 +29,8 @@ struct RawNode {
     api: Api,
     owner: Owner,
     ledger: Ledger,
+    #[serde(default, skip_serializing_if = "Keys::is_default")]
+    keys: Keys,
     #[serde(default)]
     store: Store,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -116,6 +119,7 @@ struct Settings {
     time_servers: Option<Vec<String>>,
     network: Option<Addressing>,
     owner: Option<Owner>,
+    keys: Option<Keys>,
     registries: Option<Vec<Registry>>,
 }
 
@@ -134,6 +138,7 @@ pub fn node(image: &str, own: Option<&str>) -> Result<Node, ConfigError> {
     raw.time_servers = own.time_servers.unwrap_or(raw.time_servers);
     raw.network = own.network.unwrap_or(raw.network);
     raw.owner = own.owner.unwrap_or(raw.owner);
+    raw.keys = own.keys.unwrap_or(raw.keys);
     raw.registries = own.registries.unwrap_or(raw.registries);
     Node::try_from(raw).map_err(fail)
 }
@@ -164,6 +169,41 @@ pub struct Owner {
     /// SHA-256 of the owners' client certificates (DER), as hex. Empty in the repository: the build then puts in the user's own.
     #[serde(default)]
     pub certificates: Vec<String>,
+}
+
+/// What becomes of the root key of modules' keys (docs/crypto.md).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Keys {
+    /// Whose policies may unseal it, instead of the image's builder: P-256, SEC 1 uncompressed, hex.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub signer: Option<String>,
+    /// Whoever has this key can read all keys of modules and put them on another node: X25519, hex. Without it there is no way back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recovery: Option<String>,
+    /// A node without a root key does not make one: it waits for the one that its owner brings back.
+    pub restore: bool,
+}
+
+impl Keys {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        if self.signer.as_deref().is_some_and(|key| !(lower_hex(key, 130) && key.starts_with("04"))) {
+            return Some(
+                "keys.signer: expected a point of P-256 as trustctl key show prints it: 130 lower-case hex digits that begin with 04",
+            );
+        }
+        match &self.recovery {
+            Some(key) if !lower_hex(key, 64) => {
+                Some("keys.recovery: expected an X25519 key as trustctl key show prints it: 64 lower-case hex digits")
+            }
+            None if self.restore => Some("keys.restore needs keys.recovery: without it no root key can be brought back"),
+            _ => None,
+        }
+    }
 }
 
 /// Where trustd keeps the blobs of images.
@@ -324,6 +364,10 @@ impl std::fmt::Display for LogSource {
     }
 }
 
+fn lower_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+}
+
 impl TryFrom<RawNode> for Node {
     type Error = String;
 
@@ -336,13 +380,16 @@ impl TryFrom<RawNode> for Node {
             .map_err(|e| format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen))?;
         for (what, list) in [("owner.certificates", &raw.owner.certificates), ("ledger.approvers", raw.ledger.approvers())] {
             for (n, entry) in list.iter().enumerate() {
-                if entry.len() != 64 || !entry.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+                if !lower_hex(entry, 64) {
                     return Err(format!("{what}: expected 64 lower-case hex digits, found {entry:?}"));
                 }
                 if list[..n].contains(entry) {
                     return Err(format!("{what}: {entry} is there twice"));
                 }
             }
+        }
+        if let Some(problem) = raw.keys.problem() {
+            return Err(problem.into());
         }
         let Ledger::Log { name, approvers, threshold, sources, poll_s, checkpoints, .. } = &raw.ledger;
         if let Some(Checkpoints { witnesses, threshold, max_age_s, .. }) = checkpoints {
@@ -375,15 +422,15 @@ impl TryFrom<RawNode> for Node {
                 return Err(format!("registries: {} is there twice", registry.host));
             }
         }
-        let RawNode { hostname, time_servers, network, api, owner, ledger, store, registries } = raw;
-        Ok(Self { hostname, time_servers, network, api, owner, ledger, store, registries })
+        let RawNode { hostname, time_servers, network, api, owner, ledger, keys, store, registries } = raw;
+        Ok(Self { hostname, time_servers, network, api, owner, ledger, keys, store, registries })
     }
 }
 
 impl From<Node> for RawNode {
     fn from(node: Node) -> Self {
-        let Node { hostname, time_servers, network, api, owner, ledger, store, registries } = node;
-        Self { hostname, time_servers, network, api, owner, ledger, store, registries }
+        let Node { hostname, time_servers, network, api, owner, ledger, keys, store, registries } = node;
+        Self { hostname, time_servers, network, api, owner, ledger, keys, store, registries }
     }
 }
 

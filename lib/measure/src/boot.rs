@@ -14,8 +14,8 @@ pub struct BootFacts<'a> {
     /// As /proc/cmdline shows it; see [`own_words`].
     pub command_line: &'a str,
     pub device_tree: Digest,
-    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`] and
-    /// [`LEDGER`].
+    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`],
+    /// [`LEDGER`] and [`POLICIES`].
     pub boot_partition: Digest,
     /// Digest of [`SETTINGS`], or of nothing where there is no such file.
     pub node_settings: Digest,
@@ -54,6 +54,11 @@ pub fn left_by_a_computer(path: &Path) -> bool {
         [] => false,
     }
 }
+
+/// Policies that let boots unseal (lib/policy). Not measured, for the same reason.
+pub const POLICIES: &str = "/boot/policies.json";
+/// In bytes.
+pub const LARGEST_POLICIES: u64 = 1 << 16;
 
 /// What is measured where the owner put nothing there.
 pub fn no_settings() -> Digest {
@@ -155,6 +160,15 @@ impl Board {
     /// The same image with settings of the node's own: the bytes of [`SETTINGS`].
     pub fn with_settings(&self, file: &[u8]) -> Self {
         self.with(NODE_SETTINGS, &Sha256::digest(file).into())
+    }
+
+    /// PCR 14 at the end of the boot, from the events.
+    pub fn platform(&self) -> Pcr {
+        let mut register = Pcr::default();
+        for event in self.events.iter().map(Record::event).filter(|event| event.pcr == PLATFORM_PCR) {
+            register.extend(&event.digest());
+        }
+        register
     }
 
     fn with(&self, kind: &str, digest: &Digest) -> Self {

@@ -23,8 +23,8 @@ mod quote;
 mod statement;
 
 pub use boot::{
-    Board, BootFacts, LARGEST_LEDGER, LARGEST_SETTINGS, LEDGER, Measurements, NODE_SETTINGS, SETTINGS, boot_events, left_by_a_computer,
-    no_settings, own_words, verity_root,
+    Board, BootFacts, LARGEST_LEDGER, LARGEST_POLICIES, LARGEST_SETTINGS, LEDGER, Measurements, NODE_SETTINGS, POLICIES, SETTINGS,
+    boot_events, left_by_a_computer, no_settings, own_words, verity_root,
 };
 #[cfg(feature = "quote")]
 pub use credential::{Credential, Unlucky, make_credential};

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 use tokio::sync::Semaphore;
 
-use super::owner::{Node, Route, routes};
+use super::base::{Base, This, add, open_routes};
 use super::quota::Bucket;
 use super::{Answer, ApiError, nonce, unhex};
 use crate::audit::Evidence;
@@ -24,18 +24,16 @@ const STRANGERS_PER_S: u32 = 2;
 /// The largest credential has some 150 bytes.
 const LARGEST_REQUEST: usize = 4096;
 
-type This = State<Arc<Node>>;
-
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct QuoteRequest {
     nonce: String,
 }
 
-pub(super) async fn quote(State(node): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
+pub(super) async fn quote(State(base): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
     let nonce = nonce(request?.0.nonce)?;
-    let statement = Statement::Node { certificate: node.certificate.clone(), nonce };
-    Ok(Json(node.audit.evidence(&statement).await.map_err(ApiError::node)?))
+    let statement = Statement::Node { certificate: base.certificate.clone(), nonce };
+    Ok(Json(base.audit.evidence(&statement).await.map_err(ApiError::node)?))
 }
 
 /// Which TPM this is.
@@ -47,8 +45,8 @@ pub(super) struct Endorsement {
     certificate: Option<String>,
 }
 
-pub(super) async fn endorsement(State(node): This) -> Answer<Endorsement> {
-    let tpm::Endorsement { area, certificate } = node.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
+pub(super) async fn endorsement(State(base): This) -> Answer<Endorsement> {
+    let tpm::Endorsement { area, certificate } = base.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
     Ok(Json(Endorsement { key: measure::hex(&area), certificate: certificate.map(|c| measure::hex(&c)) }))
 }
 
@@ -65,10 +63,10 @@ pub(super) struct Activated {
 }
 
 /// Proves that the attestation key is in the TPM for whose endorsement key the credential was made.
-pub(super) async fn activate(State(node): This, request: Result<Json<Credential>, JsonRejection>) -> Answer<Activated> {
+pub(super) async fn activate(State(base): This, request: Result<Json<Credential>, JsonRejection>) -> Answer<Activated> {
     let Json(credential) = request?;
     let (blob, seed) = (unhex("blob", &credential.blob)?, unhex("seed", &credential.seed)?);
-    let activated = node.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
+    let activated = base.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
         wrong if wrong.is_of("ActivateCredential") => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", wrong),
         other => ApiError::tpm(other),
     })?;
@@ -76,9 +74,8 @@ pub(super) async fn activate(State(node): This, request: Result<Json<Credential>
 }
 
 /// Who shows no certificate gets these calls and no others.
-pub fn router(node: Arc<Node>) -> Router {
-    let open = routes().into_iter().filter(|route| route.open);
-    let router = open.fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
+pub fn router(base: Arc<Base>) -> Router {
+    let router = open_routes().into_iter().fold(Router::new(), add);
     let gate = Arc::new((Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())), Arc::new(Semaphore::new(1))));
     let in_turn = axum::middleware::from_fn(move |request: Request, next: Next| {
         let gate = gate.clone();
@@ -96,7 +93,7 @@ pub fn router(node: Arc<Node>) -> Router {
         .fallback(stranger)
         .method_not_allowed_fallback(stranger)
         .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
-        .with_state(node)
+        .with_state(base)
 }
 
 async fn in_turn(bucket: &Mutex<Bucket>, turn: Arc<Semaphore>, request: Request, next: Next) -> Response {

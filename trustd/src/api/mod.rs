@@ -1,7 +1,9 @@
 //! The two HTTP/1.1 + JSON interfaces. docs/api.md describes both.
 
 pub mod attest;
+pub mod base;
 pub mod doors;
+pub mod locked;
 mod metrics;
 pub mod module;
 pub mod owner;

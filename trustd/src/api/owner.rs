@@ -11,22 +11,20 @@ use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{Html, IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
-use config::Boot;
 use futures_util::StreamExt as _;
 use ledger::Decision;
 use oci::OciError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::base::{Base, Route, add, route};
 use super::snapshot::Snapshot;
-use super::{Answer, ApiError, attest, metrics, page, unknown};
+use super::{Answer, ApiError, base, metrics, page, unknown};
 use crate::approvals::{ApprovalError, Approvals};
-use crate::audit::Audit;
 use crate::engine::Tickets;
 use crate::fetch::Chunks;
-use crate::init;
 use crate::modules::{ModuleError, Modules, State as Became};
 use crate::sources::Sources;
 
@@ -34,62 +32,46 @@ const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;
 /// What is shown does not wait longer for the registers.
 const TPM_WITHIN: Duration = Duration::from_secs(5);
-const OPENAPI: &str = include_str!("../../openapi.json");
 
 pub struct Node {
-    pub boot: Boot,
-    pub machine: String,
+    pub base: Arc<Base>,
     pub modules: Arc<Modules>,
     pub approvals: Arc<Approvals>,
-    pub audit: Arc<Audit>,
     pub sources: Arc<Sources>,
     pub tickets: Arc<Tickets>,
-    pub init: std::path::PathBuf,
-    /// SHA-256 of the certificate that the node shows, hex: a quote names it, so that nobody can pass on another node's.
-    pub certificate: String,
 }
 
 type This = State<Arc<Node>>;
 
-/// An address and what can be done there.
-pub struct Route {
-    pub path: &'static str,
-    pub methods: &'static [&'static str],
-    /// For strangers too.
-    pub open: bool,
-    pub(super) handler: MethodRouter<Arc<Node>>,
+fn routes() -> Vec<Route<Arc<Node>>> {
+    vec![
+        route("/", &["get"], get(status_page)),
+        route("/metrics", &["get"], get(prometheus)),
+        route("/v1/status", &["get"], get(status)),
+        route("/v1/modules", &["get"], get(modules)),
+        route("/v1/modules/{name}", &["put"], put(apply)),
+        route("/v1/modules/{name}/log", &["get"], get(module_log)),
+        route("/v1/images", &["put"], put(upload)),
+        route("/v1/ledger", &["get", "put"], get(ledger_text).put(ledger_extend)),
+        route("/v1/ledger/reset", &["post"], post(ledger_reset)),
+    ]
 }
 
-/// What strangers may ask for, where node.toml does not forbid it.
-const OPEN: [&str; 3] = ["/v1/activate", "/v1/endorsement", "/v1/quote"];
-
-/// What there is; trustd/openapi.json says the same and a test compares the two.
-pub fn routes() -> Vec<Route> {
-    let all: [(_, &[_], _); 16] = [
-        ("/", &["get"], get(status_page)),
-        ("/metrics", &["get"], get(prometheus)),
-        ("/v1/openapi.json", &["get"], get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
-        ("/v1/status", &["get"], get(status)),
-        ("/v1/modules", &["get"], get(modules)),
-        ("/v1/modules/{name}", &["put"], put(apply)),
-        ("/v1/modules/{name}/log", &["get"], get(module_log)),
-        ("/v1/images", &["put"], put(upload)),
-        ("/v1/audit", &["get"], get(audit)),
-        ("/v1/quote", &["post"], post(attest::quote)),
-        ("/v1/endorsement", &["get"], get(attest::endorsement)),
-        ("/v1/activate", &["post"], post(attest::activate)),
-        ("/v1/ledger", &["get", "put"], get(ledger_text).put(ledger_extend)),
-        ("/v1/ledger/reset", &["post"], post(ledger_reset)),
-        ("/v1/services/{name}/{verb}", &["post"], post(service)),
-        ("/v1/node/{verb}", &["post"], post(machine)),
-    ];
-    all.into_iter().map(|(path, methods, handler)| Route { path, methods, open: OPEN.contains(&path), handler }).collect()
+/// What there is, by path and methods; trustd/openapi.json says the same and a test compares the two.
+pub fn listed() -> Vec<(&'static str, &'static [&'static str])> {
+    let own = routes().into_iter().map(|Route { path, methods, .. }| (path, methods));
+    own.chain(base::routes().into_iter().map(|Route { path, methods, .. }| (path, methods))).collect()
 }
 
 pub fn router(node: Arc<Node>) -> Router {
-    let router = routes().into_iter().fold(Router::new(), |router, Route { path, handler, .. }| router.route(path, handler));
-    let router = router.fallback(unknown).method_not_allowed_fallback(unknown);
-    router.layer(DefaultBodyLimit::max(LARGEST_REQUEST)).layer(axum::middleware::from_fn(no_other_site)).with_state(node)
+    let base = base::routes().into_iter().fold(Router::new(), add).with_state(node.base.clone());
+    let router = routes().into_iter().fold(Router::new(), add).with_state(node).merge(base);
+    guarded(router.fallback(unknown).method_not_allowed_fallback(unknown))
+}
+
+/// What holds for every request of an owner.
+pub(super) fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
+    router.layer(DefaultBodyLimit::max(LARGEST_REQUEST)).layer(axum::middleware::from_fn(no_other_site))
 }
 
 /// A browser shows the owner's certificate to whatever page asks it to: such a page may look and do nothing.
@@ -107,7 +89,7 @@ fn from_other_site(method: &Method, headers: &HeaderMap) -> bool {
 
 impl Node {
     async fn snapshot(&self) -> Snapshot {
-        let registers = match tokio::time::timeout(TPM_WITHIN, self.audit.registers()).await {
+        let registers = match tokio::time::timeout(TPM_WITHIN, self.base.audit.registers()).await {
             Ok(registers) => registers.map_err(|error| error.to_string()),
             Err(_) => Err(format!("the TPM does not answer within {} s", TPM_WITHIN.as_secs())),
         };
@@ -122,7 +104,7 @@ async fn status_page(State(node): This) -> impl IntoResponse {
 
 async fn prometheus(State(node): This) -> impl IntoResponse {
     let mut events = BTreeMap::new();
-    for record in node.audit.records().await {
+    for record in node.base.audit.records().await {
         *events.entry(record.content.kind).or_default() += 1;
     }
     let counts = metrics::Counts { events, refused: node.tickets.refused(), resident: resident() };
@@ -140,18 +122,17 @@ async fn status(State(node): This) -> Json<Value> {
 }
 
 fn status_of(node: &Node) -> Value {
-    let since_boot = std::fs::read_to_string("/proc/uptime").ok().and_then(|t| t.split(' ').next()?.parse::<f64>().ok());
     let engine = node.modules.engine().is_some();
     let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     json!({
-        "machine": node.machine,
-        "variant": node.boot.variant,
-        "version": node.boot.version,
+        "machine": node.base.machine,
+        "variant": node.base.boot.variant,
+        "version": node.base.boot.version,
         "time": unix,
-        "uptime_s": since_boot,
+        "uptime_s": since_boot(),
         "engine": if engine { "answers" } else { "does not answer" },
         "ledger": ledger(node),
-        "hostname": std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim(),
+        "hostname": hostname(),
         "memory": memory(),
         "processes": processes(),
     })
@@ -167,6 +148,14 @@ fn ledger(node: &Node) -> Value {
         value["sources"] = json!(sources);
     }
     value
+}
+
+pub(super) fn since_boot() -> Option<f64> {
+    std::fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()
+}
+
+pub(super) fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// Total and available memory in kB, as /proc/meminfo has them.
@@ -247,7 +236,7 @@ async fn upload(State(node): This, body: Body) -> Answer<Value> {
         && !matches!(refused, OciError::Io(_))
     {
         println!("an image that was sent is refused: {refused}");
-        node.audit.record("image-refused", &json!({ "reason": refused.code() })).await.map_err(ApiError::node)?;
+        node.base.audit.record("image-refused", &json!({ "reason": refused.code() })).await.map_err(ApiError::node)?;
     }
     let blobs = stored.map_err(|error| match error {
         OciError::Io(error) if error.kind() == std::io::ErrorKind::QuotaExceeded => {
@@ -283,10 +272,6 @@ async fn module_log(State(node): This, Path(name): Path<String>, query: Result<Q
     Ok(Json(json!({ "log": log })))
 }
 
-async fn audit(State(node): This) -> Json<Value> {
-    Json(json!({ "events": node.audit.records().await }))
-}
-
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LedgerText {
@@ -315,25 +300,8 @@ fn ledger_error(error: ApprovalError) -> ApiError {
 
 /// Takes the log that is here for the beginning. Said first, in the register that every quote shows.
 async fn ledger_reset(State(node): This) -> Answer<Value> {
-    node.audit.record("ledger-reset", &json!({})).await.map_err(ApiError::node)?;
+    node.base.audit.record("ledger-reset", &json!({})).await.map_err(ApiError::node)?;
     let mark = node.approvals.reset().await.map_err(ledger_error)?;
     node.modules.wake();
     Ok(Json(json!({ "statements": mark.seq })))
-}
-
-async fn service(State(node): This, Path((name, verb)): Path<(String, String)>) -> Answer<Value> {
-    let wish = match verb.as_str() {
-        "restart" | "kill" => format!("{verb} {name}"),
-        _ => return Err(ApiError::not_found(format!("a service can be restarted or killed, not {verb:?}"))),
-    };
-    init::ask(&node.init, &wish).map_err(ApiError::node)?;
-    Ok(Json(json!({ "asked": wish })))
-}
-
-async fn machine(State(node): This, Path(verb): Path<String>) -> Answer<Value> {
-    if !["reboot", "poweroff"].contains(&verb.as_str()) {
-        return Err(ApiError::not_found(format!("a node can reboot or poweroff, not {verb:?}")));
-    }
-    init::ask(&node.init, &verb).map_err(ApiError::node)?;
-    Ok(Json(json!({ "asked": verb })))
 }

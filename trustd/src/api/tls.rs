@@ -13,7 +13,7 @@ use rustls::SignatureScheme;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
@@ -21,6 +21,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio_rustls::TlsAcceptor;
 
 use super::doors::{Connection, Guest};
+use crate::crypto::keys::ModuleKeys;
+use crate::crypto::seal;
 use crate::files;
 
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -90,9 +92,10 @@ pub struct TlsListener {
 }
 
 impl TlsListener {
-    pub async fn bind(api: &Api, owners: &[String], dir: &Path) -> Result<Self> {
+    /// `secret` is this TPM's: the key of the certificate is kept under it in `dir`.
+    pub async fn bind(api: &Api, owners: &[String], dir: &Path, secret: &ModuleKeys) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
-        let (certificate, key) = identity(dir)?;
+        let (certificate, key) = identity(dir, secret)?;
         let fingerprint = measure::hex(&Sha256::digest(&certificate));
         println!("api: this node's certificate is {fingerprint}");
         let strangers = api.attest == Attest::Anyone;
@@ -157,20 +160,24 @@ impl Listener for TlsListener {
     }
 }
 
-/// The node's certificate and key, made at the first start.
-fn identity(dir: &Path) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+/// The node's certificate and key, made at the first start; again if it cannot read the key: then it is another TPM.
+fn identity(dir: &Path, secret: &ModuleKeys) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+    const CONTEXT: &[u8] = b"tls";
     let (crt, key) = (dir.join("node.crt"), dir.join("node.key"));
-    if !crt.exists() {
-        let mut params = rcgen::CertificateParams::new(vec!["basalt-node".to_owned()])?;
-        params.distinguished_name.push(rcgen::DnType::CommonName, "Basalt node");
-        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
-        params.not_after = rcgen::date_time_ymd(2120, 1, 1);
-        let pair = rcgen::KeyPair::generate()?;
-        let certificate = params.self_signed(&pair)?;
-        // The certificate comes last: where it is, the key is.
-        files::write(&key, pair.serialize_pem().as_bytes())?;
-        files::write(&crt, certificate.pem().as_bytes())?;
+    let kept = std::fs::read(&key).ok().and_then(|sealed| seal::unseal(secret, CONTEXT, &sealed).ok());
+    if let (true, Some(kept)) = (crt.exists(), kept) {
+        let certificate = CertificateDer::from_pem_file(&crt).with_context(|| format!("{} is damaged", crt.display()))?;
+        return Ok((certificate, PrivatePkcs8KeyDer::from(kept.to_vec()).into()));
     }
-    let certificate = CertificateDer::from_pem_file(&crt).with_context(|| format!("{} is damaged", crt.display()))?;
-    Ok((certificate, PrivateKeyDer::from_pem_file(&key).with_context(|| format!("{} is damaged", key.display()))?))
+    let mut params = rcgen::CertificateParams::new(vec!["basalt-node".to_owned()])?;
+    params.distinguished_name.push(rcgen::DnType::CommonName, "Basalt node");
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2120, 1, 1);
+    let pair = rcgen::KeyPair::generate()?;
+    let certificate = params.self_signed(&pair)?;
+    // The certificate goes first and comes last: where it is, the key is.
+    files::remove(&crt)?;
+    files::write(&key, &seal::seal(secret, CONTEXT, &pair.serialize_der())?)?;
+    files::write(&crt, certificate.pem().as_bytes())?;
+    Ok((certificate.der().clone(), PrivatePkcs8KeyDer::from(pair.serialize_der()).into()))
 }

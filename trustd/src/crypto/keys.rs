@@ -1,9 +1,8 @@
-//! The keys of modules: derived from one root key, which the TPM seals.
+//! The keys of modules: derived from one root key (crate::vault).
 //!
 //! Invariant: a key belongs to a module's name, to what that is bound to and to a purpose; a module can ask for its own only. The root key leaves the
 //! TPM's protection in this process alone and is never logged.
 
-use std::path::Path;
 use std::sync::OnceLock;
 
 use crrl::p256;
@@ -16,35 +15,24 @@ use vrf::{SecretKey, Suite};
 use zeroize::Zeroizing;
 
 use super::sign::{self, Algorithm};
-use crate::tpm::{Sealed, Tpm, TpmError};
+use crate::tpm::{Tpm, TpmError};
 
 pub struct RootKey(Zeroizing<Vec<u8>>);
 
-const ROOT_BYTES: usize = 32;
-
 impl RootKey {
-    /// Unseals the root key, or makes and seals one at the first start.
-    pub async fn open(tpm: &Tpm, path: &Path) -> Result<Self, TpmError> {
-        let unusable = |problem: String| TpmError::Sealed { path: path.to_owned(), problem };
-        match std::fs::read(path) {
-            Ok(bytes) => {
-                let sealed = decode(&bytes).ok_or_else(|| unusable("it is not a sealed key".into()))?;
-                let secret = tpm.unseal(sealed).await.map_err(|e| unusable(format!("{e}; was the TPM exchanged or cleared?")))?;
-                Ok(Self(Zeroizing::new(secret)))
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let secret = Zeroizing::new(random(tpm, ROOT_BYTES).await?);
-                let sealed = tpm.seal(secret.to_vec()).await?;
-                crate::files::write(path, &encode(&sealed)).map_err(|e| unusable(e.to_string()))?;
-                Ok(Self(secret))
-            }
-            Err(error) => Err(unusable(error.to_string())),
-        }
-    }
-
-    /// What was unsealed.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// For what trustd itself keeps, apart from everything of modules.
+    pub fn own(&self) -> ModuleKeys {
+        let mut base = Zeroizing::new([0; 32]);
+        derive(&self.0, b"basalt-own-v1", &[], &mut base);
+        ModuleKeys { base, vrf: Default::default(), ed25519: OnceLock::new(), p256: OnceLock::new() }
     }
 
     /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in `info` is HMAC).
@@ -148,28 +136,6 @@ pub async fn random(tpm: &Tpm, bytes: usize) -> Result<Vec<u8>, TpmError> {
     Ok(random)
 }
 
-/// Three parts, each with its length before it.
-fn encode(sealed: &Sealed) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    for part in [&sealed.public, &sealed.private, &sealed.parent] {
-        bytes.extend((part.len() as u32).to_be_bytes());
-        bytes.extend(part);
-    }
-    bytes
-}
-
-fn decode(bytes: &[u8]) -> Option<Sealed> {
-    fn part(bytes: &[u8]) -> Option<(Vec<u8>, &[u8])> {
-        let (length, rest) = bytes.split_first_chunk::<4>()?;
-        let (part, rest) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-        Some((part.to_vec(), rest))
-    }
-    let (public, rest) = part(bytes)?;
-    let (private, rest) = part(rest)?;
-    let (parent, rest) = part(rest)?;
-    rest.is_empty().then_some(Sealed { public, private, parent })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,15 +163,5 @@ mod tests {
         }
         let other = RootKey::from_bytes(&[8; 32]).module("a", &bindings[0]).mac(b"").to_vec();
         assert!(seen.insert(other));
-    }
-
-    #[test]
-    fn a_damaged_file_is_not_a_sealed_key() {
-        let good = encode(&Sealed { public: vec![1; 5], private: vec![2; 6], parent: vec![3; 34] });
-        assert!(decode(&good).is_some());
-        for end in 0..good.len() {
-            assert!(decode(&good[..end]).is_none());
-        }
-        assert!(decode(&[&good[..], &[0]].concat()).is_none());
     }
 }

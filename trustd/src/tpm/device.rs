@@ -125,7 +125,7 @@ pub(super) fn flush(context: &mut Context, handle: KeyHandle) -> Result<(), TpmE
     context.flush_context(ObjectHandle::from(handle)).map_err(refused("FlushContext"))
 }
 
-fn selection(pcrs: &[u32]) -> Result<PcrSelectionList, Error> {
+pub(super) fn selection(pcrs: &[u32]) -> Result<PcrSelectionList, Error> {
     let slots: Vec<PcrSlot> = pcrs.iter().map(|n| PcrSlot::try_from(1u32 << n)).collect::<Result<_, _>>()?;
     PcrSelectionListBuilder::new().with_selection(HashingAlgorithm::Sha256, &slots).build()
 }

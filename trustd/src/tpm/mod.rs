@@ -9,9 +9,8 @@ mod nv;
 mod patience;
 mod sealing;
 
-use std::path::PathBuf;
-
 use measure::{Digest, Pcr};
+use policy::Approved;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
@@ -32,8 +31,6 @@ pub enum TpmError {
     Busy,
     #[error("the TPM's thread has ended")]
     Gone,
-    #[error("the sealed root key {path} cannot be used: {problem}")]
-    Sealed { path: PathBuf, problem: String },
 }
 
 /// A signed statement of the TPM about its registers.
@@ -82,8 +79,8 @@ enum Request {
     Quote(Digest, oneshot::Sender<Result<SignedQuote, TpmError>>),
     Endorsement(oneshot::Sender<Result<Endorsement, TpmError>>),
     Activate(Vec<u8>, Vec<u8>, oneshot::Sender<Result<Vec<u8>, TpmError>>),
-    Seal(Vec<u8>, oneshot::Sender<Result<Sealed, TpmError>>),
-    Unseal(Sealed, oneshot::Sender<Result<Vec<u8>, TpmError>>),
+    Seal(Vec<u8>, Option<Digest>, oneshot::Sender<Result<Sealed, TpmError>>),
+    Unseal(Sealed, Option<Box<Approved>>, oneshot::Sender<Result<Vec<u8>, TpmError>>),
     Counter(oneshot::Sender<Result<Option<u64>, TpmError>>),
     Increment(oneshot::Sender<Result<u64, TpmError>>),
 }
@@ -145,8 +142,8 @@ impl Tpm {
                         drop(to.send(found));
                     }
                     Request::Activate(blob, seed, to) => drop(to.send(tpm.ask(|d| d.activate(&blob, &seed)))),
-                    Request::Seal(secret, to) => drop(to.send(tpm.ask(|d| d.seal(&secret)))),
-                    Request::Unseal(sealed, to) => drop(to.send(tpm.ask(|d| d.unseal(&sealed)))),
+                    Request::Seal(secret, policy, to) => drop(to.send(tpm.ask(|d| d.seal(&secret, policy.as_ref())))),
+                    Request::Unseal(sealed, policy, to) => drop(to.send(tpm.ask(|d| d.unseal(&sealed, policy.as_deref())))),
                     Request::Counter(to) => drop(to.send(tpm.ask(|d| d.counter()))),
                     Request::Increment(to) => drop(to.send(increment(&mut tpm))),
                 }
@@ -201,8 +198,9 @@ impl Tpm {
         self.ask(|to| Request::Activate(blob, seed, to)).await
     }
 
-    pub async fn seal(&self, secret: Vec<u8>) -> Result<Sealed, TpmError> {
-        self.insist(|to| Request::Seal(secret, to)).await
+    /// For this TPM alone, and where a policy is given, for nobody who does not satisfy it.
+    pub async fn seal(&self, secret: Vec<u8>, policy: Option<Digest>) -> Result<Sealed, TpmError> {
+        self.insist(|to| Request::Seal(secret, policy, to)).await
     }
 
     /// Where trustd's counter stands; none if it was never made.
@@ -215,7 +213,8 @@ impl Tpm {
         self.insist(Request::Increment).await
     }
 
-    pub async fn unseal(&self, sealed: Sealed) -> Result<Vec<u8>, TpmError> {
-        self.insist(|to| Request::Unseal(sealed, to)).await
+    /// With the policy that was approved for PCR 14 as it is now, where the secret was sealed to whoever approves.
+    pub async fn unseal(&self, sealed: Sealed, policy: Option<Approved>) -> Result<Vec<u8>, TpmError> {
+        self.insist(|to| Request::Unseal(sealed, policy.map(Box::new), to)).await
     }
 }

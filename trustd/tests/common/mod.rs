@@ -7,8 +7,33 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use basalt_trustd::tpm::Tpm;
+use basalt_trustd::vault::Vault;
+use measure::Pcr;
+use policy::{Policies, Signer};
 
 const PORT: u16 = 2321;
+
+/// The policies of the boot partition.
+pub(crate) const SHIPPED: &str = "shipped.json";
+
+/// Whose policies the nodes of tests take.
+pub(crate) fn signer() -> Signer {
+    Signer::of_builder(&[9; 32])
+}
+
+#[allow(dead_code)] // not by every program of tests
+pub(crate) fn boot() -> config::Boot {
+    let text = format!("variant = \"prod\"\nversion = \"1\"\nbuilt = 1\ntpm = \"required\"\nsigner = \"{}\"\n", signer().public().hex());
+    config::parse("boot.toml", &text).unwrap()
+}
+
+/// A place for the root key with a policy for this boot on the boot partition, of which `dir` has the files.
+#[allow(dead_code)] // not by every program of tests
+pub(crate) fn vault(tpm: &Tpm, pcr14: Pcr, data: &Path, dir: &Path, keys: &config::Keys) -> Vault {
+    let policies = Policies { signer: signer().public().hex(), policies: vec![signer().sign("test", &pcr14)] };
+    std::fs::write(dir.join(SHIPPED), policies.text()).unwrap();
+    Vault::new(tpm.clone(), pcr14, &boot(), keys, data, &dir.join(SHIPPED)).unwrap()
+}
 
 pub(crate) struct Swtpm {
     child: Child,

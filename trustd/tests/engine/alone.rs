@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use basalt_trustd::api::module::{Shared, Sockets};
 use basalt_trustd::audit::Audit;
-use basalt_trustd::crypto::keys::RootKey;
 use basalt_trustd::started;
 use client::Client;
 use config::{Access, BoundTo, CryptoUse, Quota};
 
-use crate::common::Swtpm;
+use crate::common::{Swtpm, vault};
 
 pub(crate) const ALL: [CryptoUse; 7] =
     [CryptoUse::Vrf, CryptoUse::Random, CryptoUse::Hash, CryptoUse::Hmac, CryptoUse::Sign, CryptoUse::Seal, CryptoUse::Quote];
@@ -61,7 +60,8 @@ impl Alone {
         let platform = dir.path().join("platform.log");
         std::fs::write(&platform, "").unwrap();
         let audit = Arc::new(Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap());
-        let root = Arc::new(RootKey::open(&tpm, &dir.path().join("root.sealed")).await.unwrap());
+        let vault = vault(&tpm, audit.platform_register(), dir.path(), dir.path(), &config::Keys::default());
+        let root = Arc::new(vault.open().await.unwrap());
         let started = Arc::new(started::Ledger::open(dir.path()).unwrap());
         let shared = Shared { tpm, root, audit, started, ledger: [7; 32] };
         let sockets = Sockets::new(dir.path().join("sockets"), shared.clone());

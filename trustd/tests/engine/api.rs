@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 use wish::Aim;
 
+use crate::common::signer;
 use crate::images::image;
 use crate::node::{Node, run};
 
@@ -29,7 +30,7 @@ fn every_route_is_described_and_nothing_else_is() {
         described.extend(methods.as_object().unwrap().keys().map(|method| (path.clone(), method.clone())));
     }
     let mut routed: Vec<(String, String)> = Vec::new();
-    for owner::Route { path, methods, .. } in owner::routes() {
+    for (path, methods) in owner::listed() {
         routed.extend(methods.iter().map(|method| (path.to_owned(), (*method).to_owned())));
     }
     described.sort();
@@ -48,15 +49,11 @@ impl Api {
     fn of(node: &Node) -> Self {
         let client = Client::new(&[], std::time::Duration::from_secs(3)).unwrap();
         let router = owner::router(Arc::new(owner::Node {
-            boot: config::parse("boot.toml", "variant = \"prod\"\nversion = \"1\"\nbuilt = 1\ntpm = \"required\"\n").unwrap(),
-            machine: "virt".into(),
+            base: node.base(&"ab".repeat(32)),
             modules: node.modules.clone(),
             approvals: node.approvals.clone(),
-            audit: node.audit.clone(),
             sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client).unwrap()),
             tickets: node.tickets.clone(),
-            init: node.settings.init.clone(),
-            certificate: "ab".repeat(32),
         }));
         Self { router, document: document(), seen: Default::default() }
     }
@@ -85,7 +82,8 @@ impl Api {
 #[test]
 fn every_answer_is_as_described() {
     run(async {
-        let mut node = Node::start("api").await;
+        let recovery = policy::RecoveryKey::from_bytes([4; 32]).public().unwrap();
+        let mut node = Node::with("api", &format!("[keys]\nrecovery = \"{recovery}\"\n")).await;
         let (good, evil) = (image("good"), image("evil"));
         node.state(&good.digest, Status::Approved).await;
         let mut api = Api::of(&node);
@@ -134,6 +132,24 @@ fn every_answer_is_as_described() {
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\"}").await.0, 409);
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", junk()).await.0, 400);
         assert_eq!(api.ask("post", "/v1/ledger/reset", "/v1/ledger/reset", Body::empty()).await.0, 200);
+        assert_eq!(api.ask("get", "/v1/policies", "/v1/policies", Body::empty()).await.0, 200);
+        let policies = |signer: &policy::Signer| policy::Policies {
+            signer: signer.public().hex(),
+            policies: vec![signer.sign("virt", &measure::Pcr([1; 32]))],
+        };
+        let send = |signer: &policy::Signer| policies(signer).text();
+        assert_eq!(api.ask("put", "/v1/policies", "/v1/policies", send(&signer())).await.0, 200);
+        assert_eq!(api.ask("put", "/v1/policies", "/v1/policies", send(&policy::Signer::of_builder(&[8; 32]))).await.0, 403);
+        assert_eq!(api.ask("put", "/v1/policies", "/v1/policies", junk()).await.0, 400);
+        let root = json!({ "root": "00".repeat(32) }).to_string();
+        assert_eq!(api.ask("get", "/v1/recovery", "/v1/recovery", Body::empty()).await.0, 200);
+        assert_eq!(api.ask("put", "/v1/recovery", "/v1/recovery", root.clone()).await.0, 409, "it has its own");
+        assert_eq!(api.ask("put", "/v1/recovery", "/v1/recovery", junk()).await.0, 400);
+        std::fs::remove_file(node.settings.data.join("root.escrow")).unwrap();
+        assert_eq!(api.ask("get", "/v1/recovery", "/v1/recovery", Body::empty()).await.0, 404);
+        std::fs::write(node.settings.data.join("root.sealed"), "junk").unwrap();
+        assert_eq!(api.ask("put", "/v1/recovery", "/v1/recovery", root).await.0, 200);
+        assert!(node.kinds().await.contains(&"root-key-restored".to_owned()));
         // Nobody plays init here.
         let service = "/v1/services/{name}/{verb}";
         assert_eq!(api.ask("post", service, "/v1/services/dockerd/restart", Body::empty()).await.0, 500);

@@ -10,6 +10,7 @@ use basalt_trustd::api::{attest, owner};
 use basalt_trustd::audit::Audit;
 use basalt_trustd::fetch::Client as Fetch;
 use basalt_trustd::sources::Sources;
+use basalt_trustd::vault;
 use config::{Api, Attest};
 use measure::{Board, BootFacts, Event, MODULES_PCR, Measurements, PLATFORM_PCR, Record, Statement, boot_events, hex, unhex};
 use serde_json::{Value, json};
@@ -207,21 +208,19 @@ async fn serve(node: &Node, attest_: Attest) {
     let api = Api { listen: ADDRESS.into(), attest: attest_ };
     let tls_dir = node.settings.data.join("tls");
     std::fs::create_dir_all(&tls_dir).unwrap();
-    let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir).await.unwrap();
+    let secret = vault::of_this_tpm(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
+    let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir, &secret.own()).await.unwrap();
+    let base = node.base(&tls.fingerprint);
     let this = Arc::new(owner::Node {
-        boot: config::parse("boot.toml", "variant = \"prod\"\nversion = \"1\"\nbuilt = 1\ntpm = \"required\"\n").unwrap(),
-        machine: "virt".into(),
+        base: base.clone(),
         modules: node.modules.clone(),
         approvals: node.approvals.clone(),
-        audit: node.audit.clone(),
         sources: Arc::new(
             Sources::new(&node.config, &node.settings.boot_log, Fetch::new(&[], std::time::Duration::from_secs(3)).unwrap()).unwrap(),
         ),
         tickets: node.tickets.clone(),
-        init: node.settings.init.clone(),
-        certificate: tls.fingerprint.clone(),
     });
-    let doors = Doors { owner: owner::router(this.clone()), stranger: attest::router(this) };
+    let doors = Doors { owner: owner::router(this), stranger: attest::router(base) };
     tokio::spawn(axum::serve(tls, doors).into_future());
 }
 

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use basalt_trustd::api::base::Base;
 use basalt_trustd::api::module::{Shared, Sockets};
 use basalt_trustd::approvals::Approvals;
 use basalt_trustd::audit::Audit;
-use basalt_trustd::crypto::keys::RootKey;
 use basalt_trustd::engine::{Engine, Tickets};
 use basalt_trustd::fetch::{Client, Fetcher};
 use basalt_trustd::modules::{Modules, Parts, State};
@@ -20,7 +20,7 @@ use ledger::{Entry, ImageStatement, SigningKey, Status};
 use rcgen::SigningKey as _;
 use wish::{Aim, Signed, Wish};
 
-use crate::common::Swtpm;
+use crate::common::{SHIPPED, Swtpm, boot, vault};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -172,6 +172,7 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
         etc: path("etc"),
         own: path("own.toml"),
         boot_log: path("boot.jsonl"),
+        policies: path(SHIPPED),
         data: path("data"),
         run: path("run"),
         modules: path("sockets"),
@@ -197,7 +198,8 @@ pub(crate) fn config_of(key: &SigningKey, owner: &Owner, more: &str) -> config::
 /// What trustd puts together when it starts.
 pub(crate) async fn parts(settings: &Settings, node: &config::Node, tickets: Arc<Tickets>, tpm: basalt_trustd::tpm::Tpm) -> Parts {
     let audit = Arc::new(Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await.unwrap());
-    let root = Arc::new(RootKey::open(&tpm, &settings.data.join("root.sealed")).await.unwrap());
+    let vault = vault(&tpm, audit.platform_register(), &settings.data, settings.policies.parent().unwrap(), &node.keys);
+    let root = Arc::new(vault.open().await.unwrap());
     let approvals = Arc::new(Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone()).await.unwrap());
     let started = Arc::new(basalt_trustd::started::Ledger::open(&settings.run).unwrap());
     let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
@@ -249,6 +251,14 @@ impl Node {
             Self { dir, engine, tpm, settings, key, log: String::new(), owner, approvals, audit, tickets, modules, config, keeping: None };
         node.go_on();
         node
+    }
+
+    /// What its API shows beside its modules.
+    pub(crate) fn base(&self, certificate: &str) -> Arc<Base> {
+        let audit = self.audit.clone();
+        let vault = vault(audit.tpm(), audit.platform_register(), &self.settings.data, self.dir.path(), &self.config.keys);
+        let (init, certificate) = (self.settings.init.clone(), certificate.to_owned());
+        Arc::new(Base { boot: boot(), machine: "virt".into(), audit, vault, init, certificate, opened: tokio::sync::Notify::new() })
     }
 
     /// Ends the loop, as the end of the process would.

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use measure::{Board, BootFacts, Digest, FileList, Measurements};
+use policy::Policies;
 
 use super::root::Facts;
 use crate::bmap::Bmap;
@@ -14,7 +15,7 @@ use crate::cmd::build_image::ZEROS;
 use crate::plan::{Plan, Step};
 use crate::qemu::partition_start;
 use crate::store::Inputs;
-use crate::{firmware, hash, recipe};
+use crate::{firmware, hash, keys, recipe};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: u64 = 512;
@@ -28,7 +29,9 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     inputs.path("xtask/src/class/disk.rs")?.path("xtask/src/bmap.rs")?.path("xtask/src/machine.rs")?.path("xtask/src/firmware.rs")?;
     inputs.path("lib/measure/src")?.path("image/release.toml")?;
     inputs.add("machine", plan.machine.hash_without_qemu()?);
+    inputs.path("lib/policy/src")?;
     inputs.add("variant", plan.variant.as_str());
+    inputs.add("signer", keys::policy_signer()?.public().hex());
     Ok(())
 }
 
@@ -39,6 +42,13 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let work = tempfile::tempdir_in(plan.store.scratch())?;
     let boot = work.path().join("boot");
     boot_files(plan, &command_line, &boot)?;
+    let measurements = predict(plan, &facts, &command_line, &boot)?;
+    std::fs::write(out.join("measurements.json"), serde_json::to_string_pretty(&measurements)? + "\n")?;
+    // On the card too, where it is not measured: it is made from what is.
+    let policies = Policies::sign(&keys::policy_signer()?, &measurements.boards).text();
+    std::fs::write(out.join(policy::FILE), &policies)?;
+    std::fs::write(boot.join(policy::FILE), &policies)?;
+    same_times(&boot)?;
     boot_partition(plan, work.path())?;
     data_partition(plan, work.path())?;
 
@@ -46,7 +56,7 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let parts = [(0x0c, work.path().join("boot.fat")), (0x83, root.file("root.img")), (0x83, work.path().join("data.ext4"))];
     assemble(plan, &parts, &image)?;
     std::fs::write(out.join(format!("basalt-{}.img.bmap", plan.machine_name)), block_map(&image)?.to_xml())?;
-    predict(plan, &facts, &command_line, &boot, out)
+    Ok(std::fs::write(out.join("image.sha256"), hash::file(&image)?)?)
 }
 
 /// What the firmware hands to the kernel: the machine's own words, what init must know of it, then the verity table
@@ -89,6 +99,10 @@ fn boot_files(plan: &Plan, command_line: &str, boot: &Path) -> Result<()> {
             board.name
         );
     }
+    Ok(())
+}
+
+fn same_times(boot: &Path) -> Result<()> {
     let epoch = recipe::release()?.source_date_epoch;
     for name in hash::walk(boot)? {
         set_time(&boot.join(name), epoch)?;
@@ -200,8 +214,8 @@ fn set_time(path: &Path, epoch: u64) -> Result<()> {
     Ok(File::options().write(true).open(path)?.set_modified(time)?)
 }
 
-/// Writes `measurements.json` with the very functions that init measures with.
-fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path, out: &Path) -> Result<()> {
+/// With the very functions that init measures with.
+fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path) -> Result<Measurements> {
     let digest = |hex: &str| -> Result<Digest> { measure::unhex(hex).and_then(|b| b.try_into().ok()).context("a digest is malformed") };
     ensure!(
         measure::verity_root(command_line) == Some(&facts.verity_root),
@@ -231,9 +245,5 @@ fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path, out: &Pa
         });
         boards.push(Board::predict(&board.name, &events));
     }
-    let measurements =
-        Measurements { machine: plan.machine_name.clone(), variant: plan.variant.clone(), version: recipe::release()?.version, boards };
-    std::fs::write(out.join("measurements.json"), serde_json::to_string_pretty(&measurements)? + "\n")?;
-    std::fs::write(out.join("image.sha256"), hash::file(&out.join(format!("basalt-{}.img", plan.machine_name)))?)?;
-    Ok(())
+    Ok(Measurements { machine: plan.machine_name.clone(), variant: plan.variant.clone(), version: recipe::release()?.version, boards })
 }

@@ -110,7 +110,13 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
 fn boot_settings(plan: &Plan) -> Result<Boot> {
     let release = recipe::release()?;
     let variant: Variant = crate::config::read(&layers::current().find(&format!("configs/variants/{}.toml", plan.variant)))?;
-    Ok(Boot { variant: plan.variant.clone(), version: release.version, built: release.source_date_epoch, tpm: variant.tpm })
+    Ok(Boot {
+        variant: plan.variant.clone(),
+        version: release.version,
+        built: release.source_date_epoch,
+        tpm: variant.tpm,
+        signer: keys::policy_signer()?.public().hex(),
+    })
 }
 
 #[derive(Deserialize)]

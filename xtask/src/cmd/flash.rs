@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ledger::VerifyingKey;
+use policy::Policies;
 use sha2::{Digest as _, Sha256};
 use trustctl::keys;
+use trustctl::verdict::Expected;
 
 use crate::bmap::{BLOCK, Bmap, Range};
 use crate::class::disk;
@@ -89,7 +91,8 @@ fn with_settings(image: &Path, map: &Bmap, settings: &Path, work: &Path) -> Resu
     let text = std::fs::read_to_string(settings).with_context(|| format!("cannot read {}", settings.display()))?;
     let shipped = std::fs::read_to_string(crate::layers::current().find("configs/node.toml"))?;
     ensure!(text.len() as u64 <= measure::LARGEST_SETTINGS, "{} is larger than {} bytes", settings.display(), measure::LARGEST_SETTINGS);
-    ::config::node(&shipped, Some(&text)).with_context(|| format!("{}: a node would stop at it", settings.display()))?;
+    let node = ::config::node(&shipped, Some(&text)).with_context(|| format!("{}: a node would stop at it", settings.display()))?;
+    let policies = policies(image, &node.keys, settings)?;
     let plan = super::tools_plan()?;
     let copy = work.join("card.img");
     super::build_image::sparse_copy(image, &copy)?;
@@ -98,10 +101,28 @@ fn with_settings(image: &Path, map: &Bmap, settings: &Path, work: &Path) -> Resu
         signed(&source, map, range)?;
     }
     std::fs::write(work.join("node.toml"), text)?;
+    std::fs::write(work.join(policy::FILE), policies.text())?;
     let (sandbox, log) = plan.sandbox("settings")?;
     let place = format!("card.img@@{}", crate::qemu::partition_start(&copy, 1)?);
-    sandbox.write(work, "/work").cwd("/work").run(&log, ["mcopy", "-i", &place, "node.toml", "::node.toml"])?;
+    sandbox.write(work, "/work").cwd("/work").run(&log, ["mcopy", "-o", "-i", &place, "node.toml", policy::FILE, "::"])?;
     Ok(copy)
+}
+
+/// Settings are measured, so the image's own policies do not let such a boot have the root key.
+fn policies(image: &Path, keys: &::config::Keys, settings: &Path) -> Result<Policies> {
+    let beside = |name: &str| image.with_file_name(name);
+    let read = |name: &str| std::fs::read(beside(name)).with_context(|| format!("cannot read {}", beside(name).display()));
+    let shipped = Policies::read(&read(policy::FILE)?).with_context(|| beside(policy::FILE).display().to_string())?;
+    let wanted = keys.signer.as_ref().unwrap_or(&shipped.signer);
+    let own = keys::policy_signer(&keys::load(&keys::folder()?.join(keys::BUILDER), "builder")?);
+    let found = own.public().hex();
+    ensure!(
+        *wanted == found,
+        "a node with these settings takes policies of {wanted}, and yours are of {found}; put keys.signer = \"{found}\" into {}",
+        settings.display()
+    );
+    let expected = Expected::image(&beside("measurements.json"), Some(settings))?;
+    Ok(Policies::sign(&own, &expected.boards))
 }
 
 fn list() -> Result<()> {
@@ -370,7 +391,8 @@ mod tests {
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
         put("measurements.json", r#"{"machine":"rpi4","variant":"prod","version":"0","boards":[]}"#);
         put("basalt-rpi4.img.bmap", &map.to_xml());
-        let names = ["measurements.json", "basalt-rpi4.img.bmap", "basalt-rpi4.img"];
+        put(policy::FILE, &Policies::sign(&policy::Signer::of_builder(&[7; 32]), &[]).text());
+        let names = ["measurements.json", policy::FILE, "basalt-rpi4.img.bmap", "basalt-rpi4.img"];
         let manifest = Manifest {
             format: FORMAT.into(),
             machine: "rpi4".into(),

@@ -46,6 +46,9 @@ pub fn run(args: Args) -> Result<()> {
     drop(plan);
     let boot = Boot { tools: &tools, machine: &machine, dir: &dir, port: args.port, tpm: true, outside: true };
     boot.unpack()?;
+    if machine.device_tree.is_of_a_real_board() {
+        boot.sign_policies(&serde_json::from_slice(&std::fs::read(image.with_file_name("measurements.json"))?)?)?;
+    }
     let mut tpm = crate::console::start_tpm(&boot)?;
     progress::line(&format!(
         "\nThe node's console follows; Ctrl-A X ends it. From another terminal:\n  cargo run -qp trustctl -- --node 127.0.0.1:{} status\n",
