@@ -1,5 +1,6 @@
 //! TLS for the owner's API: the node has a certificate of its own making, the owner's is pinned in node.toml.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use sha2::{Digest as _, Sha256};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
+use tokio::task::AbortHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::doors::{Connection, Guest};
@@ -107,11 +109,10 @@ impl TlsListener {
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind(&api.listen).await.with_context(|| format!("cannot listen on {}", api.listen))?;
         let (sender, ready) = mpsc::channel(MOST_HANDSHAKES);
-        let limit = Arc::new(Semaphore::new(MOST_HANDSHAKES));
         let places = Arc::new(Semaphore::new(MOST_STRANGERS));
         tokio::spawn(async move {
+            let mut begun: VecDeque<AbortHandle> = VecDeque::new();
             loop {
-                let Ok(permit) = limit.clone().acquire_owned().await else { return };
                 let stream = match listener.accept().await {
                     Ok((accepted, _)) => accepted,
                     Err(error) => {
@@ -122,8 +123,12 @@ impl TlsListener {
                     }
                 };
                 let (acceptor, sender, places) = (acceptor.clone(), sender.clone(), places.clone());
-                tokio::spawn(async move {
-                    let _permit = permit;
+                begun.retain(|handshake| !handshake.is_finished());
+                if begun.len() >= MOST_HANDSHAKES {
+                    // Whoever says nothing for longest makes room: silence must not keep owners out.
+                    begun.pop_front().inspect(AbortHandle::abort);
+                }
+                let handshake = tokio::spawn(async move {
                     let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else { return };
                     // The handshake let in no certificate but pinned ones.
                     let owner = stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty());
@@ -137,6 +142,7 @@ impl TlsListener {
                     };
                     let _ = sender.send(connection).await;
                 });
+                begun.push_back(handshake.abort_handle());
             }
         });
         Ok(Self { ready, fingerprint })
