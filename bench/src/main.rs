@@ -13,7 +13,7 @@ use std::hint::black_box;
 use std::time::Duration;
 
 use basalt_trustd::crypto::spread;
-use client::hex;
+use client::{Client, hex};
 use criterion::{BenchmarkId, Criterion};
 use serde_json::{Value, json};
 use vrf::{PublicKey, SecretKey, Suite};
@@ -38,6 +38,7 @@ fn main() {
     let mut criterion = Criterion::default().sample_size(60).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
     proofs(&mut criterion);
     socket(&mut criterion);
+    on_one_processor(&mut criterion);
     medians::print();
     flood::measure();
 }
@@ -81,35 +82,72 @@ where
     });
 }
 
+/// A node without an engine, its module's connection, and proofs to verify.
+struct Bench {
+    alone: Alone,
+    items: Vec<(Vec<u8>, Vec<u8>)>,
+    public: Vec<u8>,
+}
+
+const SUITE: Suite = Suite::Ed25519Tai;
+
+impl Bench {
+    fn start() -> Self {
+        let alone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(Alone::start());
+        let key = SecretKey::new(SUITE, &SECRET).unwrap();
+        let items = (0..BATCH as u32).map(|n| (n.to_be_bytes().to_vec(), key.prove(&n.to_be_bytes()).unwrap().pi)).collect();
+        Self { alone, items, public: key.public_key().to_vec() }
+    }
+
+    fn verify(&self, (alpha, pi): &(Vec<u8>, Vec<u8>)) -> Vec<u8> {
+        PublicKey::new(SUITE, &self.public).unwrap().verify(alpha, pi).unwrap().unwrap()
+    }
+
+    fn request(&self, (alpha, pi): &(Vec<u8>, Vec<u8>)) -> Value {
+        json!({ "suite": SUITE, "public_key": hex(&self.public), "alpha": hex(alpha), "pi": hex(pi) })
+    }
+
+    /// The same call in this process and over the socket.
+    fn one(&self, criterion: &mut Criterion, node: &mut Client, name: &str) {
+        let one = self.request(&self.items[0]);
+        criterion.bench_function(&format!("{name}/verify/in-process"), |b| b.iter(|| self.verify(black_box(&self.items[0]))));
+        criterion.bench_function(&format!("{name}/verify/socket"), |b| b.iter(|| node.call::<Value>("vrf/verify", &one).unwrap()));
+        criterion.bench_function(&format!("{name}/identity/socket"), |b| b.iter(|| node.identity().unwrap()));
+    }
+}
+
+/// What the way over the socket costs by itself. With both sides on processors of their own each answer also wakes one that sleeps, which in a
+/// virtual machine takes longer than all the rest.
+fn on_one_processor(criterion: &mut Criterion) {
+    let this = nix::unistd::Pid::from_raw(0);
+    let all = nix::sched::sched_getaffinity(this).unwrap();
+    let mut one = nix::sched::CpuSet::new();
+    one.set((0..nix::sched::CpuSet::count()).find(|n| all.is_set(*n).unwrap()).unwrap()).unwrap();
+    // The threads that serve are started from this one, and stay where it is.
+    nix::sched::sched_setaffinity(this, &one).unwrap();
+    let bench = Bench::start();
+    let path = bench.alone.module(1, "bench", &ALL, MUCH);
+    let _group = Group::enter(&container(1));
+    bench.one(criterion, &mut client(&path), "socket on one processor");
+    nix::sched::sched_setaffinity(this, &all).unwrap();
+}
+
 /// What the way over the socket costs, and what many at once save.
 fn socket(criterion: &mut Criterion) {
-    let alone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(Alone::start());
-    let path = alone.module(1, "bench", &ALL, MUCH);
+    let bench = Bench::start();
+    let path = bench.alone.module(1, "bench", &ALL, MUCH);
     let _group = Group::enter(&container(1));
     let mut node = client(&path);
-    let suite = Suite::Ed25519Tai;
-    let items: Vec<(Vec<u8>, Vec<u8>)> = {
-        let key = SecretKey::new(suite, &SECRET).unwrap();
-        (0..BATCH as u32).map(|n| (n.to_be_bytes().to_vec(), key.prove(&n.to_be_bytes()).unwrap().pi)).collect()
-    };
-    let public = SecretKey::new(suite, &SECRET).unwrap().public_key().to_vec();
-    let verify = |(alpha, pi): &(Vec<u8>, Vec<u8>)| PublicKey::new(suite, &public).unwrap().verify(alpha, pi).unwrap().unwrap();
-    let request =
-        |(alpha, pi): &(Vec<u8>, Vec<u8>)| json!({ "suite": suite, "public_key": hex(&public), "alpha": hex(alpha), "pi": hex(pi) });
+    bench.one(criterion, &mut node, "socket");
 
-    let one = request(&items[0]);
-    criterion.bench_function("socket/verify/in-process", |b| b.iter(|| verify(black_box(&items[0]))));
-    criterion.bench_function("socket/verify/socket", |b| b.iter(|| node.call::<Value>("vrf/verify", &one).unwrap()));
-    criterion.bench_function("socket/identity/socket", |b| b.iter(|| node.identity().unwrap()));
-
+    let (items, verify) = (&bench.items, |item: &(Vec<u8>, Vec<u8>)| bench.verify(item));
     let mut group = criterion.benchmark_group("batch of 1,024");
     group.sample_size(10);
-    group
-        .bench_with_input(BenchmarkId::new("verify", "single"), &items, |b, items| b.iter(|| items.iter().map(verify).collect::<Vec<_>>()));
-    group.bench_with_input(BenchmarkId::new("verify", "batch"), &items, |b, items| b.iter(|| spread::over(items.iter().collect(), verify)));
-    let calls: Vec<Value> = items.iter().map(|item| json!({ "call": "vrf/verify", "request": request(item) })).collect();
+    group.bench_with_input(BenchmarkId::new("verify", "single"), items, |b, items| b.iter(|| items.iter().map(verify).collect::<Vec<_>>()));
+    group.bench_with_input(BenchmarkId::new("verify", "batch"), items, |b, items| b.iter(|| spread::over(items.iter().collect(), verify)));
+    let calls: Vec<Value> = items.iter().map(|item| json!({ "call": "vrf/verify", "request": bench.request(item) })).collect();
     group.bench_function("socket/single", |b| {
-        b.iter(|| items.iter().map(|item| node.call::<Value>("vrf/verify", &request(item)).unwrap()).collect::<Vec<_>>())
+        b.iter(|| items.iter().map(|item| node.call::<Value>("vrf/verify", &bench.request(item)).unwrap()).collect::<Vec<_>>())
     });
     group.bench_function("socket/batch", |b| b.iter(|| node.call::<Value>("batch", &json!({ "calls": calls })).unwrap()));
     group.finish();

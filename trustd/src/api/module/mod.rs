@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
 use config::{Access, BoundTo, CryptoUse};
@@ -36,6 +36,8 @@ use crate::started;
 use crate::tpm::Tpm;
 
 const MOST_IN_A_BATCH: usize = 1024;
+/// Four at a time wait so: some 200 refusals a second.
+const REFUSED_AFTER: Duration = Duration::from_millis(20);
 
 /// What all sockets share.
 #[derive(Clone)]
@@ -253,14 +255,19 @@ impl Service {
         })
     }
 
-    /// Before anything is looked at.
-    fn spend_call(&self, caller: &Caller, calls: u32) -> Result<(), ApiError> {
-        Self::spend(&self.calls, calls, caller.access.quota.calls_per_s, "calls")
+    /// Before anything is looked at. Who asks for too much waits for the refusal: to refuse as fast as a module asks would cost the others more
+    /// than to answer it.
+    async fn spend_call(&self, caller: &Caller, calls: u32) -> Result<(), ApiError> {
+        let spent = Self::spend(&self.calls, calls, caller.access.quota.calls_per_s, "calls");
+        if spent.is_err() {
+            tokio::time::sleep(REFUSED_AFTER).await;
+        }
+        spent
     }
 
     /// One call that is not a batch.
     async fn call(&self, caller: &Caller, name: &str, request: &str) -> Result<Value, ApiError> {
-        self.spend_call(caller, 1)?;
+        self.spend_call(caller, 1).await?;
         match self.begin(caller, name, request).await? {
             Call::Plain(plain) => plain.answer(caller),
             Call::Tpm(call) => self.ask_tpm(caller, call).await,
@@ -285,12 +292,12 @@ impl Service {
 
     /// Each call has its own answer or error, in their order.
     async fn batch(&self, caller: &Caller, request: &str) -> Result<Value, ApiError> {
-        self.spend_call(caller, 1)?;
+        self.spend_call(caller, 1).await?;
         let Batch { calls: items } = serde_json::from_str(request).map_err(|e| ApiError::request(calls::without_values(&e.to_string())))?;
         if items.len() > MOST_IN_A_BATCH {
             return Err(ApiError::request(format!("calls: expected at most {MOST_IN_A_BATCH}, found {}", items.len())));
         }
-        self.spend_call(caller, items.len().saturating_sub(1) as u32)?;
+        self.spend_call(caller, items.len().saturating_sub(1) as u32).await?;
         let mut answers: Vec<Option<Result<Value, ApiError>>> = Vec::with_capacity(items.len());
         let mut plain: Vec<(usize, Plain)> = Vec::new();
         for (at, Item { call: name, request }) in items.into_iter().enumerate() {
