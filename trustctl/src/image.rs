@@ -80,8 +80,9 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
     }
     let policies = Policies::read(&read(policy::FILE)?).with_context(|| policy::FILE.to_owned())?;
     ensure!(manifest.outputs.contains_key(policy::FILE), "{MANIFEST} does not cover {}", policy::FILE);
+    let signer = PublicKey::from_hex(&policies.signer)?;
     for board in &measurements.boards {
-        let signed = policies.find(&PublicKey::from_hex(&policies.signer)?, &board.platform());
+        let signed = policies.find(&signer, &board.platform());
         signed.with_context(|| format!("{}: a node on {} would have no root key", policy::FILE, board.board))?;
     }
     Ok(manifest)

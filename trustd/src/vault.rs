@@ -121,7 +121,7 @@ impl Vault {
                 root
             }
         };
-        let known = read(&self.escrow_path())?.and_then(|bytes| serde_json::from_slice::<Escrow>(&bytes).ok());
+        let known = self.escrow()?;
         if self.recovery.is_some_and(|key| known.is_none_or(|escrow| escrow.recovery() != key.to_string())) {
             self.keep_escrow(&root)?;
         }
@@ -140,11 +140,8 @@ impl Vault {
         Ok(root)
     }
 
-    /// Some errors are the secret's, others only the TPM's bad moment.
     fn locked(&self, source: TpmError) -> VaultError {
-        let path = self.root();
-        let for_good = matches!(source, TpmError::Answer { .. }) || source.is_of("Load") || source.is_of("Unseal");
-        if for_good { Locked::Tpm { path, source }.into() } else { source.into() }
+        if for_good(&source) { Locked::Tpm { path: self.root(), source }.into() } else { source.into() }
     }
 
     fn keep_escrow(&self, root: &RootKey) -> Result<(), VaultError> {
@@ -246,13 +243,18 @@ impl Vault {
     }
 }
 
+/// Some errors of unsealing are the secret's, others only the TPM's bad moment.
+fn for_good(error: &TpmError) -> bool {
+    matches!(error, TpmError::Answer { .. }) || error.is_of("Load") || error.is_of("Unseal")
+}
+
 /// A secret for this TPM alone, whatever was booted; made when there is none.
 pub async fn of_this_tpm(tpm: &Tpm, path: &Path) -> Result<RootKey, VaultError> {
     if let Some((sealed, _)) = read(path)?.as_deref().and_then(decode) {
         match tpm.unseal(sealed, None).await {
             Ok(secret) => return Ok(RootKey::from_bytes(&Zeroizing::new(secret))),
             // Another TPM's, or none: begun anew.
-            Err(error) if matches!(error, TpmError::Answer { .. }) || error.is_of("Load") || error.is_of("Unseal") => {}
+            Err(error) if for_good(&error) => {}
             Err(error) => return Err(error.into()),
         }
     }

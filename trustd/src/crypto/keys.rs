@@ -32,7 +32,7 @@ impl RootKey {
     pub fn own(&self) -> ModuleKeys {
         let mut base = Zeroizing::new([0; 32]);
         derive(&self.0, b"basalt-own-v1", &[], &mut base);
-        ModuleKeys { base, vrf: Default::default(), ed25519: OnceLock::new(), p256: OnceLock::new() }
+        ModuleKeys::of(base)
     }
 
     /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in `info` is HMAC).
@@ -52,7 +52,7 @@ impl RootKey {
             Binding::Image(digest) => (b"image", digest.as_bytes()),
         };
         derive(&self.0, b"basalt-module-v1", &[module.as_bytes(), kind, value], &mut base);
-        ModuleKeys { base, vrf: Default::default(), ed25519: OnceLock::new(), p256: OnceLock::new() }
+        ModuleKeys::of(base)
     }
 }
 
@@ -82,6 +82,10 @@ pub struct ModuleKeys {
 }
 
 impl ModuleKeys {
+    fn of(base: Zeroizing<[u8; 32]>) -> Self {
+        Self { base, vrf: Default::default(), ed25519: OnceLock::new(), p256: OnceLock::new() }
+    }
+
     pub(super) fn derive(&self, parts: &[&[u8]], to: &mut [u8; 32]) {
         derive(&*self.base, b"basalt-key-v1", parts, to);
     }
