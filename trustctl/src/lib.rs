@@ -1,6 +1,8 @@
 //! What the command line, the build and the tests share: keys, and the client of a node's API.
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "chain")]
+pub mod chain;
 pub mod client;
 pub mod endorsement;
 pub mod evidence;

@@ -6,6 +6,8 @@ mod attest;
 mod builder;
 mod node;
 mod output;
+#[cfg(feature = "chain")]
+mod relaying;
 mod rootkey;
 
 use std::path::PathBuf;
@@ -95,6 +97,9 @@ enum Command {
         #[command(subcommand)]
         command: rootkey::RecoveryCommand,
     },
+    /// Bring nodes what a chain says: bundles of headers and proofs, which they check themselves
+    #[cfg(feature = "chain")]
+    Relay(relaying::Args),
     /// Verify the proof of a verifiable random function
     Vrf(node::Vrf),
     /// Check an image offline: signature of its manifest, every file, the prediction
@@ -182,6 +187,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Peers(args) => attest::peers(&args, &folder, cli.json),
         Command::Policy { command } => rootkey::policy(&client, &command, &folder, cli.json),
         Command::Recovery { command } => rootkey::recovery(&client, &command, &folder, cli.json),
+        #[cfg(feature = "chain")]
+        Command::Relay(args) => relaying::run(&args, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
         Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
         Command::Service { verb, name } => node::service(&client, verb, &name, cli.json),

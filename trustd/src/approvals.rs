@@ -1,7 +1,8 @@
-//! The ledger on this node: where its log lies, how far this node has seen it, what it decides.
+//! The ledger on this node: where its log lies, how far this node has seen it and its chain, what they decide.
 //!
 //! Invariants:
-//! - The high water mark is on disk, and the TPM's counter moved, before a longer log is used.
+//! - An image is allowed where the log allows it and, if a chain is asked for, the chain's final state does too.
+//! - The high water mark is on disk, and the TPM's counter moved, before a longer log or a changed state of the chain is used.
 //! - The mark carries a tag under a key that the TPM seals, and the value of the counter: neither an older mark nor one of
 //!   somebody's own making counts, even when the whole data partition is put back. Without its mark nothing is approved.
 
@@ -10,17 +11,24 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use config::{Checkpoints, Ledger, Node};
-use ledger::{Decision, HighWater, Log, LogError, Policy, Reason};
-use serde::{Deserialize, Serialize};
+use ledger::ethereum::{self, ChainError};
+use ledger::{ChainEvidence, ChainReason, Decision, HighWater, Log, LogError, Policy, Reason};
+use serde::Serialize;
 
+use crate::chain::{Chain, Wanted};
 use crate::crypto::keys::RootKey;
 use crate::files;
+use crate::marks::{Marks, Seen};
 use crate::tpm::{Tpm, TpmError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApprovalError {
     #[error(transparent)]
     Log(#[from] LogError),
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    #[error("this node's ledger is of the kind \"log\": it follows no chain")]
+    NoChain,
     #[error(transparent)]
     Tpm(#[from] TpmError),
     #[error("cannot access {path}: {source}")]
@@ -33,19 +41,8 @@ pub enum ApprovalError {
     Fork,
 }
 
-const RESET: &str =
+pub(crate) const RESET: &str =
     "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
-
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Mark {
-    /// Where the TPM's counter stands.
-    counter: u64,
-    root: String,
-    seq: u64,
-    /// Over the fields above.
-    tag: String,
-}
 
 struct Held {
     text: String,
@@ -61,7 +58,8 @@ pub struct Approvals {
     policy: Policy,
     /// The log; or why it cannot be used.
     state: RwLock<Result<Held, String>>,
-    /// One longer log at a time.
+    chain: Option<Chain>,
+    /// One longer log or one bundle at a time.
     alone: tokio::sync::Mutex<()>,
     marks: Marks,
     etc: PathBuf,
@@ -84,6 +82,9 @@ pub struct View {
     /// For how many seconds after that it counts.
     #[serde(skip_serializing_if = "Option::is_none")]
     max_age_s: Option<u64>,
+    /// Where a chain is asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chain: Option<crate::chain::View>,
 }
 
 impl Approvals {
@@ -94,19 +95,24 @@ impl Approvals {
 
     /// Never fails for the ledger's sake: one that cannot be used denies everything, with its reason.
     pub async fn open(node: &Node, etc: &Path, data: &Path, floor: u64, tpm: Tpm, root: Arc<RootKey>) -> Result<Self, LogError> {
-        let Ledger::Log { revocation_grace_s, checkpoints, .. } = &node.ledger;
+        let Ledger { revocation_grace_s, checkpoints, chain, .. } = &node.ledger;
         let stale_grace_s = checkpoints.as_ref().map_or(0, |Checkpoints { stale_grace_s, .. }| *stale_grace_s);
         let approvals = Self {
             policy: Policy::try_from(&node.ledger)?,
             state: RwLock::new(Err("it was not read yet".into())),
+            chain: chain.as_ref().map(|chain| Chain::new(chain, data)),
             alone: tokio::sync::Mutex::default(),
-            marks: Marks { data: data.to_owned(), tpm, root },
+            marks: Marks::new(data, tpm, root),
             etc: etc.to_owned(),
             floor,
             grace: Duration::from_secs(*revocation_grace_s),
             stale_grace: Duration::from_secs(stale_grace_s),
         };
-        let read = match approvals.marks.read().await {
+        let seen = approvals.marks.read().await;
+        if let Some(chain) = &approvals.chain {
+            chain.open(seen.as_ref().map(|seen| seen.chain).map_err(ToString::to_string));
+        }
+        let read = match seen {
             Ok(seen) => approvals.read(&seen, false).await,
             Err(error) => Err(error),
         };
@@ -122,20 +128,29 @@ impl Approvals {
     }
 
     pub fn decide(&self, digest: &str) -> Decision {
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(Held { log, .. }) => log.decide(digest, now(), self.floor),
+        let now = now();
+        let decision = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(Held { log, .. }) => log.decide(digest, now, self.floor),
             Err(problem) => Decision::Deny(Reason::Ledger(problem.clone())),
+        };
+        let (Some(chain), Decision::Allow(mut evidence)) = (&self.chain, decision.clone()) else { return decision };
+        match chain.decide(digest, now) {
+            Ok(ethereum::Found { at, seq, not_after }) => {
+                evidence.chain = Some(ChainEvidence { block: at.number, seq, not_after });
+                Decision::Allow(evidence)
+            }
+            Err(reason) => Decision::Deny(Reason::Chain { digest: digest.to_owned(), reason }),
         }
     }
 
     /// How long what runs may go on after it was found to be forbidden.
     pub fn grace(&self, reason: &Reason) -> Duration {
         match reason {
-            Reason::Revoked { .. } => self.grace,
+            Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => self.grace,
             // Counted from when it became too old, whatever was restarted since.
-            Reason::Stale { witnessed, now, max_age } => {
-                let over = now.saturating_sub(*witnessed).saturating_sub(*max_age);
-                if Duration::from_secs(over) > self.stale_grace { Duration::ZERO } else { Duration::MAX }
+            Reason::Stale { witnessed, now, max_age } => over(*witnessed, *now, *max_age, self.stale_grace),
+            Reason::Chain { reason: ChainReason::Stale { time, now, max_age, .. }, .. } => {
+                over(*time, *now, *max_age, self.chain.as_ref().map_or(Duration::ZERO, Chain::stale_grace))
             }
             _ => Duration::ZERO,
         }
@@ -156,7 +171,8 @@ impl Approvals {
         let (HighWater { seq, root }, (approvers, threshold)) = (log.high_water(), log.approvers());
         let witnessed = log.witnessed(now());
         let max_age_s = self.policy.witnessing.as_ref().filter(|_| witnessed.is_some()).map(|w| w.max_age);
-        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed, max_age_s })
+        let chain = self.chain.as_ref().map(|chain| chain.view(now()));
+        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed, max_age_s, chain })
     }
 
     /// Takes a longer log, or a fresher one: all of it is checked, and it must continue the one that this node has. Says how
@@ -172,19 +188,19 @@ impl Approvals {
         let (seen, marked) = match &known {
             Some((log, marked, _)) => (log.high_water(), marked.clone()),
             None => {
-                let marked = self.marks.read().await?;
+                let marked = self.marks.read().await?.log;
                 (marked.clone(), marked)
             }
         };
         let log = Log::replay(&self.policy, fresh, &seen)?;
-        let (high_water, path) = (log.high_water(), log_path(&self.marks.data));
+        let (high_water, path) = (log.high_water(), log_path(self.marks.data()));
         // An older cosignature of the same statements must not make the ledger older.
         if known.is_some_and(|(known, _, kept)| kept && known.high_water() == high_water && !log.better_than(&known, now())) {
             return Ok((high_water.seq, false));
         }
         let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
         if kept.is_ok() && high_water != marked {
-            kept = self.marks.write(&high_water).await;
+            kept = self.marks.write(&Seen { log: high_water.clone(), chain: self.chain_mark().await? }).await;
         }
         // A full disk must not keep a revocation from taking effect; an approval waits until it is kept, and so does who sent it.
         self.set(Ok(match &kept {
@@ -194,32 +210,90 @@ impl Approvals {
         kept.map(|()| (high_water.seq, true))
     }
 
-    /// Takes the log that is here for the beginning, whatever was seen before. The caller records it.
+    /// Takes a bundle of the chain: all of it is checked. Says whether anything is new.
+    pub async fn take(&self, bundle: &str) -> Result<bool, ApprovalError> {
+        let _alone = self.alone.lock().await;
+        let chain = self.chain.as_ref().ok_or(ApprovalError::NoChain)?;
+        let Some(news) = chain.take(bundle, now())? else { return Ok(false) };
+        let Some(kept) = chain.prepare(&news)? else {
+            chain.settle(news, None)?;
+            return Ok(true);
+        };
+        // Bad news takes effect even if it cannot be kept.
+        let marked = match self.marked().await {
+            Ok(log) => self.marks.write(&Seen { log, chain: Some(kept.mark) }).await,
+            Err(error) => Err(error),
+        };
+        match marked {
+            Ok(()) => chain.settle(news, Some(kept))?,
+            Err(error) => {
+                chain.ahead(news);
+                return Err(error);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Up to where the log is marked.
+    async fn marked(&self) -> Result<HighWater, ApprovalError> {
+        let held = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|held| held.marked.clone());
+        match held {
+            Some(marked) => Ok(marked),
+            None => Ok(self.marks.read().await?.log),
+        }
+    }
+
+    /// What is kept of the chain; of one that is not followed any more too, so that it can be again.
+    async fn chain_mark(&self) -> Result<Option<measure::Digest>, ApprovalError> {
+        match &self.chain {
+            Some(chain) => Ok(chain.mark()),
+            None => Ok(self.marks.read().await?.chain),
+        }
+    }
+
+    /// What the relays are asked for.
+    pub fn wanted(&self) -> Option<Wanted> {
+        self.chain.as_ref().map(|chain| chain.wanted(now()))
+    }
+
+    /// Until somebody asks for an image that the chain was not asked for yet.
+    pub async fn asked(&self) {
+        match &self.chain {
+            Some(chain) => chain.asked().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes the log that is here for the beginning, whatever was seen before, and follows the chain from its checkpoint again. The
+    /// caller records it.
     pub async fn reset(&self) -> Result<HighWater, ApprovalError> {
         let _alone = self.alone.lock().await;
-        let held = self.read(&HighWater::default(), true).await?;
+        let held = self.read(&Seen::default(), true).await?;
+        if let Some(chain) = &self.chain {
+            chain.reset();
+        }
         let mark = held.marked.clone();
         self.set(Ok(held));
         Ok(mark)
     }
 
     /// The longer of the image's log and the one that was kept; of two that are as long, the one that can be used. `anew`: the mark is made in any case.
-    async fn read(&self, seen: &HighWater, anew: bool) -> Result<Held, ApprovalError> {
+    async fn read(&self, seen: &Seen, anew: bool) -> Result<Held, ApprovalError> {
         let text = |path: PathBuf| match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             Err(source) => Err(ApprovalError::Io { path, source }),
         };
-        let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(&self.marks.data))?);
+        let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(self.marks.data()))?);
         let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
-        let (text, log) = match Log::replay(&self.policy, text, seen) {
+        let (text, log) = match Log::replay(&self.policy, text, &seen.log) {
             Ok(log) => (text, log),
             // An update of the image can ask for more than the kept one has, and ship it.
-            Err(error) => (shipped.as_str(), Log::replay(&self.policy, &shipped, seen).map_err(|_| error)?),
+            Err(error) => (shipped.as_str(), Log::replay(&self.policy, &shipped, &seen.log).map_err(|_| error)?),
         };
         let found = log.high_water();
-        if anew || found != *seen {
-            self.marks.write(&found).await?;
+        if anew || found != seen.log {
+            self.marks.write(&Seen { log: found.clone(), chain: seen.chain }).await?;
         }
         Ok(Held { text: text.to_owned(), log, marked: found, kept: true })
     }
@@ -234,65 +308,8 @@ fn log_path(data: &Path) -> PathBuf {
     data.join("ledger.jsonl")
 }
 
-/// Where the high water mark is kept.
-struct Marks {
-    data: PathBuf,
-    tpm: Tpm,
-    root: Arc<RootKey>,
-}
-
-impl Marks {
-    fn path(&self) -> PathBuf {
-        self.data.join("ledger.seen")
-    }
-
-    fn tag(&self, counter: u64, root: &str, seq: u64) -> String {
-        measure::hex(&self.root.tag("ledger-mark", format!("{counter} {root} {seq}").as_bytes()))
-    }
-
-    async fn read(&self) -> Result<HighWater, ApprovalError> {
-        let path = self.path();
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => Some(text),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(source) => return Err(ApprovalError::Io { path, source }),
-        };
-        let unusable = |problem: String| ApprovalError::HighWater { path: path.clone(), problem };
-        let (text, counter) = match (text, self.tpm.counter().await?) {
-            // Neither: this node has seen nothing yet.
-            (None, None) => return Ok(HighWater::default()),
-            (None, Some(counter)) => return Err(unusable(format!("it is not there, and the TPM has counted to {counter}"))),
-            (Some(_), None) => return Err(unusable("the TPM never counted; is it another one?".into())),
-            (Some(text), Some(counter)) => (text, counter),
-        };
-        let mark: Mark = serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
-        if mark.tag != self.tag(mark.counter, &mark.root, mark.seq) {
-            return Err(unusable("this node did not write it".into()));
-        }
-        let root = measure::unhex(&mark.root).and_then(|b| b.try_into().ok());
-        let root = root.ok_or_else(|| unusable("the root is not 64 hex digits".into()))?;
-        if mark.counter == counter + 1 {
-            // Killed between the file and the counter.
-            self.tpm.increment().await?;
-        } else if mark.counter != counter {
-            return Err(unusable(format!("it is of step {}, the TPM has counted to {counter}: an older state was put back", mark.counter)));
-        }
-        Ok(HighWater { seq: mark.seq, root })
-    }
-
-    /// First the file, then the counter.
-    async fn write(&self, mark: &HighWater) -> Result<(), ApprovalError> {
-        let before = match self.tpm.counter().await? {
-            Some(counter) => counter,
-            None => self.tpm.increment().await?,
-        };
-        let (counter, root) = (before + 1, measure::hex(&mark.root));
-        let tag = self.tag(counter, &root, mark.seq);
-        let path = self.path();
-        let text = serde_json::to_string(&Mark { counter, root, seq: mark.seq, tag }).unwrap_or_default();
-        files::write(&path, text.as_bytes()).map_err(|source| ApprovalError::Io { path, source })?;
-        crate::steps::step("marked");
-        self.tpm.increment().await?;
-        Ok(())
-    }
+/// What runs may go on for `grace` after it became too old.
+fn over(since: u64, now: u64, max_age: u64, grace: Duration) -> Duration {
+    let over = now.saturating_sub(since).saturating_sub(max_age);
+    if Duration::from_secs(over) > grace { Duration::ZERO } else { Duration::MAX }
 }

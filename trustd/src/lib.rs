@@ -8,12 +8,15 @@ pub mod api;
 pub mod approvals;
 pub mod audit;
 mod background;
+pub mod chain;
 pub mod crypto;
 pub mod engine;
 pub mod fetch;
 pub mod files;
 pub mod init;
+mod marks;
 pub mod modules;
+pub mod relays;
 pub mod settings;
 pub mod sources;
 pub mod started;
@@ -84,6 +87,7 @@ async fn open(settings: Settings, node: config::Node, tpm: tpm::Tpm, root: RootK
     let fetcher = fetcher(&node, &settings.data)?;
     let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone()).map_err(anyhow::Error::msg)?;
     let sources = Arc::new(sources);
+    let relays = Arc::new(relays::Relays::new(&node, fetcher.client().clone()).map_err(anyhow::Error::msg)?);
     let started = Arc::new(started::Ledger::open(&settings.run)?);
     let shared = Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
     let modules = Arc::new(modules::Modules::open(modules::Parts {
@@ -96,11 +100,19 @@ async fn open(settings: Settings, node: config::Node, tpm: tpm::Tpm, root: RootK
         owners: node.owner.certificates.clone(),
         taken: node.api.listen.parse::<std::net::SocketAddr>().map(|a| a.port()).into_iter().collect(),
     })?);
-    let this =
-        owner::Node { base: base.clone(), modules: modules.clone(), approvals: approvals.clone(), sources: sources.clone(), tickets };
+    let this = owner::Node {
+        base: base.clone(),
+        modules: modules.clone(),
+        approvals: approvals.clone(),
+        sources: sources.clone(),
+        relays: relays.clone(),
+        tickets,
+    };
     let router = owner::router(Arc::new(this));
     tokio::spawn(modules.clone().keep());
-    tokio::spawn(sources.keep(approvals, move || modules.wake()));
+    let woken = modules.clone();
+    tokio::spawn(sources.keep(approvals.clone(), move || woken.wake()));
+    tokio::spawn(relays.keep(approvals, move || modules.wake()));
     serve(&settings, router, base, tls, std::future::pending()).await
 }
 

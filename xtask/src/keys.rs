@@ -18,9 +18,8 @@ pub fn node() -> Result<Node> {
     if node.owner.certificates.is_empty() {
         node.owner.certificates.push(owner()?.fingerprint());
     }
-    let Ledger::Log { approvers, .. } = &mut node.ledger;
-    if approvers.is_empty() {
-        approvers.push(trustctl::keys::public_hex(&approver()?));
+    if node.ledger.approvers.is_empty() {
+        node.ledger.approvers.push(trustctl::keys::public_hex(&approver()?));
     }
     // What a node could not use is refused here.
     node.keys.signer.as_deref().map(PublicKey::from_hex).transpose().context("keys.signer of configs/node.toml")?;
@@ -85,7 +84,7 @@ pub fn own_approver() -> Result<String> {
 /// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
 /// by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
-    let Ledger::Log { name, approvers, threshold, checkpoints, .. } = &node.ledger;
+    let Ledger { name, approvers, threshold, checkpoints, .. } = &node.ledger;
     let path = layers::current().find("configs/ledger.jsonl");
     let mut log = if path.exists() { std::fs::read_to_string(&path)? } else { String::new() };
     let own = if approver_path()?.exists() { Some(approver()?) } else { None };

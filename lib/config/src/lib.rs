@@ -5,13 +5,15 @@
 #![forbid(unsafe_code)]
 
 mod boot;
+mod chain;
 mod module;
 mod node;
 mod service;
 
 pub use boot::{Boot, Machine, Tpm};
+pub use chain::{Chain, ChainFork, Preset, Required};
 pub use module::{Access, BoundTo, CryptoUse, Health, Image, Module, Network, Port, Protocol, Quota, Ship, Source, Volume, repository};
-pub use node::{Addressing, Api, Attest, Checkpoints, Keys, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
+pub use node::{Addressing, Api, Attest, Checkpoints, Keys, Kind, Ledger, LogSource, Node, Owner, Registry, Store, Subnet, node};
 pub use service::{Ready, Service};
 
 #[derive(Debug, thiserror::Error)]

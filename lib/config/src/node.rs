@@ -2,7 +2,7 @@ use std::net::Ipv4Addr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::ConfigError;
+use crate::{Chain, ConfigError};
 
 /// `/etc/basalt/node.toml`: what the owner sets. In the repository it is configs/node.toml.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -271,31 +271,41 @@ pub(crate) fn valid_host(host: &str) -> Result<(), String> {
     if good { Ok(()) } else { Err("no host".into()) }
 }
 
+/// What decides which images may run.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
-pub enum Ledger {
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Ledger {
+    pub kind: Kind,
+    /// What the approvers sign for: statements of another ledger do not count here.
+    pub name: String,
+    /// Ed25519 public keys as hex. Empty in the repository: the build then puts in the user's own.
+    #[serde(default)]
+    pub approvers: Vec<String>,
+    pub threshold: usize,
+    /// How long what runs may go on after its revocation, in seconds.
+    #[serde(default)]
+    pub revocation_grace_s: u64,
+    /// Without them, what the approvers signed is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoints: Option<Checkpoints>,
+    /// Where newer logs are looked for: `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None is trusted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<String>,
+    /// How often, in seconds.
+    #[serde(default = "five_minutes")]
+    pub poll_s: u64,
+    /// With `ethereum`, and only then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
     /// An approval log signed by `threshold` of the approvers.
-    #[serde(rename_all = "kebab-case")]
-    Log {
-        /// What the approvers sign for: statements of another ledger do not count here.
-        name: String,
-        /// Ed25519 public keys as hex. Empty in the repository: the build then puts in the user's own.
-        #[serde(default)]
-        approvers: Vec<String>,
-        threshold: usize,
-        /// How long what runs may go on after its revocation, in seconds.
-        #[serde(default)]
-        revocation_grace_s: u64,
-        /// Without them, what the approvers signed is enough.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        checkpoints: Option<Checkpoints>,
-        /// Where newer logs are looked for: `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None is trusted.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        sources: Vec<String>,
-        /// How often, in seconds.
-        #[serde(default = "five_minutes")]
-        poll_s: u64,
-    },
+    Log,
+    /// The same, and the final state of a registry contract must say so too.
+    Ethereum,
 }
 
 fn five_minutes() -> u64 {
@@ -326,18 +336,41 @@ fn a_week() -> u64 {
     7 * 86_400
 }
 
-/// Where a node looks for newer logs.
+/// Where a node looks for newer logs, or for bundles of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LogSource {
     File(std::path::PathBuf),
-    Http { tls: bool, host: String, path: String },
+    Http {
+        tls: bool,
+        host: String,
+        path: String,
+    },
+    /// An artifact in a registry: its first layer is the file.
+    Oci {
+        registry: String,
+        tag: String,
+    },
 }
 
 impl std::str::FromStr for LogSource {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("expected https://HOST[:PORT]/PATH, http://HOST[:PORT]/PATH or file:/PATH, found {text:?} ({why})");
+        let wrong = |why: &str| {
+            format!(
+                "expected https://HOST[:PORT]/PATH, http://HOST[:PORT]/PATH, file:/PATH or oci:HOST[:PORT]/REPOSITORY:TAG, found {text:?} ({why})"
+            )
+        };
+        if let Some(artifact) = text.strip_prefix("oci:") {
+            let (registry, tag) = artifact.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).ok_or_else(|| wrong("no tag"))?;
+            crate::repository(registry).map_err(|why| wrong(&why))?;
+            // OCI distribution-spec 1.1, "Pulling manifests".
+            let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
+            if !first || tag.len() > 128 || !tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+                return Err(wrong("no tag"));
+            }
+            return Ok(Self::Oci { registry: registry.to_owned(), tag: tag.to_owned() });
+        }
         if let Some(path) = text.strip_prefix("file:") {
             return if path.starts_with('/') { Ok(Self::File(path.into())) } else { Err(wrong("the path must be absolute")) };
         }
@@ -359,12 +392,13 @@ impl std::fmt::Display for LogSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Oci { registry, tag } => write!(f, "oci:{registry}:{tag}"),
             Self::Http { tls, host, path } => write!(f, "{}://{host}{path}", if *tls { "https" } else { "http" }),
         }
     }
 }
 
-fn lower_hex(text: &str, digits: usize) -> bool {
+pub(crate) fn lower_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 
@@ -378,7 +412,7 @@ impl TryFrom<RawNode> for Node {
             .listen
             .parse::<std::net::SocketAddr>()
             .map_err(|e| format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen))?;
-        for (what, list) in [("owner.certificates", &raw.owner.certificates), ("ledger.approvers", raw.ledger.approvers())] {
+        for (what, list) in [("owner.certificates", &raw.owner.certificates), ("ledger.approvers", &raw.ledger.approvers)] {
             for (n, entry) in list.iter().enumerate() {
                 if !lower_hex(entry, 64) {
                     return Err(format!("{what}: expected 64 lower-case hex digits, found {entry:?}"));
@@ -391,7 +425,7 @@ impl TryFrom<RawNode> for Node {
         if let Some(problem) = raw.keys.problem() {
             return Err(problem.into());
         }
-        let Ledger::Log { name, approvers, threshold, sources, poll_s, checkpoints, .. } = &raw.ledger;
+        let Ledger { kind, name, approvers, threshold, sources, poll_s, checkpoints, chain, .. } = &raw.ledger;
         if let Some(Checkpoints { witnesses, threshold, max_age_s, .. }) = checkpoints {
             if *threshold > witnesses.len() || (*threshold == 0) != witnesses.is_empty() {
                 return Err(format!(
@@ -408,6 +442,12 @@ impl TryFrom<RawNode> for Node {
         }
         if *poll_s == 0 {
             return Err("ledger.poll-s: expected at least 1, found 0".into());
+        }
+        match (kind, chain) {
+            (Kind::Log, None) => (),
+            (Kind::Ethereum, Some(chain)) => chain.check()?,
+            (Kind::Log, Some(_)) => return Err("ledger.chain: a ledger of the kind \"log\" has none; expected kind = \"ethereum\"".into()),
+            (Kind::Ethereum, None) => return Err("ledger.chain: a ledger of the kind \"ethereum\" needs it (docs/chain.md)".into()),
         }
         crate::valid_name(name).map_err(|e| format!("ledger.name: {e}"))?;
         if *threshold == 0 || (!approvers.is_empty() && *threshold > approvers.len()) {
@@ -434,13 +474,6 @@ impl From<Node> for RawNode {
     }
 }
 
-impl Ledger {
-    pub fn approvers(&self) -> &Vec<String> {
-        let Self::Log { approvers, .. } = self;
-        approvers
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::{Addressing, node};
@@ -462,11 +495,15 @@ mod tests {
             ("threshold = 1", "threshold = 1\nsources = [\"https://x\"]", "no path"),
             ("threshold = 1", "threshold = 1\nsources = [\"https://u@x/y\"]", "no host"),
             ("threshold = 1", "threshold = 1\nsources = [\"file:y\"]", "absolute"),
+            ("threshold = 1", "threshold = 1\nsources = [\"oci:x/y\"]", "no tag"),
+            ("threshold = 1", "threshold = 1\nsources = [\"oci:x:1/y\"]", "no tag"),
+            ("threshold = 1", "threshold = 1\nsources = [\"oci:x/y:.z\"]", "no tag"),
             ("threshold = 1", "threshold = 1\npoll-s = 0", "poll-s"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]", "log"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nthreshold = 1", "witnesses (0)"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nmax-age-s = 0", "at least 1"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nage = 1", "age"),
+            ("kind = \"log\"", "kind = \"ethereum\"", "needs it"),
             ("threshold = 1", "threshold = 1\n[store]\nquota-mib = 0", "quota-mib"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"http://x\"", "HOST[:PORT]"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"", "go together"),

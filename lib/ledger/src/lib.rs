@@ -13,13 +13,15 @@
 
 mod checkpoint;
 mod decision;
+#[cfg(feature = "ethereum")]
+pub mod ethereum;
 mod log;
 pub mod merkle;
 mod note;
 mod statement;
 
 pub use checkpoint::{Checkpoint, Witnessing, cosignatures};
-pub use decision::{Decision, Evidence, Reason};
+pub use decision::{ChainEvidence, ChainReason, Decision, Evidence, Reason};
 pub use log::{HighWater, Log, LogError, Policy, longer, parts};
 pub use note::{NoteKey, Role};
 pub use statement::{ApproversStatement, Change, Entry, ImageStatement, Signature, Statement, Status};

@@ -90,7 +90,7 @@ impl TryFrom<&config::Ledger> for Policy {
     type Error = LogError;
 
     fn try_from(settings: &config::Ledger) -> Result<Self, LogError> {
-        let config::Ledger::Log { name, approvers, threshold, checkpoints, .. } = settings;
+        let config::Ledger { name, approvers, threshold, checkpoints, .. } = settings;
         let witnessing = checkpoints.as_ref().map(|c| Witnessing::new(&c.log, &c.witnesses, c.threshold, c.max_age_s)).transpose()?;
         Ok(Self { witnessing, ..Self::new(name, approvers, *threshold)? })
     }
@@ -287,7 +287,7 @@ impl Log {
         if now >= exp {
             return Err(Reason::Expired { digest, seq, exp, now });
         }
-        Ok(Evidence { digest, seq, exp, signers: *signers })
+        Ok(Evidence { digest, seq, exp, signers: *signers, chain: None })
     }
 
     /// All images that a statement speaks of, with the newest one that counts.

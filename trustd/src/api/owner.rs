@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, QueryRejection, StringRejection};
 use axum::extract::{DefaultBodyLimit, Path, Query, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, X_FRAME_OPTIONS};
 use axum::http::{HeaderMap, Method, StatusCode};
@@ -26,6 +26,7 @@ use crate::approvals::{ApprovalError, Approvals};
 use crate::engine::Tickets;
 use crate::fetch::Chunks;
 use crate::modules::{ModuleError, Modules, State as Became};
+use crate::relays::Relays;
 use crate::sources::Sources;
 
 const LARGEST_REQUEST: usize = 16 << 20;
@@ -38,6 +39,7 @@ pub struct Node {
     pub modules: Arc<Modules>,
     pub approvals: Arc<Approvals>,
     pub sources: Arc<Sources>,
+    pub relays: Arc<Relays>,
     pub tickets: Arc<Tickets>,
 }
 
@@ -54,6 +56,7 @@ fn routes() -> Vec<Route<Arc<Node>>> {
         route("/v1/images", &["put"], put(upload)),
         route("/v1/ledger", &["get", "put"], get(ledger_text).put(ledger_extend)),
         route("/v1/ledger/reset", &["post"], post(ledger_reset)),
+        route("/v1/chain", &["put"], put(chain_take)),
     ]
 }
 
@@ -146,6 +149,10 @@ fn ledger(node: &Node) -> Value {
     let sources = node.sources.heard();
     if !sources.is_empty() {
         value["sources"] = json!(sources);
+    }
+    let relays = node.relays.heard();
+    if !relays.is_empty() {
+        value["relays"] = json!(relays);
     }
     value
 }
@@ -289,11 +296,20 @@ async fn ledger_extend(State(node): This, request: Result<Json<LedgerText>, Json
     Ok(Json(json!({ "statements": seq, "new": new })))
 }
 
+/// Takes a bundle of the chain, as relays give it.
+async fn chain_take(State(node): This, bundle: Result<String, StringRejection>) -> Answer<Value> {
+    let bundle = bundle.map_err(|error| ApiError::request(error.body_text()))?;
+    let new = node.approvals.take(&bundle).await.map_err(ledger_error)?;
+    node.modules.wake();
+    Ok(Json(json!({ "new": new })))
+}
+
 fn ledger_error(error: ApprovalError) -> ApiError {
     match error {
         ApprovalError::Log(_) | ApprovalError::Fork | ApprovalError::HighWater { .. } => {
             ApiError::new(StatusCode::CONFLICT, "ledger", error)
         }
+        ApprovalError::Chain(_) | ApprovalError::NoChain => ApiError::new(StatusCode::CONFLICT, "chain", error),
         ApprovalError::Io { .. } | ApprovalError::Tpm(_) => ApiError::node(error),
     }
 }

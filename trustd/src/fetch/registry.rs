@@ -16,6 +16,7 @@ use oci::{INDEX_TYPES, MANIFEST_TYPES, OciError};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::Watched;
 use super::answer::{Answer, HttpError, shown};
@@ -30,6 +31,7 @@ const ATTEMPTS: usize = 3;
 const MUCH: u64 = 64 * 1024;
 const LARGEST_TOKEN: u64 = 64 * 1024;
 const LARGEST_COMPLAINT: u64 = 4096;
+const LARGEST_MANIFEST: u64 = 64 * 1024;
 /// Chunks between the network and the disk.
 const AHEAD: usize = 16;
 
@@ -115,6 +117,26 @@ impl Client {
             return Err(format!("{} answers {}", answer.host, answer.status));
         }
         answer.whole(limit).await.map_err(|e| e.to_string())
+    }
+
+    /// A small file that is an artifact's first layer, by its tag: nobody vouches for which one that is.
+    pub(crate) async fn artifact(&self, registry: &str, tag: &str, limit: u64) -> Result<Vec<u8>, String> {
+        let (host, repository) = config::repository(registry)?;
+        let accept = HeaderValue::from_str(&MANIFEST_TYPES.join(", ")).map_err(|e| e.to_string())?;
+        let get = async |path: String, headers, limit| {
+            let answer = self.ask(host, repository, &path, headers).await.map_err(|e| e.to_string())?;
+            if answer.status != StatusCode::OK {
+                return Err(complaint(answer).await.to_string());
+            }
+            answer.whole(limit).await.map_err(|e| e.to_string())
+        };
+        let manifest = get(format!("/v2/{repository}/manifests/{tag}"), vec![(ACCEPT, accept)], LARGEST_MANIFEST).await?;
+        let manifest: Artifact = serde_json::from_slice(&manifest).map_err(|e| format!("{tag} is not an artifact's manifest: {e}"))?;
+        let digest = manifest.layers.into_iter().next().ok_or_else(|| format!("the artifact {tag} has no layer"))?.digest;
+        config::valid_digest(&digest)?;
+        let bytes = get(format!("/v2/{repository}/blobs/{digest}"), Vec::new(), limit).await?;
+        let found = format!("sha256:{}", measure::hex(&Sha256::digest(&bytes)));
+        if found == digest { Ok(bytes) } else { Err(format!("{host} sends {found} for {digest}")) }
     }
 
     /// Fetches one blob or manifest into the store: from the first of mirrors and registry that gives it.
@@ -282,6 +304,17 @@ impl Client {
         let found: Token = serde_json::from_slice(&answer.whole(LARGEST_TOKEN).await?).map_err(|_| broken)?;
         Ok(found.token.or(found.access_token).and_then(|token| secret(&format!("Bearer {token}"))))
     }
+}
+
+/// Of an artifact's manifest what is used (OCI image-spec 1.1, "Guidelines for Artifact Usage").
+#[derive(Deserialize)]
+struct Artifact {
+    layers: Vec<Descriptor>,
+}
+
+#[derive(Deserialize)]
+struct Descriptor {
+    digest: String,
 }
 
 #[derive(Deserialize)]

@@ -6,6 +6,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use basalt_trustd::api::owner;
 use basalt_trustd::fetch::Client;
+use basalt_trustd::relays::Relays;
 use basalt_trustd::sources::Sources;
 use http_body_util::BodyExt as _;
 use ledger::Status;
@@ -52,7 +53,8 @@ impl Api {
             base: node.base(&"ab".repeat(32)),
             modules: node.modules.clone(),
             approvals: node.approvals.clone(),
-            sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client).unwrap()),
+            sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client.clone()).unwrap()),
+            relays: Arc::new(Relays::new(&node.config, client).unwrap()),
             tickets: node.tickets.clone(),
         }));
         Self { router, document: document(), seen: Default::default() }
@@ -132,6 +134,9 @@ fn every_answer_is_as_described() {
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\"}").await.0, 409);
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", junk()).await.0, 400);
         assert_eq!(api.ask("post", "/v1/ledger/reset", "/v1/ledger/reset", Body::empty()).await.0, 200);
+        // This node follows no chain (trustd/tests/chain.rs).
+        assert_eq!(api.ask("put", "/v1/chain", "/v1/chain", "{}").await.0, 409);
+        assert_eq!(api.ask("put", "/v1/chain", "/v1/chain", vec![0xff]).await.0, 400);
         assert_eq!(api.ask("get", "/v1/policies", "/v1/policies", Body::empty()).await.0, 200);
         let policies = |signer: &policy::Signer| policy::Policies {
             signer: signer.public().hex(),
@@ -193,6 +198,9 @@ fn every_answer_is_as_described() {
         // Strangers alone are told to wait (attest.rs), and a TPM's queue is never full here.
         left.retain(|what| ![" 500", " 503", " 507", " 429"].iter().any(|status| what.ends_with(status)));
         left.sort();
-        assert_eq!(left, ["post /v1/ledger/reset 409", "post /v1/node/{verb} 200", "post /v1/services/{name}/{verb} 200"]);
+        assert_eq!(
+            left,
+            ["post /v1/ledger/reset 409", "post /v1/node/{verb} 200", "post /v1/services/{name}/{verb} 200", "put /v1/chain 200"]
+        );
     });
 }

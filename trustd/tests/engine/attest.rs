@@ -9,6 +9,7 @@ use basalt_trustd::api::tls::TlsListener;
 use basalt_trustd::api::{attest, owner};
 use basalt_trustd::audit::Audit;
 use basalt_trustd::fetch::Client as Fetch;
+use basalt_trustd::relays::Relays;
 use basalt_trustd::sources::Sources;
 use basalt_trustd::vault;
 use config::{Api, Attest};
@@ -211,13 +212,13 @@ async fn serve(node: &Node, attest_: Attest) {
     let secret = vault::of_this_tpm(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
     let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir, &secret.own()).await.unwrap();
     let base = node.base(&tls.fingerprint);
+    let client = Fetch::new(&[], std::time::Duration::from_secs(3)).unwrap();
     let this = Arc::new(owner::Node {
         base: base.clone(),
         modules: node.modules.clone(),
         approvals: node.approvals.clone(),
-        sources: Arc::new(
-            Sources::new(&node.config, &node.settings.boot_log, Fetch::new(&[], std::time::Duration::from_secs(3)).unwrap()).unwrap(),
-        ),
+        sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client.clone()).unwrap()),
+        relays: Arc::new(Relays::new(&node.config, client).unwrap()),
         tickets: node.tickets.clone(),
     });
     let doors = Doors { owner: owner::router(this), stranger: attest::router(base) };

@@ -128,7 +128,7 @@ fn boot(tools: &Path, machine: &Machine, image: &Path, dir: &Path) -> Result<Run
 fn stop_modules(client: &Client) -> Result<()> {
     let mut longer = client.get("/v1/ledger")?["log"].as_str().context("the node has no ledger")?.to_owned();
     let key = trustctl::keys::load_approver(&trustctl::keys::folder()?.join("approver.key"))?;
-    let Ledger::Log { name, .. } = keys::node()?.ledger;
+    let Ledger { name, .. } = keys::node()?.ledger;
     for module in client.get("/v1/modules")?["modules"].as_array().context("the node names no modules")? {
         longer = statement::appended(&longer, module["digest"].as_str().context("a module has no digest")?, Status::Revoked, &name, &key)?;
     }

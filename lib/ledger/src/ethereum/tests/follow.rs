@@ -1,0 +1,195 @@
+//! What a node that follows the chain comes to.
+
+use super::super::*;
+use super::sim::*;
+use crate::decision::ChainReason;
+
+fn text(bundle: &Bundle) -> String {
+    serde_json::to_string(bundle).unwrap()
+}
+
+const FAR: u64 = u64::MAX;
+
+#[test]
+fn approved_absent_expired_and_revoked_are_told_apart() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    sim.words.insert(digest(2), word(2, GENESIS + 1, 2));
+    sim.words.insert(digest(3), word(3, 0, 3));
+    let now = sim.now(60);
+    let follower = Follower::new(sim.settings.clone());
+    assert_eq!(follower.decide(&digest(1), now), Err(ChainReason::NotFollowed));
+    let follower = follower.take(&text(&sim.bundle(24)), now).unwrap();
+    let found = follower.decide(&digest(1), now).unwrap();
+    assert_eq!((found.seq, found.at.slot), (1, 24));
+    assert!(matches!(follower.decide(&digest(2), now), Err(ChainReason::Expired { seq: 2, .. })));
+    assert!(matches!(follower.decide(&digest(3), now), Err(ChainReason::Revoked { seq: 3, .. })));
+    assert_eq!(follower.decide(&digest(9), now), Err(ChainReason::NotAsked));
+    let empty = Sim::new(&[("capella", 0)]);
+    let follower = Follower::new(empty.settings.clone()).take(&text(&empty.bundle(24)), now).unwrap();
+    assert!(matches!(follower.decide(&digest(1), now), Err(ChainReason::Absent { .. })), "absence is proved");
+}
+
+#[test]
+fn the_state_decides_only_while_it_is_fresh_and_the_clock_is_right() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let follower = Follower::new(sim.settings.clone()).take(&text(&sim.bundle(24)), sim.now(60)).unwrap();
+    let time = sim.now(24);
+    assert!(follower.decide(&digest(1), time + 7200).is_ok());
+    assert!(matches!(follower.decide(&digest(1), time + 7201), Err(ChainReason::Stale { max_age: 7200, .. })));
+    assert!(matches!(follower.decide(&digest(1), time - 301), Err(ChainReason::Clock { .. })));
+}
+
+#[test]
+fn who_asks_for_proof_is_not_content_with_clear() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    sim.words.insert(digest(2), word(2, FAR, 2));
+    sim.settings.require = Approval::Proof;
+    let follower = Follower::new(sim.settings.clone()).take(&text(&sim.bundle(24)), sim.now(60)).unwrap();
+    assert!(matches!(follower.decide(&digest(1), sim.now(60)), Err(ChainReason::NoProof { .. })));
+    assert!(follower.decide(&digest(2), sim.now(60)).is_ok());
+}
+
+#[test]
+fn bad_news_counts_before_it_is_final_and_good_news_does_not() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let mut bundle = sim.bundle(24);
+    let mut later = Sim { words: sim.words.clone(), ..Sim::new(&[("capella", 0)]) };
+    later.words.insert(digest(1), word(3, 0, 2));
+    later.words.insert(digest(2), word(1, FAR, 3));
+    // The attested block has another state than the final one.
+    bundle.optimistic = Some(later.update(42, None, false));
+    bundle.attested = Some(later.made(42, None).proofs);
+    let follower = Follower::new(sim.settings.clone()).take(&text(&bundle), sim.now(60)).unwrap();
+    assert!(matches!(follower.decide(&digest(1), sim.now(60)), Err(ChainReason::Revoked { seq: 2, .. })));
+    assert!(matches!(follower.decide(&digest(2), sim.now(60)), Err(ChainReason::Absent { .. })));
+    // A later final block without it: the attested one was given up.
+    let follower = follower.take(&text(&sim.bundle(48)), sim.now(80)).unwrap();
+    assert!(follower.decide(&digest(1), sim.now(80)).is_ok());
+}
+
+#[test]
+fn committees_are_followed_over_periods_and_every_fork_that_is_known() {
+    let forks: Vec<(&str, u64)> = LAYOUTS.iter().enumerate().map(|(n, layout)| (layout.name, 4 * n as u64)).collect();
+    let mut sim = Sim::new(&forks);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let mut follower = Follower::new(sim.settings.clone());
+    // Capella begins with epoch 8, slot 64; Gloas with epoch 24, slot 192.
+    for finalized in (72..300).step_by(24) {
+        follower = follower.take(&text(&sim.bundle(finalized)), sim.now(finalized + 20)).unwrap_or_else(|e| panic!("{finalized}: {e}"));
+        assert_eq!(follower.decide(&digest(1), sim.now(finalized + 20)).unwrap().at.slot, finalized);
+    }
+    assert_eq!(follower.period(sim.now(300)), Some(4));
+    let before = Follower::new(sim.settings.clone()).take(&text(&sim.bundle(24)), sim.now(60));
+    assert_eq!(before, Err(ChainError::NoBlock { slot: 24 }), "before Capella nothing leads to the execution layer");
+}
+
+#[test]
+fn heights_and_sequences_never_go_back_not_even_over_a_restart() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 5));
+    let follower = Follower::new(sim.settings.clone()).take(&text(&sim.bundle(48)), sim.now(90)).unwrap();
+    let kept = serde_json::to_string(&follower.saved().unwrap()).unwrap();
+    let restored = Follower::restore(sim.settings.clone(), serde_json::from_str(&kept).unwrap()).unwrap();
+    assert_eq!(restored, follower);
+    assert_eq!(restored.essence(), follower.essence());
+    assert_eq!(restored.take(&text(&sim.bundle(24)), sim.now(90)), Err(ChainError::Older { what: "final", known: 48, found: 24 }));
+    sim.words.insert(digest(1), word(1, FAR, 4));
+    let refused = restored.take(&text(&sim.bundle(56)), sim.now(90));
+    assert_eq!(refused, Err(ChainError::Sequence { digest: digest(1), known: 5, found: 4 }));
+    sim.words.insert(digest(1), word(3, 0, 6));
+    let revoked = restored.take(&text(&sim.bundle(56)), sim.now(90)).unwrap();
+    assert_ne!(revoked.essence(), follower.essence(), "a revocation must not be undone by older files");
+    // Another checkpoint is pinned: the chain is followed anew, what was seen stays.
+    let mut elsewhere = sim.settings.clone();
+    elsewhere.checkpoint = sim.made(16, None).header.beacon.root();
+    let kept = revoked.saved().unwrap();
+    let anew = Follower::restore(elsewhere, kept).unwrap();
+    assert_eq!(anew.period(sim.now(90)), None);
+    assert!(matches!(anew.decide(&digest(1), sim.now(90)), Err(ChainReason::Revoked { .. })));
+}
+
+#[test]
+fn an_old_checkpoint_is_refused_and_so_is_a_node_that_slept_too_long() {
+    let sim = Sim::new(&[("capella", 0)]);
+    let late = sim.now(8) + OLDEST_CHECKPOINT;
+    let bundle = text(&sim.bundle(24));
+    let follower = Follower::new(sim.settings.clone()).take(&bundle, late).unwrap();
+    let refused = Follower::new(sim.settings.clone()).take(&bundle, late + 1);
+    assert_eq!(refused, Err(ChainError::CheckpointTooOld { age: OLDEST_CHECKPOINT + 1, most: OLDEST_CHECKPOINT }));
+    assert_eq!(follower.period(late), Some(0));
+    assert_eq!(follower.period(sim.now(24) + OLDEST_CHECKPOINT + 1), None);
+    assert!(matches!(follower.take(&bundle, sim.now(24) + OLDEST_CHECKPOINT + 1), Err(ChainError::CheckpointTooOld { .. })));
+}
+
+#[test]
+fn a_period_without_finality_is_passed_by_what_two_thirds_signed_and_approves_nothing() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let network = sim.settings.network.clone();
+    let (checkpoint, bootstrap) = (sim.settings.checkpoint, sim.bootstrap());
+    let begin = || Store::bootstrap(&network, &checkpoint, &bootstrap).unwrap();
+    let mut store = begin();
+    store.process(&network, &sim.update(40, None, true), 60).unwrap();
+    store.force(&network, 72).unwrap();
+    assert_eq!(store.finalized.beacon.slot, 8, "not before a period is over");
+    store.force(&network, 73).unwrap();
+    assert_eq!((store.finalized.beacon.slot, store.last_final.beacon.slot), (40, 8));
+    assert!(store.next.is_some());
+    // Few of the committee cannot do that, though the specification would let them.
+    sim.signers = 21;
+    let mut store = begin();
+    store.process(&network, &sim.update(40, Some(24), true), 60).unwrap();
+    store.force(&network, 200).unwrap();
+    assert_eq!((store.finalized.beacon.slot, store.last_final.beacon.slot), (8, 8));
+    sim.signers = 22;
+    store.process(&network, &sim.update(41, Some(24), true), 60).unwrap();
+    assert_eq!(store.last_final.beacon.slot, 24);
+}
+
+#[test]
+fn two_thirds_make_final_and_a_third_makes_attested() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    let network = sim.settings.network.clone();
+    let mut store = Store::bootstrap(&network, &sim.settings.checkpoint, &sim.bootstrap()).unwrap();
+    sim.signers = 10;
+    store.process(&network, &sim.update(40, None, false), 60).unwrap();
+    assert_eq!(store.optimistic.beacon.slot, 8);
+    sim.signers = 11;
+    store.process(&network, &sim.update(41, None, false), 60).unwrap();
+    assert_eq!(store.optimistic.beacon.slot, 41);
+    // Once more have been seen, half of them must be there again.
+    sim.signers = 32;
+    store.process(&network, &sim.update(42, None, false), 60).unwrap();
+    sim.signers = 16;
+    store.process(&network, &sim.update(43, None, false), 60).unwrap();
+    assert_eq!(store.optimistic.beacon.slot, 42);
+}
+
+#[test]
+fn the_best_update_is_the_one_that_the_specification_names() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    let network = sim.settings.network.clone();
+    let (checkpoint, bootstrap) = (sim.settings.checkpoint, sim.bootstrap());
+    let best_of = |updates: &[&types::Update]| {
+        let mut store = Store::bootstrap(&network, &checkpoint, &bootstrap).unwrap();
+        for update in updates {
+            store.process(&network, update, 60).unwrap();
+        }
+        store.best.unwrap()
+    };
+    let few = Sim { signers: 12, ..Sim::new(&[("capella", 0)]) };
+    let (weak, many) = (few.update(40, Some(24), true), sim.update(41, None, false));
+    assert_eq!(best_of(&[&weak, &many]), many, "two thirds before all else");
+    assert_eq!(best_of(&[&many, &weak]), many);
+    let with_next = sim.update(42, None, true);
+    assert_eq!(best_of(&[&many, &with_next]), with_next, "then who names the next committee");
+    let later = sim.update(43, None, true);
+    assert_eq!(best_of(&[&later, &with_next]), with_next, "then the older one");
+    sim.signers = 30;
+    let fewer = sim.update(40, None, true);
+    assert_eq!(best_of(&[&fewer, &later]), later, "but more signers first");
+}

@@ -1,0 +1,4 @@
+mod follow;
+mod others;
+mod refuse;
+mod sim;

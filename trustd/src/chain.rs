@@ -1,0 +1,244 @@
+//! The chain as this node follows it, and what is kept of it over a restart.
+//!
+//! Invariants:
+//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put back. It is written beside the old
+//!   one, then marked, then put in its place, so that a kill at any moment leaves one of the two whole.
+//! - What could not be kept may only deny.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use ledger::ChainReason;
+use ledger::ethereum::{self, ChainError, Follower, Found, Hash, MOST_DIGESTS, Settings};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::Notify;
+
+use crate::approvals::{ApprovalError, RESET};
+use crate::files;
+
+/// For so long after somebody asked for an image the relays are asked for it, in seconds.
+const ASKED_FOR: u64 = 3600;
+
+struct Held {
+    follower: Follower,
+    /// Newer, and not kept.
+    ahead: Option<Follower>,
+    /// What is on disk, and what it comes to.
+    mark: Option<measure::Digest>,
+    essence: ethereum::Root,
+}
+
+pub(crate) struct Chain {
+    settings: Result<Settings, ChainError>,
+    data: PathBuf,
+    /// Or why it cannot be used.
+    state: RwLock<Result<Held, String>>,
+    /// Who is asked for, and when that was last.
+    digests: Mutex<BTreeMap<Hash, u64>>,
+    news: Notify,
+    max_age: u64,
+    stale_grace: Duration,
+}
+
+/// What was written and waits for its mark.
+pub(crate) struct Kept {
+    pub(crate) mark: measure::Digest,
+}
+
+/// What relays are asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Behind a `?`: from where, and nothing else.
+    pub from: String,
+    pub digests: Vec<Hash>,
+}
+
+/// What the owner is told of it.
+#[derive(Serialize)]
+pub struct View {
+    #[serde(flatten)]
+    at: Option<ethereum::View>,
+    /// How old the final block is, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    age_s: Option<u64>,
+    max_age_s: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    problem: Option<String>,
+}
+
+impl Chain {
+    pub(crate) fn new(chain: &config::Chain, data: &Path) -> Self {
+        Self {
+            settings: Settings::try_from(chain),
+            data: data.to_owned(),
+            state: RwLock::new(Err("it was not read yet".into())),
+            digests: Mutex::default(),
+            news: Notify::new(),
+            max_age: chain.max_age_s,
+            stale_grace: Duration::from_secs(chain.stale_grace_s),
+        }
+    }
+
+    /// Reads what was kept; it must be what the mark says.
+    pub(crate) fn open(&self, mark: Result<Option<measure::Digest>, String>) {
+        let read = mark.and_then(|mark| self.read(mark));
+        if let Err(problem) = &read {
+            println!("chain: {problem}");
+        }
+        self.set(read);
+    }
+
+    fn set(&self, state: Result<Held, String>) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    fn path(&self) -> PathBuf {
+        self.data.join("chain.json")
+    }
+
+    fn next(&self) -> PathBuf {
+        self.data.join("chain.json.next")
+    }
+
+    fn read(&self, mark: Option<measure::Digest>) -> Result<Held, String> {
+        let settings = self.settings.clone().map_err(|error| error.to_string())?;
+        let Some(mark) = mark else {
+            let follower = Follower::new(settings);
+            return Ok(Held { essence: follower.essence(), follower, ahead: None, mark: None });
+        };
+        let found = [self.path(), self.next()].into_iter().find_map(|path| {
+            let bytes = std::fs::read(&path).ok().filter(|bytes| Sha256::digest(bytes)[..] == mark)?;
+            Some((path, bytes))
+        });
+        let other =
+            || format!("{} is not what this node kept last: an older state was put back, or it is lost. {RESET}", self.path().display());
+        let (path, bytes) = found.ok_or_else(other)?;
+        if path != self.path() {
+            // Killed between the mark and the file's place.
+            std::fs::rename(&path, self.path()).map_err(|error| format!("cannot move {}: {error}", path.display()))?;
+        }
+        let saved = serde_json::from_slice(&bytes).map_err(|error| ChainError::Saved(error.to_string()).to_string())?;
+        let follower = Follower::restore(settings, saved).map_err(|error| error.to_string())?;
+        Ok(Held { essence: follower.essence(), follower, ahead: None, mark: Some(mark) })
+    }
+
+    /// What this node knows after a bundle; nothing, if it knew all of it.
+    pub(crate) fn take(&self, bundle: &str, now: u64) -> Result<Option<Follower>, ApprovalError> {
+        let known = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(held) => held.ahead.as_ref().unwrap_or(&held.follower).clone(),
+            Err(problem) => return Err(ChainError::Saved(problem.clone()).into()),
+        };
+        let news = known.take(bundle, now)?;
+        Ok((news != known).then_some(news))
+    }
+
+    /// Writes what must be kept; nothing, if it may be lost (`Follower::essence`).
+    pub(crate) fn prepare(&self, news: &Follower) -> Result<Option<Kept>, ApprovalError> {
+        let same = matches!(&*self.state.read().unwrap_or_else(PoisonError::into_inner), Ok(held) if held.essence == news.essence());
+        let Some(saved) = news.saved().filter(|_| !same) else { return Ok(None) };
+        let text = serde_json::to_vec(&saved).map_err(|error| ChainError::Saved(error.to_string()))?;
+        let path = self.next();
+        if let Err(source) = files::write(&path, &text) {
+            self.ahead(news.clone());
+            return Err(ApprovalError::Io { path, source });
+        }
+        crate::steps::step("chain-written");
+        Ok(Some(Kept { mark: Sha256::digest(&text).into() }))
+    }
+
+    /// From now on it decides.
+    pub(crate) fn settle(&self, news: Follower, kept: Option<Kept>) -> Result<(), ApprovalError> {
+        crate::steps::step("chain-marked");
+        let path = self.path();
+        let moved = kept.as_ref().map_or(Ok(()), |_| std::fs::rename(self.next(), &path));
+        if let Ok(held) = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(Kept { mark }) = kept {
+                (held.mark, held.essence) = (Some(mark), news.essence());
+            }
+            (held.follower, held.ahead) = (news, None);
+        }
+        // The mark has it already: a restart finds it where it lies.
+        moved.map_err(|source| ApprovalError::Io { path, source })
+    }
+
+    /// Newer, and not kept: it may only deny.
+    pub(crate) fn ahead(&self, news: Follower) {
+        if let Ok(held) = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
+            held.ahead = Some(news);
+        }
+    }
+
+    pub(crate) fn mark(&self) -> Option<measure::Digest> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok()?.mark
+    }
+
+    /// Begins anew from the checkpoint.
+    pub(crate) fn reset(&self) {
+        for path in [self.path(), self.next()] {
+            let _ = std::fs::remove_file(path);
+        }
+        self.set(self.read(None));
+    }
+
+    pub(crate) fn decide(&self, digest: &str, now: u64) -> Result<Found, ChainReason> {
+        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+        let hash: Hash = format!("0x{hex}").parse().map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))?;
+        self.ask(hash, now);
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(Held { follower, ahead, .. }) => {
+                let found = follower.decide(&hash, now)?;
+                ahead.as_ref().map_or(Ok(found), |ahead| ahead.decide(&hash, now))
+            }
+            Err(problem) => Err(ChainReason::Unusable(problem.clone())),
+        }
+    }
+
+    fn ask(&self, digest: Hash, now: u64) {
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        if digests.len() >= MOST_DIGESTS && !digests.contains_key(&digest) {
+            return;
+        }
+        if digests.insert(digest, now).is_none() {
+            self.news.notify_one();
+        }
+    }
+
+    pub(crate) async fn asked(&self) {
+        self.news.notified().await;
+    }
+
+    pub(crate) fn wanted(&self, now: u64) -> Wanted {
+        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
+        digests.retain(|_, asked| now.saturating_sub(*asked) < ASKED_FOR);
+        let digests = digests.keys().copied().collect();
+        let period = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(held) => held.follower.period(now),
+            Err(_) => None,
+        };
+        let checkpoint = self.settings.as_ref().map(|settings| Hash::new(settings.checkpoint));
+        let from = match (period, checkpoint) {
+            (Some(period), _) => format!("period={period}"),
+            (None, Ok(root)) => format!("checkpoint={root}"),
+            (None, Err(_)) => String::new(),
+        };
+        Wanted { from, digests }
+    }
+
+    pub(crate) fn stale_grace(&self) -> Duration {
+        self.stale_grace
+    }
+
+    pub(crate) fn view(&self, now: u64) -> View {
+        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
+        let at = state.as_ref().ok().and_then(|held| held.follower.view());
+        let problem = match (&*state, &at) {
+            (Err(problem), _) => Some(problem.clone()),
+            (Ok(_), None) => Some("no relay gave a bundle that holds yet".into()),
+            _ => None,
+        };
+        View { age_s: at.as_ref().map(|at| now.saturating_sub(at.time)), at, max_age_s: self.max_age, problem }
+    }
+}
