@@ -127,6 +127,19 @@ pub fn load_recovery(dir: &Path) -> Result<RecoveryKey> {
     RecoveryKey::from_hex(text.trim()).with_context(|| path.display().to_string())
 }
 
+/// The file of an account's key.
+pub const CHAIN: &str = "chain.key";
+
+/// A secp256k1 key as 64 hex digits, which is what is in the file too.
+pub fn new_chain(dir: &Path) -> Result<String> {
+    // Of 2^256 numbers all but one in 2^128 are keys.
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|e| anyhow::anyhow!("no random numbers: {e}"))?;
+    let hex = measure::hex(&secret);
+    write_private(&dir.join(CHAIN), format!("{hex}\n").as_bytes())?;
+    Ok(hex)
+}
+
 /// The file of a log's key; the name that the key has as a C2SP vkey is beside it.
 pub const LOG: &str = "log.key";
 

@@ -4,6 +4,8 @@
 mod approver;
 mod attest;
 mod builder;
+#[cfg(feature = "chain")]
+mod chaining;
 mod node;
 mod output;
 #[cfg(feature = "chain")]
@@ -97,6 +99,12 @@ enum Command {
         #[command(subcommand)]
         command: rootkey::RecoveryCommand,
     },
+    /// Approve and revoke images in a chain's registry, and show what it says
+    #[cfg(feature = "chain")]
+    Chain {
+        #[command(subcommand)]
+        command: chaining::Command,
+    },
     /// Bring nodes what a chain says: bundles of headers and proofs, which they check themselves
     #[cfg(feature = "chain")]
     Relay(relaying::Args),
@@ -144,6 +152,9 @@ enum Whose {
     Log,
     /// Opens the escrow of nodes' root keys
     Recovery,
+    /// Votes in a chain's registry
+    #[cfg(feature = "chain")]
+    Chain,
 }
 
 fn main() -> ExitCode {
@@ -188,6 +199,8 @@ fn run(cli: Cli) -> Result<()> {
         Command::Policy { command } => rootkey::policy(&client, &command, &folder, cli.json),
         Command::Recovery { command } => rootkey::recovery(&client, &command, &folder, cli.json),
         #[cfg(feature = "chain")]
+        Command::Chain { command } => chaining::run(&command, &client, &folder, cli.json),
+        #[cfg(feature = "chain")]
         Command::Relay(args) => relaying::run(&args, cli.json),
         Command::Vrf(args) => node::vrf(&args, cli.json),
         Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
@@ -223,6 +236,14 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
                 format!(
                     "keys.recovery = \"{key}\"\nPut the line above into configs/node.toml or a card's node.toml, and keep the key away from nodes (docs/crypto.md)."
                 ),
+            )
+        }
+        #[cfg(feature = "chain")]
+        Whose::Chain => {
+            let address = trustctl::chain::Signer::from_hex(&keys::new_chain(folder)?)?.address().to_string();
+            (
+                address.clone(),
+                format!("{address}\nAn approver's account: it needs some of the network's currency to vote (trustctl chain --help)."),
             )
         }
         Whose::Log => {

@@ -6,25 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
-use hyper::header::CONTENT_TYPE;
-use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use ledger::ethereum::Hash;
 use ledger::ethereum::types::Hex;
-use tokio::sync::Semaphore;
+use trustctl::chain::serve::{PATH, serve};
 use trustctl::chain::{Ask, From, Relay, nodes};
 
 use crate::output::said;
-
-/// So many bundles are made at once; whoever comes then waits for his turn.
-const AT_ONCE: usize = 4;
-/// Connections at once; more are not taken.
-const MOST_CONNECTIONS: usize = 256;
-const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// Of a whole connection: nodes ask once and go.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(120);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -71,7 +58,12 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let relay = Relay::new(&args.beacon, &args.execution, args.contract, args.mapping_slot)?;
     if let Some(address) = args.to.listen {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        return runtime.block_on(serve(Arc::new(relay), address));
+        return runtime.block_on(async {
+            let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
+            let at = listener.local_addr()?;
+            println!("nodes name it: [ledger.chain] relays = [\"http://{at}{PATH}\"]; over the Internet put TLS before it");
+            serve(Arc::new(relay), listener).await
+        });
     }
     let path = args.to.out.as_ref().context("expected --listen or --out")?;
     let from = match (args.checkpoint, args.period) {
@@ -107,52 +99,4 @@ fn write(relay: &Relay, ask: &Ask, path: &std::path::Path) -> Result<(u64, usize
     std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.persist(path).with_context(|| format!("cannot write {}", path.display()))?;
     Ok((bundle.finality.finalized_header.map_or(0, |header| header.beacon.slot), text.len()))
-}
-
-async fn serve(relay: Arc<Relay>, address: SocketAddr) -> Result<()> {
-    let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
-    let at = listener.local_addr()?;
-    println!("nodes name it: [ledger.chain] relays = [\"http://{at}/v1/bundle\"]; over the Internet put TLS before it");
-    let (turns, places) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (relay, turns) = (relay.clone(), turns.clone());
-        tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| answer(relay.clone(), turns.clone(), request));
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS_WITHIN)
-                .serve_connection(TokioIo::new(stream), service);
-            let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
-            drop(place);
-        });
-    }
-}
-
-async fn answer(relay: Arc<Relay>, turns: Arc<Semaphore>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
-    if request.method() != Method::GET || request.uri().path() != "/v1/bundle" {
-        return problem(StatusCode::NOT_FOUND, "expected GET /v1/bundle?checkpoint=ROOT|period=NUMBER&digest=DIGEST…");
-    }
-    let ask = match Ask::parse(request.uri().query().unwrap_or_default()) {
-        Ok(ask) => ask,
-        Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
-    };
-    let _turn = turns.acquire_owned().await?;
-    let made = tokio::task::spawn_blocking(move || relay.bundle(&ask).and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))).await?;
-    match made {
-        Ok(bytes) => Ok(Response::builder().header(CONTENT_TYPE, "application/json").body(Full::from(bytes))?),
-        Err(error) => {
-            eprintln!("{error:#}");
-            problem(StatusCode::BAD_GATEWAY, &format!("{error:#}"))
-        }
-    }
-}
-
-fn problem(status: StatusCode, message: &str) -> Result<Response<Full<Bytes>>> {
-    let body = serde_json::json!({ "message": message }).to_string();
-    Ok(Response::builder().status(status).header(CONTENT_TYPE, "application/json").body(Full::from(body))?)
 }

@@ -88,7 +88,11 @@ impl Execution {
         let sent = self.agent.post(&self.url).header("content-type", "application/json").send(body.to_string());
         let (_, mut value) = read(sent.with_context(|| format!("the execution node {}", self.url))?, &self.url)?;
         match value["error"]["message"].as_str() {
-            Some(problem) => bail!("the execution node {} refuses {method}: {}", self.url, shortened(problem)),
+            // What a contract says is in the data, where a node has it.
+            Some(problem) => {
+                let data = value["error"]["data"].as_str().unwrap_or_default();
+                bail!("the execution node {} refuses {method}: {} {}", self.url, shortened(problem), shortened(data))
+            }
             None => Ok(value["result"].take()),
         }
     }

@@ -1,6 +1,6 @@
 //! Making bundles for nodes, which check all of it: whoever runs a relay can be slow or silent, and nothing else.
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, ensure};
 use ledger::ethereum::payload::{ApiBootstrap, ApiUpdate};
 use ledger::ethereum::types::{Account, AccountValue, Bootstrap, Bytes, Format, Header, Hex, Proofs, Slot, Update};
 use ledger::ethereum::{Bundle, Hash, MOST_DIGESTS, storage_key};
@@ -79,7 +79,7 @@ impl Relay {
     pub fn new(beacon: &str, execution: &str, contract: Hex<20>, mapping: u64) -> Result<Self> {
         let beacon = Beacon::new(beacon);
         let slots_per_period = beacon.spec("SLOTS_PER_EPOCH")?.saturating_mul(beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")?);
-        anyhow::ensure!(slots_per_period > 0, "the beacon node says that a period has no slots");
+        ensure!(slots_per_period > 0, "the beacon node says that a period has no slots");
         Ok(Self { beacon, execution: Execution::new(execution), contract, mapping, slots_per_period })
     }
 
@@ -125,14 +125,27 @@ impl Relay {
         let mut start = first;
         while start <= last {
             let count = (last - start + 1).min(UPDATES_AT_ONCE);
-            let path = format!("/eth/v1/beacon/light_client/updates?start_period={start}&count={count}");
-            let given = self.beacon.each::<ApiUpdate>(&path).or_else(|error| if start == last { Ok(Vec::new()) } else { Err(error) })?;
-            for api in given {
-                found.push(Update::try_from(api).map_err(anyhow::Error::msg)?);
+            match self.some_updates(start, count) {
+                Ok(given) => found.extend(given),
+                // Some nodes give nothing at all if one of them is missing: those before it are given alone.
+                Err(_) => {
+                    for period in start..start + count {
+                        match self.some_updates(period, 1) {
+                            Ok(given) => found.extend(given),
+                            Err(_) if period == last => {}
+                            Err(error) => return Err(error),
+                        }
+                    }
+                }
             }
             start += count;
         }
         Ok(found)
+    }
+
+    fn some_updates(&self, start: u64, count: u64) -> Result<Vec<Update>> {
+        let path = format!("/eth/v1/beacon/light_client/updates?start_period={start}&count={count}");
+        self.beacon.each::<ApiUpdate>(&path)?.into_iter().map(|api| Update::try_from(api).map_err(anyhow::Error::msg)).collect()
     }
 
     fn proofs(&self, header: &Header, digests: &[Hash]) -> Result<Proofs> {
@@ -143,9 +156,6 @@ impl Relay {
         let params = json!([self.contract.to_string(), keys, format!("{block:#x}")]);
         let answer: Value = self.execution.call("eth_getProof", params)?;
         let proof: Proof = serde_json::from_value(answer).context("eth_getProof gives something else than EIP-1186 says")?;
-        if proof.storage_proof.len() != digests.len() {
-            bail!("eth_getProof gives {} storage proofs for {} keys", proof.storage_proof.len(), digests.len());
-        }
         let bytes = |text: &str| text.strip_prefix("0x").and_then(number).with_context(|| format!("{text:?} is no number"));
         let nonce = bytes(&proof.nonce)?.iter().fold(0, |all: u64, byte| all << 8 | u64::from(*byte));
         let value = AccountValue { nonce, balance: Bytes(bytes(&proof.balance)?), storage: proof.storage_hash, code: proof.code_hash };

@@ -9,6 +9,8 @@ mod alone;
 mod api;
 mod attest;
 mod bench;
+mod chain;
+mod devnet;
 mod gate;
 mod images;
 mod kills;

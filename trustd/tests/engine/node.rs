@@ -187,8 +187,9 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
 }
 
 pub(crate) fn config_of(key: &SigningKey, owner: &Owner, more: &str) -> config::Node {
+    let kind = if more.contains("[ledger.chain]") { "ethereum" } else { "log" };
     let text = format!(
-        "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:7443\"\n[owner]\ncertificates = [\"{}\"]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n{more}",
+        "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:7443\"\n[owner]\ncertificates = [\"{}\"]\n[ledger]\nkind = \"{kind}\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n{more}",
         owner.fingerprint(),
         measure::hex(key.verifying_key().as_bytes())
     );

@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod build;
 pub mod build_image;
+mod chain;
 pub mod clean;
 pub mod deny;
 pub mod dev;

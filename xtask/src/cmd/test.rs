@@ -34,10 +34,14 @@ enum Group {
     Engine,
     /// The image in QEMU
     Boot,
+    /// The registry contract, and a node against a whole Ethereum network on loopback: some fifteen minutes, alone on the machine;
+    /// needs root and the host's npm, and runs only when named
+    Chain,
 }
 
-const ENGINE_TESTS: &str = "basalt-trustd/engine-tests";
+pub(super) const ENGINE_TESTS: &str = "basalt-trustd/engine-tests";
 
+/// Of everything.
 const ALL: [Group; 6] = [Group::Lint, Group::Deny, Group::Unit, Group::Fuzz, Group::Engine, Group::Boot];
 
 pub fn run(args: Args) -> Result<()> {
@@ -53,6 +57,7 @@ pub fn run(args: Args) -> Result<()> {
             Group::Fuzz => super::fuzz::short(&tools_plan()?)?,
             Group::Engine => engine(args.filter.as_deref())?,
             Group::Boot => boot(args.filter.as_deref())?,
+            Group::Chain => super::chain::run(args.filter.as_deref())?,
         }
         progress::line(&format!("== {group:?}: good, {} ==", progress::seconds(begun.elapsed())));
     }
@@ -155,7 +160,7 @@ pub(super) fn bench_crypto() -> Result<()> {
 }
 
 /// An engine's namespaces, a registry beside it.
-fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
+pub(super) fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
     let state = dev::scratch(plan, "engine")?;
     let scratch = dev::scratch(plan, "gate")?;
     let services = plan.build(&Step::Tree("services".into()))?.dir;
@@ -171,7 +176,7 @@ fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
 }
 
 /// On hosts with the old control groups, empty ones outlive the namespace.
-fn remove_groups() {
+pub(super) fn remove_groups() {
     for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         remove_below(&controller.path().join("basalt-test"));
     }

@@ -1,0 +1,313 @@
+//! The registry contract (contracts/ImageRegistry.sol) from the approvers' side: deploying it, voting, reading it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use k256::ecdsa::SigningKey;
+use ledger::ethereum::types::Hex;
+use ledger::ethereum::{Approval, Hash, Record, keccak, list};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::nodes::{Execution, number, quantity};
+
+const POLL: Duration = Duration::from_millis(500);
+/// Blocks come every few seconds; one that is full for so long is a network in trouble.
+const MINED_WITHIN: Duration = Duration::from_secs(600);
+
+/// What was compiled from the contract's source; a test of contracts/ holds the two together.
+#[derive(Deserialize)]
+struct Compiled {
+    bytecode: String,
+    code: String,
+}
+
+fn compiled() -> Result<Compiled> {
+    serde_json::from_str(include_str!("../../../contracts/registry.json")).context("contracts/registry.json")
+}
+
+/// Keccak-256 of the registry's code once it is deployed: what nodes pin.
+pub fn code_hash() -> Result<Hash> {
+    let code = compiled()?.code;
+    let bytes = code.strip_prefix("0x").and_then(measure::unhex).context("contracts/registry.json: the code is no hex")?;
+    Ok(Hash::new(keccak(&bytes)))
+}
+
+/// Who pays for transactions and votes with them.
+pub enum Signer {
+    /// A key that is here.
+    Key(Box<SigningKey>),
+    /// An account of somebody else who signs: a JSON-RPC signer that takes `eth_sendTransaction`.
+    Rpc { signer: Execution, from: Hex<20> },
+}
+
+impl Signer {
+    /// From 64 hex digits, with or without `0x`.
+    pub fn from_hex(text: &str) -> Result<Self> {
+        let hex = text.trim();
+        let bytes = measure::unhex(&hex.strip_prefix("0x").unwrap_or(hex).to_lowercase()).context("it is not hex")?;
+        Ok(Self::Key(Box::new(SigningKey::from_slice(&bytes).map_err(|_| anyhow::anyhow!("it is no secp256k1 key of 64 hex digits"))?)))
+    }
+
+    pub fn address(&self) -> Hex<20> {
+        match self {
+            Self::Rpc { from, .. } => *from,
+            Self::Key(key) => {
+                let point = key.verifying_key().to_sec1_point(false);
+                let hash = keccak(&point.as_bytes()[1..]);
+                let mut address = [0; 20];
+                address.copy_from_slice(&hash[12..]);
+                Hex(address)
+            }
+        }
+    }
+
+    /// Sends a transaction; its hash.
+    fn send(&self, node: &Execution, to: Option<Hex<20>>, data: &[u8], gas: u64) -> Result<Hash> {
+        let from = self.address();
+        let sent = match self {
+            Self::Rpc { signer, .. } => {
+                let mut fields = json!({ "from": from, "data": hex(data), "gas": format!("{gas:#x}") });
+                if let Some(to) = to {
+                    fields["to"] = json!(to);
+                }
+                signer.call("eth_sendTransaction", json!([fields]))?
+            }
+            Self::Key(key) => {
+                let chain = node.number("eth_chainId", json!([]))?;
+                let pending = node.number("eth_getTransactionCount", json!([from, "pending"]));
+                let nonce = pending.or_else(|_| node.number("eth_getTransactionCount", json!([from, "latest"])))?;
+                // Twice what is asked now: fees may rise by an eighth a block until it is in.
+                let price = node.number("eth_gasPrice", json!([]))?.saturating_mul(2).max(1);
+                let fields = |rest: [Vec<u8>; 3]| {
+                    let to = to.map_or(Vec::new(), |to| to.0.to_vec());
+                    let own = [minimal(nonce), minimal(price), minimal(gas), to, Vec::new(), data.to_vec()];
+                    list(&own.into_iter().chain(rest).collect::<Vec<_>>())
+                };
+                // EIP-155: the chain is signed too, so that it counts on no other one.
+                let hash = keccak(&fields([minimal(chain), Vec::new(), Vec::new()]));
+                let (signature, recovery) = key.sign_prehash_recoverable(&hash);
+                let v = chain * 2 + 35 + u64::from(recovery.is_y_odd());
+                let (r, s) = signature.split_bytes();
+                node.call("eth_sendRawTransaction", json!([hex(&fields([minimal(v), trimmed(&r), trimmed(&s)]))]))?
+            }
+        };
+        sent.as_str().and_then(|hash| hash.parse().ok()).with_context(|| format!("a transaction was sent, and answered with {sent}"))
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    format!("0x{}", measure::hex(bytes))
+}
+
+fn minimal(n: u64) -> Vec<u8> {
+    trimmed(&n.to_be_bytes())
+}
+
+fn trimmed(bytes: &[u8]) -> Vec<u8> {
+    bytes.iter().copied().skip_while(|byte| *byte == 0).collect()
+}
+
+/// A call as Solidity's ABI has it: the selector, and words.
+fn call(signature: &str, words: &[[u8; 32]]) -> Vec<u8> {
+    [&keccak(signature.as_bytes())[..4], &words.concat()].concat()
+}
+
+fn word(n: u64) -> [u8; 32] {
+    let mut word = [0; 32];
+    word[24..].copy_from_slice(&n.to_be_bytes());
+    word
+}
+
+fn padded(address: &Hex<20>) -> [u8; 32] {
+    let mut word = [0; 32];
+    word[12..].copy_from_slice(&address.0);
+    word
+}
+
+/// `(address[], uint16, uint16)`.
+fn approvers(who: &[Hex<20>], quorum: u16, revocations: u16) -> Vec<[u8; 32]> {
+    let head = [word(96), word(quorum.into()), word(revocations.into()), word(who.len() as u64)];
+    head.into_iter().chain(who.iter().map(padded)).collect()
+}
+
+/// A transaction that is in a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mined {
+    pub block: u64,
+    pub gas: u64,
+    /// Of what was deployed.
+    pub address: Option<Hex<20>>,
+    /// Whether the registry changed, or only a vote was counted.
+    pub changed: bool,
+}
+
+/// A record, and the block at which it was read.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown {
+    pub record: Record,
+    pub block: u64,
+    /// Of the block, in seconds since 1970.
+    pub time: u64,
+}
+
+pub struct Registry<'a> {
+    pub node: &'a Execution,
+    pub address: Hex<20>,
+}
+
+impl<'a> Registry<'a> {
+    /// Deploys a registry. Its own address is in what comes back.
+    pub fn deploy(node: &'a Execution, signer: &Signer, who: &[Hex<20>], quorum: u16, revocations: u16) -> Result<(Self, Mined)> {
+        let code = compiled()?.bytecode;
+        let code = code.strip_prefix("0x").and_then(measure::unhex).context("contracts/registry.json: the bytecode is no hex")?;
+        let mined = transact(node, signer, None, &[code, approvers(who, quorum, revocations).concat()].concat())?;
+        let address = mined.address.context("the receipt of the deployment names no address")?;
+        let found = node.call("eth_getCode", json!([address, "latest"]))?;
+        ensure!(found == compiled()?.code, "the code at {address} is not what was deployed");
+        Ok((Self { node, address }, mined))
+    }
+
+    pub fn approve(&self, signer: &Signer, digest: &Hash, approval: Approval, not_after: u64) -> Result<Mined> {
+        let status = match approval {
+            Approval::Clear => 1,
+            Approval::Proof => 2,
+        };
+        self.vote(signer, &call("approve(bytes32,uint8,uint64)", &[digest.0, word(status), word(not_after)]))
+    }
+
+    pub fn revoke(&self, signer: &Signer, digest: &Hash) -> Result<Mined> {
+        self.vote(signer, &call("revoke(bytes32)", &[digest.0]))
+    }
+
+    pub fn set_approvers(&self, signer: &Signer, who: &[Hex<20>], quorum: u16, revocations: u16) -> Result<Mined> {
+        self.vote(signer, &call("setApprovers(address[],uint16,uint16)", &approvers(who, quorum, revocations)))
+    }
+
+    fn vote(&self, signer: &Signer, data: &[u8]) -> Result<Mined> {
+        self.check()?;
+        transact(self.node, signer, Some(self.address), data)
+    }
+
+    /// That this is the registry, before anybody pays for talking to something else.
+    pub fn check(&self) -> Result<()> {
+        let found = self.node.call("eth_getCode", json!([self.address, "latest"]))?;
+        if found == "0x" {
+            bail!("there is no contract at {}: another network, or never deployed (trustctl chain deploy)", self.address);
+        }
+        ensure!(found == compiled()?.code, "the code at {} is not the registry of this version of trustctl", self.address);
+        Ok(())
+    }
+
+    /// What the registry says at a block: `latest` or `finalized`.
+    pub fn record(&self, digest: &Hash, at: &str) -> Result<Shown> {
+        let block = self.node.call("eth_getBlockByNumber", json!([at, false]))?;
+        let of = |name: &str| quantity(&block[name]).with_context(|| format!("the {at} block has no {name}"));
+        let (number_, time) = (of("number")?, of("timestamp")?);
+        let key = ledger::ethereum::storage_key(digest, 0);
+        let value = self.node.call("eth_getStorageAt", json!([self.address, key, format!("{number_:#x}")]))?;
+        let text = value.as_str().with_context(|| format!("eth_getStorageAt gives {value}"))?;
+        let bytes =
+            text.strip_prefix("0x").and_then(number).filter(|bytes| bytes.len() <= 32).with_context(|| format!("{text:?} is no word"))?;
+        let mut word = [0; 32];
+        word[32 - bytes.len()..].copy_from_slice(&bytes);
+        let record = Record::read(&word).map_err(|problem| anyhow::anyhow!("the record of {digest} is not one: {problem}"))?;
+        Ok(Shown { record, block: number_, time })
+    }
+
+    /// The approvers, how many of them an approval needs, and a revocation.
+    pub fn approvers(&self) -> Result<(Vec<Hex<20>>, u64, u64)> {
+        let read = |signature: &str| -> Result<Vec<u8>> {
+            let params = json!([{ "to": self.address, "data": hex(&call(signature, &[])) }, "latest"]);
+            let value = self.node.call("eth_call", params)?;
+            value
+                .as_str()
+                .and_then(|text| text.strip_prefix("0x"))
+                .and_then(measure::unhex)
+                .with_context(|| format!("{signature} gives {value}"))
+        };
+        let last = |bytes: Vec<u8>| bytes.iter().rev().take(8).rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+        let listed = read("approvers()")?;
+        let who = listed.chunks_exact(32).skip(2).filter_map(|word| Some(Hex(word[12..].try_into().ok()?)));
+        Ok((who.collect(), last(read("quorum()")?), last(read("revocationQuorum()")?)))
+    }
+}
+
+/// Tries a transaction, sends it, and waits until it is in a block.
+fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8]) -> Result<Mined> {
+    let mut fields = json!({ "from": signer.address(), "data": hex(data) });
+    if let Some(to) = to {
+        fields["to"] = json!(to);
+        // What the contract refuses is refused here, with its name, before it costs anything.
+        if let Err(error) = node.call("eth_call", json!([fields, "latest"])) {
+            return Err(refused(error));
+        }
+    }
+    let gas = node.number("eth_estimateGas", json!([fields])).or_else(|_| node.number("eth_estimateGas", json!([fields, "latest"])));
+    // Whoever votes at the same time may make this the vote that counts.
+    let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + 100_000;
+    let hash = signer.send(node, to, data, gas)?;
+    let deadline = Instant::now() + MINED_WITHIN;
+    loop {
+        let receipt = node.call("eth_getTransactionReceipt", json!([hash])).unwrap_or(Value::Null);
+        if let Some(block) = quantity(&receipt["blockNumber"]) {
+            ensure!(receipt["status"] == "0x1", "the transaction {hash} failed in block {block}; somebody else's vote came first?");
+            let topic = |name: &str| hex(&keccak(name.as_bytes()));
+            let changes = [topic("Changed(bytes32,uint8,uint64,uint64)"), topic("ApproversChanged(uint64,address[],uint16,uint16,uint64)")];
+            let logs = receipt["logs"].as_array().cloned().unwrap_or_default();
+            let changed = logs.iter().any(|log| changes.iter().any(|change| log["topics"][0] == *change));
+            let address = receipt["contractAddress"].as_str().and_then(|text| text.to_lowercase().parse().ok());
+            return Ok(Mined { block, gas: quantity(&receipt["gasUsed"]).unwrap_or_default(), address, changed });
+        }
+        ensure!(Instant::now() < deadline, "the transaction {hash} is in no block after {} s; it may still come", MINED_WITHIN.as_secs());
+        std::thread::sleep(POLL);
+    }
+}
+
+/// The contract's own errors, by their selectors.
+fn refused(error: anyhow::Error) -> anyhow::Error {
+    const ERRORS: [(&str, &str); 7] = [
+        ("NotAnApprover(address)", "this account is not one of the registry's approvers (trustctl chain show)"),
+        ("RevocationIsFinal(bytes32)", "the image is revoked, and that is final"),
+        ("AlreadyVoted(address)", "this account voted for that already; others must too"),
+        ("NoSuchStatus(uint8)", "no such status"),
+        ("ExpiresBeforeNow(uint64,uint256)", "it would expire before it holds"),
+        ("NoDigest()", "no digest"),
+        ("NotASetOfApprovers()", "these approvers cannot be: each once, at most 64, quorum among them, revocations at most the quorum"),
+    ];
+    let text = format!("{error:#}");
+    let found = ERRORS.iter().find(|(name, _)| text.contains(&measure::hex(&keccak(name.as_bytes())[..4])));
+    match found {
+        Some((_, says)) => anyhow::anyhow!("the registry refuses: {says}"),
+        None => error,
+    }
+}
+
+/// How far the chain is on its way to making a block final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Finality {
+    pub wanted: u64,
+    pub finalized: u64,
+    pub latest: u64,
+}
+
+/// Waits until a block is final; `hear` is told whenever something moved.
+pub fn wait_final(node: &Execution, block: u64, within: Duration, mut hear: impl FnMut(Finality)) -> Result<()> {
+    let (deadline, mut before) = (Instant::now() + within, None);
+    loop {
+        let at = |tag: &str| node.call("eth_getBlockByNumber", json!([tag, false])).ok().and_then(|block| quantity(&block["number"]));
+        // Before the first final block some nodes say that there is none.
+        let now = Finality { wanted: block, finalized: at("finalized").unwrap_or_default(), latest: at("latest").unwrap_or_default() };
+        if before != Some(now) {
+            hear(now);
+            before = Some(now);
+        }
+        if now.finalized >= block {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            bail!("block {block} is not final after {} s: final is {}, newest {}", within.as_secs(), now.finalized, now.latest);
+        }
+        std::thread::sleep(POLL);
+    }
+}

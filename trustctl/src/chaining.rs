@@ -1,0 +1,317 @@
+//! `trustctl chain`: the registry of an Ethereum-like chain, from the approvers' and the builders' side.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use clap::Subcommand;
+use ledger::ethereum::types::Hex;
+use ledger::ethereum::{Approval, Hash, Record};
+use serde_json::{Value, json};
+use trustctl::chain::registry::{Finality, Mined, Shown, code_hash, wait_final};
+use trustctl::chain::{Beacon, Execution, Registry, Signer, nodes};
+use trustctl::client::Client;
+
+use crate::output::said;
+
+const DAY: u64 = 86_400;
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Deploy a registry
+    Deploy {
+        #[command(flatten)]
+        as_who: AsWho,
+        /// An approver's address; again for each
+        #[arg(long, required = true, value_parser = nodes::address)]
+        approver: Vec<Hex<20>>,
+        /// How many of them an approval needs
+        #[arg(long, default_value_t = 1)]
+        quorum: u16,
+        /// How many of them a revocation needs
+        #[arg(long, default_value_t = 1)]
+        revocation_quorum: u16,
+    },
+    /// Vote for letting an image run
+    Approve {
+        #[command(flatten)]
+        vote: Vote,
+        /// You saw a proof of how it was built: you reproduced it, or checked its provenance
+        #[arg(long)]
+        proof: bool,
+        /// For so long
+        #[arg(long, default_value_t = 365)]
+        days: u64,
+    },
+    /// Vote for never letting an image run again; that is final
+    Revoke {
+        #[command(flatten)]
+        vote: Vote,
+    },
+    /// Vote for other approvers
+    Approvers {
+        #[command(flatten)]
+        as_who: AsWho,
+        #[command(flatten)]
+        at: At,
+        #[arg(long, required = true, value_parser = nodes::address)]
+        approver: Vec<Hex<20>>,
+        #[arg(long)]
+        quorum: u16,
+        #[arg(long, default_value_t = 1)]
+        revocation_quorum: u16,
+    },
+    /// What the registry says, at the newest and at the final block
+    #[command(alias = "status")]
+    Show {
+        #[command(flatten)]
+        node: Node,
+        #[command(flatten)]
+        at: At,
+        #[arg(value_parser = nodes::digest)]
+        digest: Vec<Hash>,
+    },
+    /// Print [ledger.chain] for configs/node.toml: the network, its forks, the registry, and the final block as checkpoint
+    Pin {
+        #[command(flatten)]
+        node: Node,
+        #[command(flatten)]
+        at: At,
+        /// A beacon node's API
+        #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5052")]
+        beacon: String,
+        /// Who will bring bundles to the nodes; again for each
+        #[arg(long, value_name = "URL")]
+        relay: Vec<String>,
+    },
+    /// Send a bundle that `trustctl relay --out` wrote to the node
+    Push { bundle: PathBuf },
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Node {
+    /// An execution node's JSON-RPC
+    #[arg(long, value_name = "URL", env = "BASALT_EXECUTION", default_value = "http://127.0.0.1:8545")]
+    execution: String,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct At {
+    /// The registry's address
+    #[arg(long, env = "BASALT_CONTRACT", value_parser = nodes::address)]
+    contract: Hex<20>,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct AsWho {
+    #[command(flatten)]
+    node: Node,
+    /// A file with the account's key, 64 hex digits [default: chain.key in the folder of keys]
+    #[arg(long, value_name = "FILE")]
+    key: Option<PathBuf>,
+    /// A JSON-RPC signer that takes eth_sendTransaction, instead of a key
+    #[arg(long, value_name = "URL", requires = "from", conflicts_with = "key")]
+    signer: Option<String>,
+    /// The signer's account
+    #[arg(long, value_parser = nodes::address, requires = "signer")]
+    from: Option<Hex<20>>,
+    /// Do not wait until it is final
+    #[arg(long)]
+    no_wait: bool,
+    /// Wait so long at most, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    within: u64,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Vote {
+    #[command(flatten)]
+    as_who: AsWho,
+    #[command(flatten)]
+    at: At,
+    /// The image's manifest: sha256:…
+    #[arg(value_parser = nodes::digest)]
+    digest: Hash,
+}
+
+impl AsWho {
+    fn signer(&self, folder: &Path) -> Result<Signer> {
+        if let (Some(url), Some(from)) = (&self.signer, self.from) {
+            return Ok(Signer::Rpc { signer: Execution::new(url), from });
+        }
+        let path = self.key.clone().unwrap_or_else(|| folder.join(trustctl::keys::CHAIN));
+        let hint =
+            || format!("no account's key at {}; make one with `trustctl key new chain`, or name a signer with --signer", path.display());
+        let text = std::fs::read_to_string(&path).with_context(hint)?;
+        Signer::from_hex(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Says what came of it, and waits until it is final.
+    fn finish(&self, node: &Execution, mined: Mined, what: &str, json_: bool) -> Result<()> {
+        let voted = if mined.changed { what.to_owned() } else { "the vote is counted; more approvers must vote for the same".into() };
+        if !json_ {
+            println!("{voted} (block {}, {} gas)", mined.block, mined.gas);
+        }
+        if !self.no_wait {
+            wait(node, mined.block, Duration::from_secs(self.within), json_)?;
+        }
+        if json_ {
+            println!("{}", json!({ "block": mined.block, "gas": mined.gas, "changed": mined.changed, "final": !self.no_wait }));
+        } else if self.no_wait {
+            println!("nodes count it once it is final: trustctl chain show");
+        } else {
+            println!("it is final: nodes that follow the chain know it with their next bundle");
+        }
+        Ok(())
+    }
+}
+
+/// One line that moves on a terminal, and a line now and then elsewhere.
+fn wait(node: &Execution, block: u64, within: Duration, quiet: bool) -> Result<()> {
+    let terminal = std::io::stderr().is_terminal();
+    let mut begun = None;
+    wait_final(node, block, within, |Finality { wanted, finalized, latest }| {
+        let moved = begun.replace(finalized) != Some(finalized);
+        let line = format!("waiting until block {wanted} is final: final is {finalized}, newest {latest}");
+        if terminal && !quiet {
+            eprint!("\r{line}\x1b[K");
+            let _ = std::io::stderr().flush();
+        } else if moved && !quiet {
+            eprintln!("{line}");
+        }
+    })?;
+    if terminal && !quiet {
+        eprintln!();
+    }
+    Ok(())
+}
+
+pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bool) -> Result<()> {
+    match command {
+        Command::Deploy { as_who, approver, quorum, revocation_quorum } => {
+            let node = Execution::new(&as_who.node.execution);
+            let (registry, mined) = Registry::deploy(&node, &as_who.signer(folder)?, approver, *quorum, *revocation_quorum)?;
+            if !as_who.no_wait {
+                wait(&node, mined.block, Duration::from_secs(as_who.within), as_json)?;
+            }
+            let code = code_hash()?;
+            let value = json!({ "contract": registry.address, "code_hash": code, "block": mined.block, "gas": mined.gas });
+            said(as_json, &value, || {
+                format!(
+                    "contract = \"{}\"\ncode-hash = \"{code}\"\n({} gas, block {})\nNext: trustctl chain pin --contract {}",
+                    registry.address, mined.gas, mined.block, registry.address
+                )
+            });
+            Ok(())
+        }
+        Command::Approve { vote, proof, days } => {
+            let node = Execution::new(&vote.as_who.node.execution);
+            let registry = Registry { node: &node, address: vote.at.contract };
+            let not_after = now().saturating_add(days.saturating_mul(DAY));
+            let approval = if *proof { Approval::Proof } else { Approval::Clear };
+            let mined = registry.approve(&vote.as_who.signer(folder)?, &vote.digest, approval, not_after)?;
+            vote.as_who.finish(&node, mined, "approved", as_json)
+        }
+        Command::Revoke { vote } => {
+            let node = Execution::new(&vote.as_who.node.execution);
+            let registry = Registry { node: &node, address: vote.at.contract };
+            let mined = registry.revoke(&vote.as_who.signer(folder)?, &vote.digest)?;
+            vote.as_who.finish(&node, mined, "revoked", as_json)
+        }
+        Command::Approvers { as_who, at, approver, quorum, revocation_quorum } => {
+            let node = Execution::new(&as_who.node.execution);
+            let registry = Registry { node: &node, address: at.contract };
+            let mined = registry.set_approvers(&as_who.signer(folder)?, approver, *quorum, *revocation_quorum)?;
+            as_who.finish(&node, mined, "the approvers are others now", as_json)
+        }
+        Command::Show { node, at, digest } => show(&node.execution, at.contract, digest, as_json),
+        Command::Pin { node, at, beacon, relay } => pin(&Beacon::new(beacon), &node.execution, at.contract, relay),
+        Command::Push { bundle } => {
+            let answer = client.upload("/v1/chain", bundle)?;
+            let new = answer["new"] == true;
+            said(as_json, &answer, || if new { "the node took it".into() } else { "the node knew all of it".into() });
+            Ok(())
+        }
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<()> {
+    let node = Execution::new(url);
+    let registry = Registry { node: &node, address };
+    registry.check()?;
+    let (who, quorum, revocations) = registry.approvers()?;
+    let mut value = json!({ "contract": address, "approvers": who, "quorum": quorum, "revocation_quorum": revocations, "images": {} });
+    if !as_json {
+        println!("{address}: {quorum} of {} approve, {revocations} revoke", who.len());
+        who.iter().for_each(|one| println!("         {one}"));
+    }
+    for digest in digests {
+        let newest = registry.record(digest, "latest")?;
+        // A young chain has nothing final.
+        let last = registry.record(digest, "finalized").ok();
+        let told = |shown: &Shown| json!({ "record": shown.record, "block": shown.block, "age_s": now().saturating_sub(shown.time) });
+        value["images"][digest.to_string()] = json!({ "latest": told(&newest), "final": last.as_ref().map(told) });
+        if !as_json {
+            println!("sha256:{}", measure::hex(&digest.0));
+            println!("  newest {}", line(&newest));
+            println!("  final  {}", last.as_ref().map_or("nothing is final yet".into(), line));
+        }
+    }
+    if as_json {
+        println!("{value}");
+    }
+    Ok(())
+}
+
+fn line(Shown { record, block, time }: &Shown) -> String {
+    let said = match record {
+        Record::Absent => "not approved".into(),
+        Record::Approved { approval: Approval::Clear, not_after, seq, .. } => format!("clear until {not_after} (change {seq})"),
+        Record::Approved { approval: Approval::Proof, not_after, seq, .. } => format!("proof until {not_after} (change {seq})"),
+        Record::Revoked { seq, .. } => format!("REVOKED (change {seq})"),
+    };
+    format!("{said}, at block {block}, {} s ago", now().saturating_sub(*time))
+}
+
+/// The network's forks as its beacon node has them, by the names of the specification.
+const FORKS: [&str; 7] = ["ALTAIR", "BELLATRIX", "CAPELLA", "DENEB", "ELECTRA", "FULU", "GLOAS"];
+
+fn pin(beacon: &Beacon, execution: &str, contract: Hex<20>, relays: &[String]) -> Result<()> {
+    let node = Execution::new(execution);
+    Registry { node: &node, address: contract }.check()?;
+    let genesis: Value = beacon.data("/eth/v1/beacon/genesis")?;
+    let checkpoints: Value = beacon.data("/eth/v1/beacon/states/head/finality_checkpoints")?;
+    let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("the beacon node says {value}"));
+    let checkpoint: Hash = text(&checkpoints["finalized"]["root"])?.parse().map_err(anyhow::Error::msg)?;
+    anyhow::ensure!(checkpoint.0 != [0; 32], "the beacon node has no final block yet; wait for some epochs");
+    let _: Value =
+        beacon.data(&format!("/eth/v1/beacon/light_client/bootstrap/{checkpoint}")).context("the final block cannot be a checkpoint")?;
+    let spec: Value = beacon.data("/eth/v1/config/spec")?;
+    let slots = beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")?;
+    let preset = if slots == 256 { "mainnet" } else { "minimal" };
+    println!("[ledger.chain]");
+    println!("relays = {}", serde_json::to_string(relays)?);
+    println!("# Of {}; a node must first start within two weeks of it.", now());
+    println!("checkpoint = \"{checkpoint}\"");
+    println!("genesis-validators-root = \"{}\"", text(&genesis["genesis_validators_root"])?);
+    println!("genesis-time = {}", text(&genesis["genesis_time"])?);
+    println!("seconds-per-slot = {}\npreset = \"{preset}\"", beacon.spec("SECONDS_PER_SLOT")?);
+    println!("contract = \"{contract}\"\ncode-hash = \"{}\"", code_hash()?);
+    let epoch = |name: &str| spec[format!("{name}_FORK_EPOCH")].as_str().and_then(|text| text.parse::<u64>().ok());
+    // Before Altair nobody can follow; what is before the first named fork is never looked at.
+    let known: Vec<_> = FORKS.iter().filter_map(|name| Some((*name, epoch(name)?))).filter(|(_, epoch)| *epoch < i64::MAX as u64).collect();
+    for (n, (name, epoch)) in known.iter().enumerate() {
+        let version = text(&spec[format!("{name}_FORK_VERSION")])?;
+        println!(
+            "[[ledger.chain.forks]]\nname = \"{}\"\nepoch = {}\nversion = \"{version}\"",
+            name.to_lowercase(),
+            if n == 0 { 0 } else { *epoch }
+        );
+    }
+    Ok(())
+}

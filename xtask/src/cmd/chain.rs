@@ -1,0 +1,114 @@
+//! `cargo xtask test chain`: the registry contract by itself, then a node against a whole network of Ethereum's on this machine.
+//!
+//! What runs comes from npm, by lock files with the hash of every package; the host's npm fetches it and runs none of its scripts,
+//! and Node.js of the set `programs` runs it, in the sandbox, without a network.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use super::{check, dev, tools_plan};
+use crate::plan::{Plan, Step};
+use crate::{hash, paths, progress};
+
+const WANTED: &str = "npm of the host (Debian: apt install npm; nodejs.org), which fetches the compiler and the network's nodes";
+
+pub(super) fn run(filter: Option<&str>) -> Result<()> {
+    let plan = tools_plan()?;
+    if filter.is_none() {
+        contracts(&plan)?;
+    }
+    network(&plan)
+}
+
+/// The packages of a folder with a lock file, in a place of their own.
+fn packages(plan: &Plan, folder: &str) -> Result<PathBuf> {
+    let from = paths::repo().join(folder);
+    let lock = hash::file(&from.join("package-lock.json"))?;
+    let dir = plan.store.work(&format!("npm-{}", &lock[..16]))?;
+    let done = dir.join(".complete");
+    if done.exists() {
+        return Ok(dir);
+    }
+    progress::line(&format!("{folder}: npm fetches what its lock file names"));
+    for name in ["package.json", "package-lock.json", ".npmrc"] {
+        std::fs::copy(from.join(name), dir.join(name)).with_context(|| format!("{folder}/{name}"))?;
+    }
+    let local = from.join("snappy");
+    if local.exists() {
+        copy(&local, &dir.join("snappy"))?;
+    }
+    let mut npm = Command::new("npm");
+    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&dir);
+    match npm.status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => bail!("npm ci failed in {} ({status}); is the registry reached?", dir.display()),
+        Err(error) => bail!("these tests need {WANTED}: {error}"),
+    }
+    std::fs::write(done, "")?;
+    Ok(dir)
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+/// Unit tests, and random votes held against a model.
+fn contracts(plan: &Plan) -> Result<()> {
+    let packages = packages(plan, "contracts")?;
+    let programs = plan.build(&Step::Tree("programs".into()))?.dir;
+    let scratch = dev::scratch(plan, "contracts")?;
+    copy(&paths::repo().join("contracts"), &scratch.join("contracts"))?;
+    copy(&paths::repo().join("docs"), &scratch.join("docs"))?;
+    std::os::unix::fs::symlink("/npm/node_modules", scratch.join("contracts/node_modules"))?;
+    let sandbox = dev::sandbox(plan)?
+        .read(&packages, "/npm")
+        .read(&programs, "/old")
+        // Node.js has a part of itself there.
+        .read(&programs.join("usr/share"), "/usr/share")
+        .write(&scratch, "/cache")
+        .cwd("/cache/contracts")
+        .env("LD_LIBRARY_PATH", "/old/usr/lib/x86_64-linux-gnu");
+    check(&mut sandbox.command(["/old/usr/bin/node", "--test", "test/"])?, "the contract's tests")
+}
+
+/// One test of the engine's, which is left out there.
+fn network(plan: &Plan) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the node's engine in the test of the chain needs root");
+    }
+    let packages = packages(plan, "ci/devnet")?;
+    let recording = plan.store.work("chain-recording")?;
+    let mut sandbox = super::test::engine_sandbox(plan)?
+        .read(&packages, "/npm")
+        .write(&recording, "/recording")
+        .env("BASALT_DEVNET", "/npm")
+        .env("BASALT_CHAIN_RECORDING", "/recording");
+    // For who records anew what the other tests replay.
+    for name in ["BASALT_CHAIN_512"] {
+        if let Ok(value) = std::env::var(name) {
+            sandbox = sandbox.env(name, value);
+        }
+    }
+    let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", super::test::ENGINE_TESTS];
+    args.extend(["--test", "engine", "--", "--ignored", "--exact", "chain::a_real_network_decides", "--nocapture"]);
+    let result = check(&mut sandbox.command(args)?, "the test of the chain");
+    super::test::remove_groups();
+    result?;
+    progress::line(&format!(
+        "what happened is recorded in {}; lib/ledger/tests/ethereum has what the other tests replay",
+        recording.display()
+    ));
+    Ok(())
+}
