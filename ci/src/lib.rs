@@ -1,6 +1,8 @@
 //! A node for a test: the image on a card of its own, a software TPM, a console, the owner's API.
 #![forbid(unsafe_code)]
 
+pub mod pause;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -26,6 +28,8 @@ pub struct Card {
     machine: Machine,
     port: u16,
     pub tpm: bool,
+    /// Whether it reaches what this machine reaches: 10.0.2.2 is this machine itself.
+    pub outside: bool,
 }
 
 fn setting(name: &str) -> PathBuf {
@@ -42,10 +46,15 @@ impl Card {
     }
 
     pub fn flash_for(machine: &str, test: &str) -> Result<Self> {
+        Self::flash_image(setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img")), machine, test)
+    }
+
+    /// Of an image that lies elsewhere, with its measurements beside it.
+    pub fn flash_image(image: PathBuf, machine: &str, test: &str) -> Result<Self> {
         let dir = setting("BASALT_SCRATCH").join(test);
         std::fs::create_dir_all(&dir)?;
-        let image = setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img"));
-        let card = Self { tools: setting("BASALT_TOOLS"), machine: machine::load(machine)?, port: free_port()?, tpm: true, image, dir };
+        let (tools, port, machine) = (setting("BASALT_TOOLS"), free_port()?, machine::load(machine)?);
+        let card = Self { tools, machine, port, tpm: true, outside: false, image, dir };
         sparse_copy(&card.image, &card.disk())?;
         std::fs::File::options().write(true).open(card.disk())?.set_len(CARD_MIB << 20)?;
         // The owner's keys, apart from the user's own list of known nodes.
@@ -61,7 +70,7 @@ impl Card {
     }
 
     fn boot_with(&self) -> Boot<'_> {
-        Boot { tools: &self.tools, machine: &self.machine, dir: &self.dir, port: self.port, tpm: self.tpm, outside: false }
+        Boot { tools: &self.tools, machine: &self.machine, dir: &self.dir, port: self.port, tpm: self.tpm, outside: self.outside }
     }
 
     pub fn boot(&self) -> Result<Console> {

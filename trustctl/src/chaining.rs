@@ -8,9 +8,9 @@ use anyhow::{Context as _, Result};
 use clap::Subcommand;
 use ledger::ethereum::types::Hex;
 use ledger::ethereum::{Approval, Hash, Record};
-use serde_json::{Value, json};
+use serde_json::json;
 use trustctl::chain::registry::{Finality, Mined, Shown, code_hash, wait_final};
-use trustctl::chain::{Beacon, Execution, Registry, Signer, nodes};
+use trustctl::chain::{Beacon, Execution, Registry, Signer, nodes, pin};
 use trustctl::client::Client;
 
 use crate::output::said;
@@ -226,7 +226,10 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
             as_who.finish(&node, mined, "the approvers are others now", as_json)
         }
         Command::Show { node, at, digest } => show(&node.execution, at.contract, digest, as_json),
-        Command::Pin { node, at, beacon, relay } => pin(&Beacon::new(beacon), &node.execution, at.contract, relay),
+        Command::Pin { node, at, beacon, relay } => {
+            print!("{}", pin(&Beacon::new(beacon), &Execution::new(&node.execution), at.contract, relay)?);
+            Ok(())
+        }
         Command::Push { bundle } => {
             let answer = client.upload("/v1/chain", bundle)?;
             let new = answer["new"] == true;
@@ -276,42 +279,4 @@ fn line(Shown { record, block, time }: &Shown) -> String {
         Record::Revoked { seq, .. } => format!("REVOKED (change {seq})"),
     };
     format!("{said}, at block {block}, {} s ago", now().saturating_sub(*time))
-}
-
-/// The network's forks as its beacon node has them, by the names of the specification.
-const FORKS: [&str; 7] = ["ALTAIR", "BELLATRIX", "CAPELLA", "DENEB", "ELECTRA", "FULU", "GLOAS"];
-
-fn pin(beacon: &Beacon, execution: &str, contract: Hex<20>, relays: &[String]) -> Result<()> {
-    let node = Execution::new(execution);
-    Registry { node: &node, address: contract }.check()?;
-    let genesis: Value = beacon.data("/eth/v1/beacon/genesis")?;
-    let checkpoints: Value = beacon.data("/eth/v1/beacon/states/head/finality_checkpoints")?;
-    let text = |value: &Value| value.as_str().map(str::to_owned).with_context(|| format!("the beacon node says {value}"));
-    let checkpoint: Hash = text(&checkpoints["finalized"]["root"])?.parse().map_err(anyhow::Error::msg)?;
-    anyhow::ensure!(checkpoint.0 != [0; 32], "the beacon node has no final block yet; wait for some epochs");
-    let _: Value =
-        beacon.data(&format!("/eth/v1/beacon/light_client/bootstrap/{checkpoint}")).context("the final block cannot be a checkpoint")?;
-    let spec: Value = beacon.data("/eth/v1/config/spec")?;
-    let slots = beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")?;
-    let preset = if slots == 256 { "mainnet" } else { "minimal" };
-    println!("[ledger.chain]");
-    println!("relays = {}", serde_json::to_string(relays)?);
-    println!("# Of {}; a node must first start within two weeks of it.", now());
-    println!("checkpoint = \"{checkpoint}\"");
-    println!("genesis-validators-root = \"{}\"", text(&genesis["genesis_validators_root"])?);
-    println!("genesis-time = {}", text(&genesis["genesis_time"])?);
-    println!("seconds-per-slot = {}\npreset = \"{preset}\"", beacon.spec("SECONDS_PER_SLOT")?);
-    println!("contract = \"{contract}\"\ncode-hash = \"{}\"", code_hash()?);
-    let epoch = |name: &str| spec[format!("{name}_FORK_EPOCH")].as_str().and_then(|text| text.parse::<u64>().ok());
-    // Before Altair nobody can follow; what is before the first named fork is never looked at.
-    let known: Vec<_> = FORKS.iter().filter_map(|name| Some((*name, epoch(name)?))).filter(|(_, epoch)| *epoch < i64::MAX as u64).collect();
-    for (n, (name, epoch)) in known.iter().enumerate() {
-        let version = text(&spec[format!("{name}_FORK_VERSION")])?;
-        println!(
-            "[[ledger.chain.forks]]\nname = \"{}\"\nepoch = {}\nversion = \"{version}\"",
-            name.to_lowercase(),
-            if n == 0 { 0 } else { *epoch }
-        );
-    }
-    Ok(())
 }

@@ -118,9 +118,22 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
         Some(problem) => println!("ledger   CANNOT BE USED: {problem}"),
         None => println!("ledger   {} statements{}", s["ledger"]["statements"], age(&s)),
     }
-    for (source, heard) in s["ledger"]["sources"].as_object().into_iter().flatten() {
-        println!("         {source}: {}", heard["problem"].as_str().unwrap_or("good"));
+    let heard = |list: &Value| {
+        for (source, heard) in list.as_object().into_iter().flatten() {
+            println!("         {source}: {}", heard["problem"].as_str().unwrap_or("good"));
+        }
+    };
+    heard(&s["ledger"]["sources"]);
+    let chain = &s["ledger"]["chain"];
+    match chain["problem"].as_str() {
+        Some(problem) => println!("chain    {problem}"),
+        None if chain.is_object() => println!(
+            "chain    block {} is final, {} s ago (it counts for {} s); attested is {}; {} images known",
+            chain["block"], chain["age_s"], chain["max_age_s"], chain["attested_block"], chain["records"]
+        ),
+        None => {}
     }
+    heard(&s["ledger"]["relays"]);
     let free = |key: &str| s["memory"][key].as_u64().unwrap_or_default() / 1024;
     println!("memory   {} MiB, {} MiB available, {} processes", free("total_kb"), free("available_kb"), s["processes"]);
     Ok(())

@@ -125,14 +125,15 @@ impl Chain {
         Ok(Held { essence: follower.essence(), follower, ahead: None, mark: Some(mark) })
     }
 
-    /// What this node knows after a bundle; nothing, if it knew all of it.
+    /// What this node knows after a bundle; nothing, if it knew and kept all of it.
     pub(crate) fn take(&self, bundle: &str, now: u64) -> Result<Option<Follower>, ApprovalError> {
-        let known = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(held) => held.ahead.as_ref().unwrap_or(&held.follower).clone(),
+        let (known, kept) = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(held) => (held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none()),
             Err(problem) => return Err(ChainError::Saved(problem.clone()).into()),
         };
         let news = known.take(bundle, now)?;
-        Ok((news != known).then_some(news))
+        // What could not be kept is tried again.
+        Ok((news != known || !kept).then_some(news))
     }
 
     /// Writes what must be kept; nothing, if it may be lost (`Follower::essence`).

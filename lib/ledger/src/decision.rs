@@ -29,7 +29,7 @@ pub struct ChainEvidence {
 /// Why the chain does not let an image run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainReason {
-    #[error("the chain was not followed yet: no relay gave a bundle that holds (`trustctl ledger` names them)")]
+    #[error("the chain was not followed yet: no relay gave a bundle that holds (`trustctl status` names them)")]
     NotFollowed,
     #[error("the chain was not asked for it yet; the relays are asked now")]
     NotAsked,

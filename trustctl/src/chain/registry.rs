@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use k256::ecdsa::SigningKey;
 use ledger::ethereum::types::Hex;
-use ledger::ethereum::{Approval, Hash, Record, keccak, list};
+use ledger::ethereum::{Approval, Hash, Record, keccak, list_of, string};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::nodes::{Execution, number, quantity};
 
+/// Where a node does not say what is usual: 1 gwei.
+const USUAL_TIP: u64 = 1_000_000_000;
 const POLL: Duration = Duration::from_millis(500);
 /// Blocks come every few seconds; one that is full for so long is a network in trouble.
 const MINED_WITHIN: Duration = Duration::from_secs(600);
@@ -62,7 +64,7 @@ impl Signer {
         }
     }
 
-    /// Sends a transaction; its hash.
+    /// Sends a transaction; its hash. With a key it is one of EIP-1559, which counts on its chain only.
     fn send(&self, node: &Execution, to: Option<Hex<20>>, data: &[u8], gas: u64) -> Result<Hash> {
         let from = self.address();
         let sent = match self {
@@ -77,19 +79,21 @@ impl Signer {
                 let chain = node.number("eth_chainId", json!([]))?;
                 let pending = node.number("eth_getTransactionCount", json!([from, "pending"]));
                 let nonce = pending.or_else(|_| node.number("eth_getTransactionCount", json!([from, "latest"])))?;
-                // Twice what is asked now: fees may rise by an eighth a block until it is in.
-                let price = node.number("eth_gasPrice", json!([]))?.saturating_mul(2).max(1);
-                let fields = |rest: [Vec<u8>; 3]| {
-                    let to = to.map_or(Vec::new(), |to| to.0.to_vec());
-                    let own = [minimal(nonce), minimal(price), minimal(gas), to, Vec::new(), data.to_vec()];
-                    list(&own.into_iter().chain(rest).collect::<Vec<_>>())
-                };
-                // EIP-155: the chain is signed too, so that it counts on no other one.
-                let hash = keccak(&fields([minimal(chain), Vec::new(), Vec::new()]));
-                let (signature, recovery) = key.sign_prehash_recoverable(&hash);
-                let v = chain * 2 + 35 + u64::from(recovery.is_y_odd());
+                let block = node.call("eth_getBlockByNumber", json!(["latest", false]))?;
+                let base = quantity(&block["baseFeePerGas"]).context("the newest block has no base fee: a network of before London")?;
+                let tip = node.number("eth_maxPriorityFeePerGas", json!([])).unwrap_or(USUAL_TIP);
+                // The fee may rise by an eighth a block until it is in; what is not needed is not taken.
+                let most = base.saturating_mul(2).saturating_add(tip);
+                let to = to.map_or(Vec::new(), |to| to.0.to_vec());
+                let numbers = [chain, nonce, tip, most, gas].map(minimal);
+                let fields = numbers.into_iter().chain([to, Vec::new(), data.to_vec()]).map(|field| string(&field));
+                // And no access list.
+                let unsigned = [fields.collect::<Vec<_>>().concat(), vec![0xc0]].concat();
+                let typed = |payload: &[u8]| [vec![2], list_of(payload)].concat();
+                let (signature, recovery) = key.sign_prehash_recoverable(&keccak(&typed(&unsigned)));
                 let (r, s) = signature.split_bytes();
-                node.call("eth_sendRawTransaction", json!([hex(&fields([minimal(v), trimmed(&r), trimmed(&s)]))]))?
+                let proof = [minimal(recovery.is_y_odd().into()), trimmed(&r), trimmed(&s)].map(|field| string(&field)).concat();
+                node.call("eth_sendRawTransaction", json!([hex(&typed(&[unsigned, proof].concat()))]))?
             }
         };
         sent.as_str().and_then(|hash| hash.parse().ok()).with_context(|| format!("a transaction was sent, and answered with {sent}"))

@@ -42,9 +42,18 @@ pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
         ledger["witnessed"].as_f64(),
     );
     out.single("basalt_ledger_max_age_seconds", "gauge", "For how long after that the ledger counts", ledger["max_age_s"].as_f64());
-    let sources = ledger["sources"].as_object().into_iter().flatten();
-    let sources: Vec<_> = sources.map(|(name, heard)| ([("source", name.clone())], one_if(heard["problem"].is_null()))).collect();
-    out.family("basalt_ledger_source_up", "gauge", "Whether a source of the ledger gave one that holds", &sources);
+    let up = |label: &'static str, list: &Value| -> Vec<_> {
+        let list = list.as_object().into_iter().flatten();
+        list.map(|(name, heard)| ([(label, name.clone())], one_if(heard["problem"].is_null()))).collect()
+    };
+    let title = "Whether a source of the ledger gave one that holds";
+    out.family("basalt_ledger_source_up", "gauge", title, &up("source", &ledger["sources"]));
+    let chain = &ledger["chain"];
+    out.single("basalt_chain_final_block", "gauge", "Number of the final block that decides", chain["block"].as_f64());
+    out.single("basalt_chain_final_timestamp_seconds", "gauge", "When that block's slot was", chain["time"].as_f64());
+    out.single("basalt_chain_max_age_seconds", "gauge", "How old that block may be", chain["max_age_s"].as_f64());
+    let title = "Whether a relay of the chain gave a bundle that holds";
+    out.family("basalt_chain_relay_up", "gauge", title, &up("relay", &ledger["relays"]));
     let states: Vec<_> = modules
         .iter()
         .flat_map(|m| {

@@ -85,12 +85,23 @@ fn ledger(page: &mut String, status: &Value) {
             row("Age", "no witness is asked for");
         }
     }
-    for (source, heard) in ledger["sources"].as_object().into_iter().flatten() {
-        let said = match heard["problem"].as_str() {
-            Some(problem) => format!("<span class=\"bad\">{}</span>", escape(problem)),
-            None => "<span class=\"good\">good</span>".into(),
-        };
-        row("Source", &format!("<code>{}</code> {said}", escape(source)));
+    let chain = &ledger["chain"];
+    match (chain["problem"].as_str(), chain["block"].as_u64(), chain["age_s"].as_u64()) {
+        (Some(problem), ..) => row("Chain", &format!("<span class=\"bad\">{}</span>", escape(problem))),
+        (None, Some(block), Some(age)) => {
+            let class = if chain["max_age_s"].as_u64().is_some_and(|most| age > most) { "bad" } else { "good" };
+            row("Chain", &format!("<span class=\"{class}\">block {block} is final, {} ago</span>", duration(age)));
+        }
+        _ => {}
+    }
+    for (title, list) in [("Source", &ledger["sources"]), ("Relay", &ledger["relays"])] {
+        for (source, heard) in list.as_object().into_iter().flatten() {
+            let said = match heard["problem"].as_str() {
+                Some(problem) => format!("<span class=\"bad\">{}</span>", escape(problem)),
+                None => "<span class=\"good\">good</span>".into(),
+            };
+            row(title, &format!("<code>{}</code> {said}", escape(source)));
+        }
     }
     *page += "</tbody></table>\n";
 }
@@ -157,7 +168,8 @@ mod tests {
         let evil = "<script>alert(1)</script>\"'&";
         let snapshot = Snapshot {
             status: json!({ "hostname": evil, "version": evil, "variant": evil, "machine": evil, "engine": evil, "time": 5,
-                "ledger": { "statements": 1, "root": evil, "approvers": [], "threshold": 1, "sources": { evil: { "problem": evil } } } }),
+                "ledger": { "statements": 1, "root": evil, "approvers": [], "threshold": 1, "sources": { evil: { "problem": evil } },
+                "relays": { evil: { "problem": evil } }, "chain": { "problem": evil } } }),
             modules: vec![
                 json!({ "name": evil, "digest": evil, "status": { "state": evil, "reason": evil }, "ledger": { "code": evil, "reason": evil } }),
             ],

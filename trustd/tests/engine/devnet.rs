@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use ledger::ethereum::Hash;
 use ledger::ethereum::types::Hex;
 use serde_json::{Value, json};
-use trustctl::chain::{Beacon, Execution, Signer};
+use trustctl::chain::{Beacon, Execution, Signer, pin};
 
 use crate::node::programs;
 
@@ -29,7 +30,6 @@ pub(crate) struct Devnet {
     consensus: Child,
     execution: Child,
     pub(crate) kind: Kind,
-    pub(crate) genesis_time: u64,
     pub(crate) beacon_url: String,
     pub(crate) execution_url: String,
     moved: std::sync::Mutex<(u64, Instant)>,
@@ -115,7 +115,6 @@ impl Devnet {
             consensus: Command::new("true").spawn().unwrap(),
             execution,
             kind,
-            genesis_time,
             beacon_url: format!("http://127.0.0.1:{api}"),
             execution_url,
             moved: std::sync::Mutex::new((0, Instant::now())),
@@ -183,30 +182,18 @@ impl Devnet {
         Ok(())
     }
 
-    /// The newest final block from which a client can begin: its root.
-    pub(crate) fn checkpoint(&self) -> Option<String> {
-        let checkpoints: Value = self.beacon().data("/eth/v1/beacon/states/head/finality_checkpoints").ok()?;
-        let root = checkpoints["finalized"]["root"].as_str().filter(|root| root.bytes().any(|b| !matches!(b, b'0' | b'x')))?;
-        self.beacon().get(&format!("/eth/v1/beacon/light_client/bootstrap/{root}")).ok()?;
-        Some(root.to_owned())
+    /// Whether a client can begin.
+    pub(crate) fn is_final(&self) -> bool {
+        let checkpoints: Value = self.beacon().data("/eth/v1/beacon/states/head/finality_checkpoints").unwrap_or(Value::Null);
+        let Some(root) = checkpoints["finalized"]["root"].as_str() else { return false };
+        self.beacon().get(&format!("/eth/v1/beacon/light_client/bootstrap/{root}")).is_ok()
     }
 
-    /// `[ledger.chain]` of a node that follows it.
-    pub(crate) fn settings(&self, checkpoint: &str, contract: Hex<20>, relay: &str) -> String {
-        let genesis: Value = self.beacon().data("/eth/v1/beacon/genesis").unwrap();
-        let forks = ["altair", "bellatrix", "capella"].iter().enumerate().map(|(n, name)| {
-            let version = if self.kind.preset == "minimal" { format!("0x0{}000001", n + 1) } else { format!("0x0{}000000", n + 1) };
-            let epoch = if *name == "capella" { self.kind.capella } else { 0 };
-            format!("[[ledger.chain.forks]]\nname = \"{name}\"\nepoch = {epoch}\nversion = \"{version}\"\n")
-        });
-        format!(
-            "[ledger.chain]\nrelays = [\"{relay}\"]\npoll-s = 2\ncheckpoint = \"{checkpoint}\"\ngenesis-validators-root = {}\ngenesis-time = {}\nseconds-per-slot = {}\npreset = \"{}\"\ncontract = \"{contract}\"\ncode-hash = \"{}\"\n{}",
-            genesis["genesis_validators_root"],
-            self.genesis_time,
-            self.kind.seconds_per_slot,
-            self.kind.preset,
-            trustctl::chain::registry::code_hash().unwrap(),
-            forks.collect::<String>()
-        )
+    /// `[ledger.chain]` of a node that follows it, as `trustctl chain pin` makes it, and the checkpoint in it.
+    pub(crate) fn settings(&self, contract: Hex<20>, relay: &str) -> (String, Hash) {
+        let text = pin(&self.beacon(), &self.execution(), contract, &[relay.to_owned()]).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("checkpoint = ")).unwrap();
+        let checkpoint = line.trim_matches('"').parse().unwrap();
+        (text.replace("checkpoint = ", "poll-s = 2\ncheckpoint = "), checkpoint)
     }
 }

@@ -16,6 +16,9 @@ mod images;
 mod kills;
 mod ledger;
 mod node;
+#[allow(unreachable_pub)]
+#[path = "../../../ci/src/pause.rs"]
+mod pause;
 mod registry;
 mod socket;
 mod upgrade;

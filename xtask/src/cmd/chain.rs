@@ -19,7 +19,7 @@ pub(super) fn run(filter: Option<&str>) -> Result<()> {
     if filter.is_none() {
         contracts(&plan)?;
     }
-    network(&plan)
+    network(plan)
 }
 
 /// The packages of a folder with a lock file, in a place of their own.
@@ -71,36 +71,43 @@ fn contracts(plan: &Plan) -> Result<()> {
     let scratch = dev::scratch(plan, "contracts")?;
     copy(&paths::repo().join("contracts"), &scratch.join("contracts"))?;
     copy(&paths::repo().join("docs"), &scratch.join("docs"))?;
-    std::os::unix::fs::symlink("/npm/node_modules", scratch.join("contracts/node_modules"))?;
+    std::fs::create_dir(scratch.join("contracts/node_modules"))?;
     let sandbox = dev::sandbox(plan)?
-        .read(&packages, "/npm")
         .read(&programs, "/old")
         // Node.js has a part of itself there.
         .read(&programs.join("usr/share"), "/usr/share")
         .write(&scratch, "/cache")
+        .read(&packages.join("node_modules"), "/cache/contracts/node_modules")
         .cwd("/cache/contracts")
         .env("LD_LIBRARY_PATH", "/old/usr/lib/x86_64-linux-gnu");
     check(&mut sandbox.command(["/old/usr/bin/node", "--test", "test/"])?, "the contract's tests")
 }
 
 /// One test of the engine's, which is left out there.
-fn network(plan: &Plan) -> Result<()> {
+fn network(plan: Plan) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("the node's engine in the test of the chain needs root");
     }
-    let packages = packages(plan, "ci/devnet")?;
-    let recording = plan.store.work("chain-recording")?;
-    let mut sandbox = super::test::engine_sandbox(plan)?
-        .read(&packages, "/npm")
-        .write(&recording, "/recording")
-        .env("BASALT_DEVNET", "/npm")
-        .env("BASALT_CHAIN_RECORDING", "/recording");
+    let packages = packages(&plan, "ci/devnet")?;
+    let recording = dev::scratch(&plan, "chain")?;
+    let sandbox = super::test::engine_sandbox(&plan)?;
+    let scratch = plan.store.work("gate")?;
+    for place in ["npm", "recording"] {
+        std::fs::create_dir(scratch.join(place))?;
+    }
+    let mut sandbox = sandbox
+        .read(&packages, "/cache/npm")
+        .write(&recording, "/cache/recording")
+        .env("BASALT_DEVNET", "/cache/npm")
+        .env("BASALT_CHAIN_RECORDING", "/cache/recording");
     // For who records anew what the other tests replay.
     for name in ["BASALT_CHAIN_512"] {
         if let Ok(value) = std::env::var(name) {
             sandbox = sandbox.env(name, value);
         }
     }
+    // From here on the cache is only read; the network takes its time.
+    drop(plan);
     let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", super::test::ENGINE_TESTS];
     args.extend(["--test", "engine", "--", "--ignored", "--exact", "chain::a_real_network_decides", "--nocapture"]);
     let result = check(&mut sandbox.command(args)?, "the test of the chain");
@@ -111,4 +118,12 @@ fn network(plan: &Plan) -> Result<()> {
         recording.display()
     ));
     Ok(())
+}
+
+/// `cargo xtask bench ledger`: from an optimised build, with a recorded bundle of 512 keys.
+pub(super) fn bench() -> Result<()> {
+    let plan = tools_plan()?;
+    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-ledger", "--features", "ethereum"];
+    args.extend(["--test", "devnet", "--", "--ignored", "--exact", "figures", "--nocapture"]);
+    check(&mut dev::sandbox(&plan)?.command(args)?, "the bench")
 }

@@ -27,7 +27,7 @@ pub use forks::{Fork, LAYOUTS, Layout, MAINNET, MINIMAL, Network, Preset};
 pub use registry::{Approval, Record};
 pub use settings::Settings;
 pub use ssz::Root;
-pub use state::{Block, Contract, keccak, list, storage_key};
+pub use state::{Block, Contract, keccak, list, list_of, storage_key, string};
 pub use types::{Bundle, Hash};
 
 impl Hash {

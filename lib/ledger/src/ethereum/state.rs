@@ -121,10 +121,22 @@ pub fn list(fields: &[Vec<u8>]) -> Vec<u8> {
     for field in fields {
         field[..].encode(&mut payload);
     }
+    list_of(&payload)
+}
+
+/// RLP of a list whose items are encoded already.
+pub fn list_of(payload: &[u8]) -> Vec<u8> {
     let mut whole = Vec::new();
     Rlp { list: true, payload_length: payload.len() }.encode(&mut whole);
     whole.extend(payload);
     whole
+}
+
+/// RLP of one byte string.
+pub fn string(bytes: &[u8]) -> Vec<u8> {
+    let mut encoded = Vec::new();
+    bytes.encode(&mut encoded);
+    encoded
 }
 
 /// Keccak-256, for relays and for who deploys.

@@ -24,6 +24,8 @@ enum What {
     Gate,
     /// What modules get, side by side with other implementations; what one that floods its socket does to others
     Crypto,
+    /// What following a chain costs
+    Ledger,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -33,6 +35,7 @@ pub fn run(args: Args) -> Result<()> {
         What::Image => image::run(boots),
         What::Gate => super::test::bench_gate(),
         What::Crypto => super::test::bench_crypto(),
+        What::Ledger => super::chain::bench(),
     }
 }
 

@@ -1,0 +1,348 @@
+//! A node that follows a chain, against a software TPM and bundles recorded on a real network (lib/ledger/tests/ethereum).
+// Helpers of tests may unwrap as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use basalt_trustd::approvals::{ApprovalError, Approvals};
+use basalt_trustd::fetch::Client;
+use basalt_trustd::relays::Relays;
+use basalt_trustd::tpm::Tpm;
+use common::{Swtpm, vault};
+use ledger::{ChainReason, Decision, Entry, ImageStatement, Reason, SigningKey, Status};
+use measure::Pcr;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[5; 32])
+}
+
+/// What was recorded; the network's beginning is moved so that it was just now. Nothing that is signed knows the time.
+struct Recording(Value);
+
+impl Recording {
+    fn read() -> Self {
+        Self(serde_json::from_str(include_str!("../../lib/ledger/tests/ethereum/devnet-minimal.json")).unwrap())
+    }
+
+    fn text(&self, name: &str) -> String {
+        let bundles = self.0["bundles"].as_array().unwrap();
+        bundles.iter().find(|recorded| recorded["name"] == name).unwrap()["bundle"].to_string()
+    }
+
+    fn digest(&self, n: usize) -> String {
+        self.0["digests"][n].as_str().unwrap().replace("0x", "sha256:")
+    }
+
+    /// The whole of node.toml; `ago`: how long ago the last bundle was made.
+    fn node(&self, relays: &[String], ago: u64) -> config::Node {
+        let recorded = self.0["bundles"].as_array().unwrap().iter().map(|recorded| recorded["now"].as_u64().unwrap()).max().unwrap();
+        let mut chain = String::new();
+        for line in self.0["settings"].as_str().unwrap().lines() {
+            chain += &match line.split_once(" = ") {
+                Some(("genesis-time", time)) => format!("genesis-time = {}\n", time.parse::<u64>().unwrap() + now() - recorded - ago),
+                Some(("relays", _)) => format!("relays = {}\n", serde_json::to_string(relays).unwrap()),
+                Some(("poll-s", _)) => "poll-s = 1\n".into(),
+                _ => format!("{line}\n"),
+            };
+        }
+        let approver = measure::hex(key().verifying_key().as_bytes());
+        let text = format!(
+            "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n[owner]\n[ledger]\nkind = \"ethereum\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{approver}\"]\n{chain}"
+        );
+        config::parse("node.toml", &text).unwrap()
+    }
+
+    /// The log's approvers let all three run: what is left is up to the chain.
+    fn log(&self) -> String {
+        let line = |n: usize| {
+            let mut entry =
+                Entry::new(ImageStatement { digest: self.digest(n), exp: u64::MAX, iat: 0, seq: n as u64 + 1, status: Status::Approved });
+            entry.sign("t", &key());
+            entry.line() + "\n"
+        };
+        (0..3).map(line).collect()
+    }
+}
+
+struct Place {
+    dir: tempfile::TempDir,
+    _swtpm: Swtpm,
+    tpm: Tpm,
+}
+
+impl Place {
+    async fn make() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let swtpm = Swtpm::start(dir.path());
+        for sub in ["etc", "data"] {
+            std::fs::create_dir_all(dir.path().join(sub)).unwrap();
+        }
+        let tpm = swtpm.open().await;
+        Self { dir, _swtpm: swtpm, tpm }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    /// As after a restart.
+    async fn open(&self, node: &config::Node) -> Approvals {
+        let root = vault(&self.tpm, Pcr::default(), &self.data(), self.dir.path(), &node.keys).open().await.unwrap();
+        Approvals::open(node, &self.dir.path().join("etc"), &self.data(), 0, self.tpm.clone(), Arc::new(root)).await.unwrap()
+    }
+
+    async fn begin(&self, node: &config::Node, recording: &Recording) -> Approvals {
+        let approvals = self.open(node).await;
+        approvals.extend(&recording.log()).await.unwrap();
+        approvals
+    }
+}
+
+fn denied(approvals: &Approvals, digest: &str) -> ChainReason {
+    match approvals.decide(digest) {
+        Decision::Deny(Reason::Chain { reason, .. }) => reason,
+        other => panic!("{digest}: {other:?}"),
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_file() {
+            std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+        }
+    }
+}
+
+#[test]
+fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let node = recording.node(&[], 60);
+        let [good, gone, absent] = [0, 1, 2].map(|n| recording.digest(n));
+        let approvals = place.begin(&node, &recording).await;
+        assert_eq!(denied(&approvals, &good), ChainReason::NotFollowed);
+        assert!(approvals.take(&recording.text("approved")).await.unwrap());
+        assert!(!approvals.take(&recording.text("approved")).await.unwrap(), "nothing new");
+        let Decision::Allow(evidence) = approvals.decide(&good) else { panic!("denied") };
+        assert!(evidence.chain.unwrap().block > 0);
+        assert!(matches!(denied(&approvals, &gone), ChainReason::Revoked { .. }));
+        assert!(matches!(denied(&approvals, &absent), ChainReason::Absent { .. }));
+        let stranger = format!("sha256:{}", "77".repeat(32));
+        assert!(matches!(approvals.decide(&stranger), Decision::Deny(Reason::Unknown { .. })), "the chain alone is not enough");
+
+        // No relay is there after the restart; what was kept is fresh enough.
+        let approvals = place.open(&node).await;
+        assert!(matches!(approvals.decide(&good), Decision::Allow(_)));
+        let before = place.dir.path().join("before");
+        copy(&place.data(), &before);
+        assert!(approvals.take(&recording.text("attested")).await.unwrap());
+        assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+        let after = place.dir.path().join("after");
+        copy(&place.data(), &after);
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
+        assert!(approvals.take(&recording.text("revoked")).await.unwrap());
+        assert!(matches!(approvals.take(&recording.text("approved")).await, Err(ApprovalError::Chain(_))), "heights do not go back");
+        copy(&place.data(), &after);
+
+        // The whole partition as it was before the revocation; then only the chain's part of it; then what somebody made himself.
+        copy(&before, &place.data());
+        assert!(!matches!(place.open(&node).await.decide(&good), Decision::Allow(_)));
+        copy(&after, &place.data());
+        std::fs::copy(before.join("chain.json"), place.data().join("chain.json")).unwrap();
+        let ChainReason::Unusable(why) = denied(&place.open(&node).await, &good) else { panic!("used") };
+        assert!(why.contains("put back"), "{why}");
+        copy(&after, &place.data());
+        let own = std::fs::read_to_string(after.join("chain.json")).unwrap().replace("revoked", "absent");
+        std::fs::write(place.data().join("chain.json"), own).unwrap();
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
+        std::fs::remove_file(place.data().join("chain.json")).unwrap();
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
+        // The owner says that he knows: from the checkpoint again.
+        let approvals = place.open(&node).await;
+        approvals.reset().await.unwrap();
+        assert_eq!(denied(&approvals, &good), ChainReason::NotFollowed);
+        approvals.take(&recording.text("revoked")).await.unwrap();
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
+    });
+}
+
+#[test]
+fn a_kill_between_any_two_steps_of_keeping_leaves_one_state_whole() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let node = recording.node(&[], 60);
+        let good = recording.digest(0);
+        let approvals = place.begin(&node, &recording).await;
+        approvals.take(&recording.text("approved")).await.unwrap();
+        let before = place.dir.path().join("before");
+        copy(&place.data(), &before);
+        approvals.take(&recording.text("revoked")).await.unwrap();
+        let kept = std::fs::read(place.data().join("chain.json")).unwrap();
+        // After the mark, before the file is in its place.
+        std::fs::copy(before.join("chain.json"), place.data().join("chain.json")).unwrap();
+        std::fs::write(place.data().join("chain.json.next"), &kept).unwrap();
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
+        assert_eq!(std::fs::read(place.data().join("chain.json")).unwrap(), kept);
+        // Before the mark: the file beside it is not yet anything.
+        std::fs::write(place.data().join("chain.json.next"), b"half").unwrap();
+        assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
+    });
+}
+
+#[test]
+fn bad_news_counts_even_if_it_cannot_be_kept() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let node = recording.node(&[], 60);
+        let good = recording.digest(0);
+        let approvals = place.begin(&node, &recording).await;
+        // A folder where the file should go: as full as a disk can be.
+        std::fs::create_dir(place.data().join("chain.json.next")).unwrap();
+        assert!(approvals.take(&recording.text("approved")).await.is_err());
+        assert_eq!(denied(&approvals, &good), ChainReason::NotFollowed, "good news waits until it is kept");
+        std::fs::remove_dir(place.data().join("chain.json.next")).unwrap();
+        assert!(approvals.take(&recording.text("approved")).await.unwrap());
+        assert!(matches!(approvals.decide(&good), Decision::Allow(_)));
+        std::fs::create_dir(place.data().join("chain.json.next")).unwrap();
+        assert!(approvals.take(&recording.text("attested")).await.is_err());
+        assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+    });
+}
+
+#[test]
+fn too_old_is_denied_after_its_grace() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let mut node = recording.node(&[], 4000);
+        node.ledger.chain.as_mut().unwrap().max_age_s = 3600;
+        let approvals = place.begin(&node, &recording).await;
+        approvals.take(&recording.text("approved")).await.unwrap();
+        let Decision::Deny(reason) = approvals.decide(&recording.digest(0)) else { panic!("allowed") };
+        assert!(matches!(&reason, Reason::Chain { reason: ChainReason::Stale { .. }, .. }), "{reason}");
+        assert_eq!(approvals.grace(&reason), Duration::ZERO);
+        node.ledger.chain.as_mut().unwrap().stale_grace_s = 7200;
+        assert_eq!(place.open(&node).await.grace(&reason), Duration::MAX);
+    });
+}
+
+/// What a relay does.
+#[derive(Clone)]
+enum Manner {
+    Gives(String),
+    /// Says that more will come than comes.
+    Breaks(String),
+    Silent,
+    Refuses,
+}
+
+/// A relay that answers in its own manner; what it was asked for.
+async fn relay(manner: Manner) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let asked = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let heard = asked.clone();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            let (manner, heard) = (manner.clone(), heard.clone());
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let length = client.read(&mut head).await.unwrap_or_default();
+                heard.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).lines().next().unwrap_or_default().to_owned());
+                let (status, body, more) = match manner {
+                    Manner::Gives(text) => ("200 OK", text, 0),
+                    Manner::Breaks(text) => ("200 OK", text[..text.len() / 2].to_owned(), 1000),
+                    Manner::Silent => return tokio::time::sleep(PATIENCE).await,
+                    Manner::Refuses => ("502 Bad Gateway", String::new(), 0),
+                };
+                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len() + more);
+                let _ = client.write_all(head.as_bytes()).await;
+                let _ = client.write_all(body.as_bytes()).await;
+            });
+        }
+    });
+    (format!("http://{address}/v1/bundle"), asked)
+}
+
+#[test]
+fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let good = recording.digest(0);
+        let newest = recording.text("revoked");
+        // It says that the image is still approved.
+        let mut lie: Value = serde_json::from_str(&newest).unwrap();
+        let approved: Value = serde_json::from_str(&recording.text("approved")).unwrap();
+        lie["final"]["records"] = approved["final"]["records"].clone();
+        let file = place.dir.path().join("bundle.json");
+        std::fs::write(&file, &newest).unwrap();
+        let manners = [
+            (Manner::Gives(lie.to_string()), "proof of the record"),
+            (Manner::Silent, "says nothing"),
+            (Manner::Breaks(newest.clone()), ""),
+            (Manner::Refuses, "502"),
+            (Manner::Gives("{}".into()), "basalt-chain-v1"),
+            (Manner::Gives(" ".repeat(5 << 20)), ""),
+        ];
+        let mut urls = Vec::new();
+        for (manner, _) in &manners {
+            urls.push(relay(manner.clone()).await.0);
+        }
+        let (honest, asked) = relay(Manner::Gives(newest.clone())).await;
+        let (stale, _) = relay(Manner::Gives(recording.text("approved"))).await;
+        let relays =
+            [urls.clone(), vec![honest.clone(), stale.clone(), format!("file:{}", file.display()), "file:/nowhere".into()]].concat();
+        let node = recording.node(&relays, 60);
+        let approvals = Arc::new(place.begin(&node, &recording).await);
+        denied(&approvals, &good);
+        let relays = Arc::new(Relays::new(&node, Client::new(&[], Duration::from_secs(2)).unwrap()).unwrap());
+        let keeping = tokio::spawn(relays.clone().keep(approvals.clone(), || ()));
+        let heard = async |source: &str, says: Option<&str>| {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let found = relays.heard().get(source).map(|heard| heard.problem.clone());
+                match (&found, says) {
+                    (Some(None), None) => return,
+                    (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
+                    _ => assert!(Instant::now() < deadline, "{source}: {found:?}, expected {says:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        heard(&honest, None).await;
+        for (url, (_, says)) in urls.iter().zip(&manners) {
+            heard(url, Some(says)).await;
+        }
+        heard(&stale, Some("it is behind")).await;
+        heard(&format!("file:{}", file.display()), None).await;
+        heard("file:/nowhere", Some("cannot be read")).await;
+        assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+        let first = asked.lock().unwrap().first().cloned().unwrap();
+        assert!(first.contains("checkpoint=0x") && first.contains(&good.replace("sha256:", "digest=0x")), "{first}");
+        // Once it is under way it asks from its period on, and at once for what nobody asked for.
+        let deadline = Instant::now() + PATIENCE;
+        while !asked.lock().unwrap().iter().any(|line| line.contains("period=1")) {
+            assert!(Instant::now() < deadline, "{:?}", asked.lock().unwrap());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        keeping.abort();
+    });
+}
