@@ -339,7 +339,7 @@ fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
         assert!(first.contains("checkpoint=0x") && first.contains(&good.replace("sha256:", "digest=0x")), "{first}");
         // Once it is under way it asks from its period on, and at once for what nobody asked for.
         let deadline = Instant::now() + PATIENCE;
-        while !asked.lock().unwrap().iter().any(|line| line.contains("period=1")) {
+        while !asked.lock().unwrap().iter().any(|line| line.contains("period=")) {
             assert!(Instant::now() < deadline, "{:?}", asked.lock().unwrap());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }

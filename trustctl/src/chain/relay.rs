@@ -25,7 +25,7 @@ pub struct Relay {
 pub enum From {
     /// It has heard nothing yet.
     Checkpoint(Hash),
-    /// It knows the committee of this period.
+    /// It needs the updates from this period on.
     Period(u64),
 }
 

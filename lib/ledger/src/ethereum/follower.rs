@@ -106,9 +106,10 @@ impl Follower {
         &self.settings
     }
 
-    /// The period from which updates are wanted; none: with the bootstrap.
+    /// The first period whose next committee it does not know: from there on updates are wanted. None: with the bootstrap.
     pub fn period(&self, now: u64) -> Option<u64> {
-        self.store.as_ref().filter(|store| !self.lapsed(store, now)).map(|store| store.period(&self.settings.network))
+        let store = self.store.as_ref().filter(|store| !self.lapsed(store, now))?;
+        Some(store.period(&self.settings.network) + u64::from(store.next.is_some()))
     }
 
     /// Too long ago to go on from there.
