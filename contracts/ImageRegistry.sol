@@ -5,7 +5,7 @@ pragma solidity 0.8.37;
 /// @notice A node reads one word of storage for each image, proved against a final block (docs/chain.md); nobody has to ask this code.
 /// @dev Invariants:
 /// - A record changes only when enough of the present approvers say the same thing; a revocation is final.
-/// - Each change has the next sequence; votes of an earlier set of approvers, or of before the record last changed, do not count.
+/// - Each change has the next sequence; votes of an earlier set of approvers do not count, nor approvals of before the record last changed.
 /// - There is no owner, no upgrade and no way for money to get in.
 contract ImageRegistry {
     uint8 public constant CLEAR = 1;
@@ -91,7 +91,9 @@ contract ImageRegistry {
         if (digest == 0) revert NoDigest();
         Record memory known = records[digest];
         if (known.status == REVOKED) revert RevocationIsFinal(digest);
-        bytes32 ballot = keccak256(abi.encode("image", era, digest, status, notAfter, known.seq));
+        // A vote to revoke holds whatever becomes of the approval meanwhile.
+        uint64 since = status == REVOKED ? 0 : known.seq;
+        bytes32 ballot = keccak256(abi.encode("image", era, digest, status, notAfter, since));
         if (!counted(ballot, digest, status, notAfter, needed)) return;
         seq++;
         records[digest] = Record(status, uint64(block.timestamp), notAfter, seq);

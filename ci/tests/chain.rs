@@ -73,6 +73,8 @@ fn a_node_runs_what_the_chain_approves_and_stops_what_it_revokes() {
         node += &match line.split_once(" = ") {
             Some(("genesis-time", time)) => format!("genesis-time = {}\n", time.parse::<u64>().unwrap() + now - last),
             Some(("relays", _)) => format!("relays = [\"http://10.0.2.2:{}/v1/bundle\"]\n", relay.port),
+            // Building and booting may take their time.
+            Some(("poll-s", _)) => "poll-s = 2\nmax-age-s = 86400\n".into(),
             _ => format!("{line}\n"),
         };
     }

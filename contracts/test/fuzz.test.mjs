@@ -44,7 +44,7 @@ class Model {
     if (!revokes && notAfter <= now) throw new Error("ExpiresBeforeNow");
     const known = this.records.get(digest);
     if (known?.status === 3) throw new Error("RevocationIsFinal");
-    if (!this.ballot(from, [digest, status, notAfter, known?.seq ?? 0n], revokes ? this.revocations : this.quorum)) return;
+    if (!this.ballot(from, [digest, status, notAfter, revokes ? 0n : (known?.seq ?? 0n)], revokes ? this.revocations : this.quorum)) return;
     this.records.set(digest, { status, since: now, notAfter, seq: ++this.seq });
   }
 

@@ -68,6 +68,15 @@ test("votes of before the record changed do not count after", async () => {
   assert.equal(await status(r, "a"), PROOF);
 });
 
+test("a vote to revoke holds whatever becomes of the approval meanwhile", async () => {
+  const r = await registry(2, 2);
+  for (const who of [ana, ben]) await r.call(who, "approve", digest("a"), CLEAR, LATER);
+  await r.call(ana, "revoke", digest("a"));
+  for (const who of [ben, cleo]) await r.call(who, "approve", digest("a"), CLEAR, LATER + 1n);
+  await r.call(cleo, "revoke", digest("a"));
+  assert.equal(await status(r, "a"), REVOKED);
+});
+
 test("what makes no sense is refused", async () => {
   const r = await registry();
   for (const bad of [0, REVOKED, 4, 255]) await refused(r.call(ana, "approve", digest("a"), bad, LATER), "NoSuchStatus");

@@ -40,9 +40,12 @@ pub(crate) enum Command {
         /// You saw a proof of how it was built: you reproduced it, or checked its provenance
         #[arg(long)]
         proof: bool,
-        /// For so long
+        /// For so long, to the end of that day (UTC): who votes on the same day votes for the same
         #[arg(long, default_value_t = 365)]
         days: u64,
+        /// Until then, in seconds since 1970: what the first one of you voted for
+        #[arg(long, value_name = "SECONDS", conflicts_with = "days")]
+        until: Option<u64>,
     },
     /// Vote for never letting an image run again; that is final
     Revoke {
@@ -149,29 +152,32 @@ impl AsWho {
 
     /// Says what came of it, and waits until it is final.
     fn finish(&self, node: &Execution, mined: Mined, what: &str, json_: bool) -> Result<()> {
-        let voted = if mined.changed { what.to_owned() } else { "the vote is counted; more approvers must vote for the same".into() };
+        let voted =
+            |mined: &Mined| if mined.changed { what } else { "the vote is counted; more approvers must vote for the same" }.to_owned();
         if !json_ {
-            println!("{voted} (block {}, {} gas)", mined.block, mined.gas);
+            println!("{} (transaction {}, block {}, {} gas)", voted(&mined), mined.hash, mined.block, mined.gas);
         }
-        if !self.no_wait {
-            wait(node, mined.block, Duration::from_secs(self.within), json_)?;
-        }
+        let last = if self.no_wait { mined } else { wait(node, mined, Duration::from_secs(self.within), json_)? };
         if json_ {
-            println!("{}", json!({ "block": mined.block, "gas": mined.gas, "changed": mined.changed, "final": !self.no_wait }));
+            let value =
+                json!({ "transaction": last.hash, "block": last.block, "gas": last.gas, "changed": last.changed, "final": !self.no_wait });
+            println!("{value}");
         } else if self.no_wait {
             println!("nodes count it once it is final: trustctl chain show");
-        } else {
+        } else if last.changed == mined.changed {
             println!("it is final: nodes that follow the chain know it with their next bundle");
+        } else {
+            println!("it is final in another block than first, and there: {}", voted(&last));
         }
         Ok(())
     }
 }
 
 /// One line that moves on a terminal, and a line now and then elsewhere.
-fn wait(node: &Execution, block: u64, within: Duration, quiet: bool) -> Result<()> {
+fn wait(node: &Execution, mined: Mined, within: Duration, quiet: bool) -> Result<Mined> {
     let terminal = std::io::stderr().is_terminal();
     let mut begun = None;
-    wait_final(node, block, within, |Finality { wanted, finalized, latest }| {
+    let last = wait_final(node, mined, within, |Finality { wanted, finalized, latest }| {
         let moved = begun.replace(finalized) != Some(finalized);
         let line = format!("waiting until block {wanted} is final: final is {finalized}, newest {latest}");
         if terminal && !quiet {
@@ -184,7 +190,7 @@ fn wait(node: &Execution, block: u64, within: Duration, quiet: bool) -> Result<(
     if terminal && !quiet {
         eprintln!();
     }
-    Ok(())
+    Ok(last)
 }
 
 pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bool) -> Result<()> {
@@ -192,8 +198,10 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
         Command::Deploy { as_who, approver, quorum, revocation_quorum } => {
             let node = Execution::new(&as_who.node.execution);
             let (registry, mined) = Registry::deploy(&node, &as_who.signer(folder)?, approver, *quorum, *revocation_quorum)?;
+            // Paid for already: whatever comes, it is known where it is.
+            eprintln!("deployed at {} by the transaction {}", registry.address, mined.hash);
             if !as_who.no_wait {
-                wait(&node, mined.block, Duration::from_secs(as_who.within), as_json)?;
+                wait(&node, mined, Duration::from_secs(as_who.within), as_json)?;
             }
             let code = code_hash()?;
             let value = json!({ "contract": registry.address, "code_hash": code, "block": mined.block, "gas": mined.gas });
@@ -205,13 +213,17 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
             });
             Ok(())
         }
-        Command::Approve { vote, proof, days } => {
+        Command::Approve { vote, proof, days, until } => {
             let node = Execution::new(&vote.as_who.node.execution);
             let registry = Registry { node: &node, address: vote.at.contract };
-            let not_after = now().saturating_add(days.saturating_mul(DAY));
+            let not_after = until.unwrap_or_else(|| (now() / DAY + 1).saturating_add(*days).saturating_mul(DAY));
             let approval = if *proof { Approval::Proof } else { Approval::Clear };
             let mined = registry.approve(&vote.as_who.signer(folder)?, &vote.digest, approval, not_after)?;
-            vote.as_who.finish(&node, mined, "approved", as_json)
+            if !mined.changed && !as_json {
+                let (digest, kind) = (measure::hex(&vote.digest.0), if *proof { " --proof" } else { "" });
+                println!("the others: trustctl chain approve sha256:{digest} --contract {}{kind} --until {not_after}", vote.at.contract);
+            }
+            vote.as_who.finish(&node, mined, &format!("approved until {not_after}"), as_json)
         }
         Command::Revoke { vote } => {
             let node = Execution::new(&vote.as_who.node.execution);
@@ -256,13 +268,17 @@ fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<
     for digest in digests {
         let newest = registry.record(digest, "latest")?;
         // A young chain has nothing final.
-        let last = registry.record(digest, "finalized").ok();
+        let last = registry.record(digest, "finalized");
+        if let Err(error) = &last {
+            eprintln!("at the final block: {error:#}");
+        }
+        let last = last.ok();
         let told = |shown: &Shown| json!({ "record": shown.record, "block": shown.block, "age_s": now().saturating_sub(shown.time) });
         value["images"][digest.to_string()] = json!({ "latest": told(&newest), "final": last.as_ref().map(told) });
         if !as_json {
             println!("sha256:{}", measure::hex(&digest.0));
             println!("  newest {}", line(&newest));
-            println!("  final  {}", last.as_ref().map_or("nothing is final yet".into(), line));
+            println!("  final  {}", last.as_ref().map_or("not known".into(), line));
         }
     }
     if as_json {

@@ -15,6 +15,7 @@ use ledger::ethereum::{self, ChainError};
 use ledger::{ChainEvidence, ChainReason, Decision, HighWater, Log, LogError, Policy, Reason};
 use serde::Serialize;
 
+use crate::background;
 use crate::chain::{Chain, Wanted};
 use crate::crypto::keys::RootKey;
 use crate::files;
@@ -41,7 +42,9 @@ pub enum ApprovalError {
     Fork,
 }
 
-pub(crate) const RESET: &str =
+/// For so long what runs may go on although the chain was not asked for it.
+const ASKED_WITHIN: Duration = Duration::from_secs(300);
+const RESET: &str =
     "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
 
 struct Held {
@@ -149,6 +152,8 @@ impl Approvals {
             Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => self.grace,
             // Counted from when it became too old, whatever was restarted since.
             Reason::Stale { witnessed, now, max_age } => over(*witnessed, *now, *max_age, self.stale_grace),
+            // Of what ran before a restart not all was kept; the relays are being asked.
+            Reason::Chain { reason: ChainReason::NotAsked, .. } => ASKED_WITHIN,
             Reason::Chain { reason: ChainReason::Stale { time, now, max_age, .. }, .. } => {
                 over(*time, *now, *max_age, self.chain.as_ref().map_or(Duration::ZERO, Chain::stale_grace))
             }
@@ -200,7 +205,10 @@ impl Approvals {
         }
         let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
         if kept.is_ok() && high_water != marked {
-            kept = self.marks.write(&Seen { log: high_water.clone(), chain: self.chain_mark().await? }).await;
+            kept = match self.chain_mark().await {
+                Ok(chain) => self.marks.write(&Seen { log: high_water.clone(), chain }).await,
+                Err(error) => Err(error),
+            };
         }
         // A full disk must not keep a revocation from taking effect; an approval waits until it is kept, and so does who sent it.
         self.set(Ok(match &kept {
@@ -214,9 +222,20 @@ impl Approvals {
     pub async fn take(&self, bundle: &str) -> Result<bool, ApprovalError> {
         let _alone = self.alone.lock().await;
         let chain = self.chain.as_ref().ok_or(ApprovalError::NoChain)?;
-        let Some(news) = chain.take(bundle, now())? else { return Ok(false) };
+        if !chain.usable() {
+            // What could not be read may be readable now; what is not what was marked is not.
+            chain.open(self.marks.read().await.map(|seen| seen.chain).map_err(|error| error.to_string()));
+        }
+        let (known, kept) = chain.known()?;
+        let (text, asked, now, before) = (bundle.to_owned(), chain.asked_for(), now(), known.clone());
+        let checked = background::run(move || before.take_for(&text, now, &|digest| asked.contains(digest) || before.has(digest))).await;
+        let news = checked.map_err(|error| ChainError::Saved(error.to_string()))??;
+        // What could not be kept is tried again.
+        if news == known && kept {
+            return Ok(false);
+        }
         let Some(kept) = chain.prepare(&news)? else {
-            chain.settle(news, None)?;
+            chain.settle(news, None);
             return Ok(true);
         };
         // Bad news takes effect even if it cannot be kept.
@@ -225,7 +244,7 @@ impl Approvals {
             Err(error) => Err(error),
         };
         match marked {
-            Ok(()) => chain.settle(news, Some(kept))?,
+            Ok(()) => chain.settle(news, Some(kept)),
             Err(error) => {
                 chain.ahead(news);
                 return Err(error);
@@ -243,12 +262,25 @@ impl Approvals {
         }
     }
 
-    /// What is kept of the chain; of one that is not followed any more too, so that it can be again.
+    /// What is kept of the chain; of one that cannot be used, or is not followed any more, too: its mark is not to be lost.
     async fn chain_mark(&self) -> Result<Option<measure::Digest>, ApprovalError> {
-        match &self.chain {
-            Some(chain) => Ok(chain.mark()),
+        match self.chain.as_ref().and_then(Chain::mark) {
+            Some(mark) => Ok(mark),
             None => Ok(self.marks.read().await?.chain),
         }
+    }
+
+    /// Why what stands in an approved image must not run by itself: it was revoked, or the chain was not asked yet.
+    pub fn forbids(&self, digest: &str) -> Option<Reason> {
+        if let Decision::Deny(reason) = self.decide(digest) {
+            match reason {
+                Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => return Some(reason),
+                _ => {}
+            }
+        }
+        let reason = self.chain.as_ref()?.decide(digest, now()).err()?;
+        let counts = matches!(reason, ChainReason::Revoked { .. } | ChainReason::NotAsked);
+        counts.then(|| Reason::Chain { digest: digest.to_owned(), reason })
     }
 
     /// What the relays are asked for.

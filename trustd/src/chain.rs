@@ -1,11 +1,11 @@
 //! The chain as this node follows it, and what is kept of it over a restart.
 //!
 //! Invariants:
-//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put back. It is written beside the old
-//!   one, then marked, then put in its place, so that a kill at any moment leaves one of the two whole.
+//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put back. Its file is named after that; an
+//!   older one is removed only after the mark, so that a kill or a fault at any moment leaves the one that is marked.
 //! - What could not be kept may only deny.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,7 +16,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
-use crate::approvals::{ApprovalError, RESET};
+use crate::approvals::ApprovalError;
 use crate::files;
 
 /// For so long after somebody asked for an image the relays are asked for it, in seconds.
@@ -95,12 +95,19 @@ impl Chain {
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
-    fn path(&self) -> PathBuf {
-        self.data.join("chain.json")
+    fn path(&self, mark: &measure::Digest) -> PathBuf {
+        self.data.join(format!("chain-{}.json", measure::hex(mark)))
     }
 
-    fn next(&self) -> PathBuf {
-        self.data.join("chain.json.next")
+    /// All but one.
+    fn remove_others(&self, but: Option<&measure::Digest>) {
+        let but = but.map(|mark| self.path(mark));
+        for entry in std::fs::read_dir(&self.data).into_iter().flatten().flatten() {
+            let (path, name) = (entry.path(), entry.file_name());
+            if name.to_string_lossy().starts_with("chain-") && but.as_ref() != Some(&path) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 
     fn read(&self, mark: Option<measure::Digest>) -> Result<Held, String> {
@@ -109,31 +116,31 @@ impl Chain {
             let follower = Follower::new(settings);
             return Ok(Held { essence: follower.essence(), follower, ahead: None, mark: None });
         };
-        let found = [self.path(), self.next()].into_iter().find_map(|path| {
-            let bytes = std::fs::read(&path).ok().filter(|bytes| Sha256::digest(bytes)[..] == mark)?;
-            Some((path, bytes))
-        });
-        let other =
-            || format!("{} is not what this node kept last: an older state was put back, or it is lost. {RESET}", self.path().display());
-        let (path, bytes) = found.ok_or_else(other)?;
-        if path != self.path() {
-            // Killed between the mark and the file's place.
-            std::fs::rename(&path, self.path()).map_err(|error| format!("cannot move {}: {error}", path.display()))?;
-        }
+        let path = self.path(&mark);
+        let bytes = std::fs::read(&path).ok().filter(|bytes| Sha256::digest(bytes)[..] == mark);
+        let other = || {
+            format!(
+                "what this node kept last, {}, is not there as it was: an older state was put back, or it is lost. If you know why: trustctl log reset, \
+                 which is recorded for all to see; the chain is then followed from the image's checkpoint, which must be at most two weeks old",
+                path.display()
+            )
+        };
+        let bytes = bytes.ok_or_else(other)?;
         let saved = serde_json::from_slice(&bytes).map_err(|error| ChainError::Saved(error.to_string()).to_string())?;
         let follower = Follower::restore(settings, saved).map_err(|error| error.to_string())?;
         Ok(Held { essence: follower.essence(), follower, ahead: None, mark: Some(mark) })
     }
 
-    /// What this node knows after a bundle; nothing, if it knew and kept all of it.
-    pub(crate) fn take(&self, bundle: &str, now: u64) -> Result<Option<Follower>, ApprovalError> {
-        let (known, kept) = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(held) => (held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none()),
-            Err(problem) => return Err(ChainError::Saved(problem.clone()).into()),
-        };
-        let news = known.take(bundle, now)?;
-        // What could not be kept is tried again.
-        Ok((news != known || !kept).then_some(news))
+    /// What there is to go on from, and whether all of it is kept.
+    pub(crate) fn known(&self) -> Result<(Follower, bool), ApprovalError> {
+        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
+            Ok(held) => Ok((held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none())),
+            Err(problem) => Err(ChainError::Saved(problem.clone()).into()),
+        }
+    }
+
+    pub(crate) fn usable(&self) -> bool {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).is_ok()
     }
 
     /// Writes what must be kept; nothing, if it may be lost (`Follower::essence`).
@@ -141,28 +148,28 @@ impl Chain {
         let same = matches!(&*self.state.read().unwrap_or_else(PoisonError::into_inner), Ok(held) if held.essence == news.essence());
         let Some(saved) = news.saved().filter(|_| !same) else { return Ok(None) };
         let text = serde_json::to_vec(&saved).map_err(|error| ChainError::Saved(error.to_string()))?;
-        let path = self.next();
+        let mark = Sha256::digest(&text).into();
+        let path = self.path(&mark);
         if let Err(source) = files::write(&path, &text) {
             self.ahead(news.clone());
             return Err(ApprovalError::Io { path, source });
         }
         crate::steps::step("chain-written");
-        Ok(Some(Kept { mark: Sha256::digest(&text).into() }))
+        Ok(Some(Kept { mark }))
     }
 
     /// From now on it decides.
-    pub(crate) fn settle(&self, news: Follower, kept: Option<Kept>) -> Result<(), ApprovalError> {
+    pub(crate) fn settle(&self, news: Follower, kept: Option<Kept>) {
         crate::steps::step("chain-marked");
-        let path = self.path();
-        let moved = kept.as_ref().map_or(Ok(()), |_| std::fs::rename(self.next(), &path));
         if let Ok(held) = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
-            if let Some(Kept { mark }) = kept {
-                (held.mark, held.essence) = (Some(mark), news.essence());
+            if let Some(Kept { mark }) = &kept {
+                (held.mark, held.essence) = (Some(*mark), news.essence());
             }
             (held.follower, held.ahead) = (news, None);
         }
-        // The mark has it already: a restart finds it where it lies.
-        moved.map_err(|source| ApprovalError::Io { path, source })
+        if let Some(Kept { mark }) = kept {
+            self.remove_others(Some(&mark));
+        }
     }
 
     /// Newer, and not kept: it may only deny.
@@ -172,16 +179,20 @@ impl Chain {
         }
     }
 
-    pub(crate) fn mark(&self) -> Option<measure::Digest> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok()?.mark
+    /// What is kept; none where that cannot be told.
+    pub(crate) fn mark(&self) -> Option<Option<measure::Digest>> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|held| held.mark)
     }
 
     /// Begins anew from the checkpoint.
     pub(crate) fn reset(&self) {
-        for path in [self.path(), self.next()] {
-            let _ = std::fs::remove_file(path);
-        }
         self.set(self.read(None));
+        self.remove_others(None);
+    }
+
+    /// Whose records count: what was asked for of late.
+    pub(crate) fn asked_for(&self) -> BTreeSet<Hash> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
     }
 
     pub(crate) fn decide(&self, digest: &str, now: u64) -> Result<Found, ChainReason> {

@@ -71,14 +71,22 @@ impl Recording {
 
     /// The log's approvers let all three run: what is left is up to the chain.
     fn log(&self) -> String {
-        let line = |n: usize| {
-            let mut entry =
-                Entry::new(ImageStatement { digest: self.digest(n), exp: u64::MAX, iat: 0, seq: n as u64 + 1, status: Status::Approved });
-            entry.sign("t", &key());
-            entry.line() + "\n"
-        };
-        (0..3).map(line).collect()
+        (0..3).map(|n| statement(n as u64 + 1, &self.digest(n))).collect()
     }
+}
+
+fn statement(seq: u64, digest: &str) -> String {
+    let mut entry = Entry::new(ImageStatement { digest: digest.into(), exp: u64::MAX, iat: 0, seq, status: Status::Approved });
+    entry.sign("t", &key());
+    entry.line() + "\n"
+}
+
+/// The file with the chain's state.
+fn kept(data: &Path) -> PathBuf {
+    let files = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
+    let found: Vec<_> = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("chain-")).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.into_iter().next().unwrap()
 }
 
 struct Place {
@@ -111,6 +119,8 @@ impl Place {
     async fn begin(&self, node: &config::Node, recording: &Recording) -> Approvals {
         let approvals = self.open(node).await;
         approvals.extend(&recording.log()).await.unwrap();
+        // Only what is asked for is remembered.
+        (0..3).for_each(|n| drop(approvals.decide(&recording.digest(n))));
         approvals
     }
 }
@@ -156,25 +166,35 @@ fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
         copy(&place.data(), &before);
         assert!(approvals.take(&recording.text("attested")).await.unwrap());
         assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
-        let after = place.dir.path().join("after");
-        copy(&place.data(), &after);
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
+        let after = place.dir.path().join("after");
         assert!(approvals.take(&recording.text("revoked")).await.unwrap());
         assert!(matches!(approvals.take(&recording.text("approved")).await, Err(ApprovalError::Chain(_))), "heights do not go back");
         copy(&place.data(), &after);
 
         // The whole partition as it was before the revocation; then only the chain's part of it; then what somebody made himself.
-        copy(&before, &place.data());
+        let put_back = |from: &Path| {
+            std::fs::remove_dir_all(place.data()).unwrap();
+            copy(from, &place.data());
+        };
+        put_back(&before);
         assert!(!matches!(place.open(&node).await.decide(&good), Decision::Allow(_)));
-        copy(&after, &place.data());
-        std::fs::copy(before.join("chain.json"), place.data().join("chain.json")).unwrap();
-        let ChainReason::Unusable(why) = denied(&place.open(&node).await, &good) else { panic!("used") };
+        put_back(&after);
+        std::fs::remove_file(kept(&place.data())).unwrap();
+        std::fs::copy(kept(&before), place.data().join(kept(&before).file_name().unwrap())).unwrap();
+        let unusable = place.open(&node).await;
+        let ChainReason::Unusable(why) = denied(&unusable, &good) else { panic!("used") };
         assert!(why.contains("put back"), "{why}");
-        copy(&after, &place.data());
-        let own = std::fs::read_to_string(after.join("chain.json")).unwrap().replace("revoked", "absent");
-        std::fs::write(place.data().join("chain.json"), own).unwrap();
+        // A longer log, or a bundle, does not make it good again.
+        assert!(unusable.take(&recording.text("approved")).await.is_err());
+        let more = statement(4, &format!("sha256:{}", "44".repeat(32)));
+        unusable.extend(&(recording.log() + &more)).await.unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
-        std::fs::remove_file(place.data().join("chain.json")).unwrap();
+        std::fs::copy(kept(&after), place.data().join(kept(&after).file_name().unwrap())).unwrap();
+        let again = place.open(&node).await;
+        assert!(matches!(denied(&again, &good), ChainReason::Revoked { .. }), "it was not forgotten");
+        let own = std::fs::read_to_string(kept(&after)).unwrap().replace("revoked", "absent");
+        std::fs::write(place.data().join(kept(&after).file_name().unwrap()), own).unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
         // The owner says that he knows: from the checkpoint again.
         let approvals = place.open(&node).await;
@@ -193,17 +213,15 @@ fn a_kill_between_any_two_steps_of_keeping_leaves_one_state_whole() {
         let good = recording.digest(0);
         let approvals = place.begin(&node, &recording).await;
         approvals.take(&recording.text("approved")).await.unwrap();
-        let before = place.dir.path().join("before");
-        copy(&place.data(), &before);
+        let first = kept(&place.data());
+        let text = std::fs::read(&first).unwrap();
         approvals.take(&recording.text("revoked")).await.unwrap();
-        let kept = std::fs::read(place.data().join("chain.json")).unwrap();
-        // After the mark, before the file is in its place.
-        std::fs::copy(before.join("chain.json"), place.data().join("chain.json")).unwrap();
-        std::fs::write(place.data().join("chain.json.next"), &kept).unwrap();
+        assert!(!first.exists() && kept(&place.data()) != first, "one is kept");
+        // After the mark, before the older one is gone.
+        std::fs::write(&first, &text).unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
-        assert_eq!(std::fs::read(place.data().join("chain.json")).unwrap(), kept);
-        // Before the mark: the file beside it is not yet anything.
-        std::fs::write(place.data().join("chain.json.next"), b"half").unwrap();
+        // Before the mark: what is newer is not yet anything, half or whole.
+        std::fs::write(place.data().join(format!("chain-{}.json", "ab".repeat(32))), b"half").unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
     });
 }
@@ -215,16 +233,34 @@ fn bad_news_counts_even_if_it_cannot_be_kept() {
         let node = recording.node(&[], 60);
         let good = recording.digest(0);
         let approvals = place.begin(&node, &recording).await;
-        // A folder where the file should go: as full as a disk can be.
-        std::fs::create_dir(place.data().join("chain.json.next")).unwrap();
+        // A folder where the mark is written: as full as a disk can be.
+        let full = place.data().join("ledger.new");
+        std::fs::create_dir(&full).unwrap();
         assert!(approvals.take(&recording.text("approved")).await.is_err());
         assert_eq!(denied(&approvals, &good), ChainReason::NotFollowed, "good news waits until it is kept");
-        std::fs::remove_dir(place.data().join("chain.json.next")).unwrap();
+        std::fs::remove_dir(&full).unwrap();
         assert!(approvals.take(&recording.text("approved")).await.unwrap());
         assert!(matches!(approvals.decide(&good), Decision::Allow(_)));
-        std::fs::create_dir(place.data().join("chain.json.next")).unwrap();
+        std::fs::create_dir(&full).unwrap();
         assert!(approvals.take(&recording.text("attested")).await.is_err());
         assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+        // The state of before is still the one that is marked.
+        assert!(matches!(place.open(&node).await.decide(&good), Decision::Allow(_)));
+    });
+}
+
+#[test]
+fn what_is_in_an_approved_index_may_be_revoked_by_itself() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let approvals = place.begin(&recording.node(&[], 60), &recording).await;
+        // In neither; then in the chain alone.
+        let stranger = format!("sha256:{}", "66".repeat(32));
+        approvals.take(&recording.text("approved")).await.unwrap();
+        assert!(matches!(approvals.forbids(&stranger), Some(Reason::Chain { reason: ChainReason::NotAsked, .. })));
+        assert!(approvals.forbids(&recording.digest(0)).is_none() && approvals.forbids(&recording.digest(2)).is_none());
+        let revoked = approvals.forbids(&recording.digest(1)).unwrap();
+        assert!(matches!(revoked, Reason::Chain { reason: ChainReason::Revoked { .. }, .. }));
     });
 }
 

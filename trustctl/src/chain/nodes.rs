@@ -86,14 +86,17 @@ impl Execution {
     pub fn call(&self, method: &str, params: Value) -> Result<Value> {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         let sent = self.agent.post(&self.url).header("content-type", "application/json").send(body.to_string());
-        let (_, mut value) = read(sent.with_context(|| format!("the execution node {}", self.url))?, &self.url)?;
-        match value["error"]["message"].as_str() {
+        let (status, mut value) = read(sent.with_context(|| format!("the execution node {}", self.url))?, &self.url)?;
+        let error = &value["error"];
+        if !error.is_null() {
             // What a contract says is in the data, where a node has it.
-            Some(problem) => {
-                let data = value["error"]["data"].as_str().unwrap_or_default();
-                bail!("the execution node {} refuses {method}: {} {}", self.url, shortened(problem), shortened(data))
-            }
-            None => Ok(value["result"].take()),
+            let said = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
+            let data = error["data"].as_str().unwrap_or_default();
+            bail!("the execution node {} refuses {method}: {} {}", self.url, shortened(&said), shortened(data));
+        }
+        match value.get_mut("result") {
+            Some(result) if status == 200 => Ok(result.take()),
+            _ => bail!("the execution node {} answers {status} to {method}, without a result", self.url),
         }
     }
 
@@ -161,7 +164,7 @@ fn header(block: &Value) -> Result<Vec<u8>> {
             break;
         };
         let digits = text.strip_prefix("0x").with_context(|| format!("{name} is {text:?}"))?;
-        let bytes = if *is_number { number(digits) } else { measure::unhex(digits) };
+        let bytes = if *is_number { number(digits) } else { measure::unhex(&digits.to_ascii_lowercase()) };
         fields.push(bytes.with_context(|| format!("{name} is {text:?}"))?);
     }
     Ok(list(&fields))
@@ -170,7 +173,7 @@ fn header(block: &Value) -> Result<Vec<u8>> {
 /// Big-endian, without leading zeros.
 pub fn number(digits: &str) -> Option<Vec<u8>> {
     let even = if digits.len() % 2 == 1 { format!("0{digits}") } else { digits.to_owned() };
-    let bytes = measure::unhex(&even)?;
+    let bytes = measure::unhex(&even.to_ascii_lowercase())?;
     let first = bytes.iter().position(|byte| *byte != 0).unwrap_or(bytes.len());
     Some(bytes[first..].to_vec())
 }

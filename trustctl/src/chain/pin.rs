@@ -1,6 +1,6 @@
 //! What a node's configuration pins of a network, as the network's own nodes have it now.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use ledger::ethereum::Hash;
 use ledger::ethereum::types::Hex;
 use serde_json::Value;
@@ -26,7 +26,12 @@ pub fn pin(beacon: &Beacon, node: &Execution, contract: Hex<20>, relays: &[Strin
     let bootstrap = beacon.get(&format!("/eth/v1/beacon/light_client/bootstrap/{checkpoint}"));
     bootstrap.context("no light client can begin with the final block")?;
     let spec: Value = beacon.data("/eth/v1/config/spec")?;
-    let preset = if beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")? == 256 { "mainnet" } else { "minimal" };
+    let sizes = ["SYNC_COMMITTEE_SIZE", "SLOTS_PER_EPOCH", "EPOCHS_PER_SYNC_COMMITTEE_PERIOD"].map(|name| beacon.spec(name));
+    let preset = match sizes {
+        [Ok(512), Ok(32), Ok(256)] => "mainnet",
+        [Ok(32), Ok(8), Ok(8)] => "minimal",
+        other => bail!("this network has neither the sizes of the preset mainnet nor those of minimal: {other:?}"),
+    };
     let mut toml = format!(
         "[ledger.chain]\nrelays = {}\n# A node must first start within two weeks from now.\ncheckpoint = \"{checkpoint}\"\ngenesis-validators-root = \"{}\"\ngenesis-time = {}\nseconds-per-slot = {}\npreset = \"{preset}\"\ncontract = \"{contract}\"\ncode-hash = \"{}\"\n",
         serde_json::to_string(relays)?,

@@ -7,13 +7,17 @@ use k256::ecdsa::SigningKey;
 use ledger::ethereum::types::Hex;
 use ledger::ethereum::{Approval, Hash, Record, keccak, list_of, string};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::nodes::{Execution, number, quantity};
 
 /// Where a node does not say what is usual: 1 gwei.
 const USUAL_TIP: u64 = 1_000_000_000;
-const POLL: Duration = Duration::from_millis(500);
+/// Whatever a node says: 100 gwei.
+const MOST_TIP: u64 = 100_000_000_000;
+const POLL: Duration = Duration::from_secs(1);
+/// So often in a row a node may fail to answer.
+const MOST_FAILURES: u32 = 20;
 /// Blocks come every few seconds; one that is full for so long is a network in trouble.
 const MINED_WITHIN: Duration = Duration::from_secs(600);
 
@@ -64,26 +68,30 @@ impl Signer {
         }
     }
 
-    /// Sends a transaction; its hash. With a key it is one of EIP-1559, which counts on its chain only.
+    /// Sends a transaction; its hash. It is one of EIP-1559, which counts on its chain only.
     fn send(&self, node: &Execution, to: Option<Hex<20>>, data: &[u8], gas: u64) -> Result<Hash> {
         let from = self.address();
+        let chain = node.number("eth_chainId", json!([]))?;
+        let block = node.call("eth_getBlockByNumber", json!(["latest", false]))?;
+        let base = quantity(&block["baseFeePerGas"]).context("the newest block has no base fee: a network of before London")?;
+        let tip = node.number("eth_maxPriorityFeePerGas", json!([])).unwrap_or(USUAL_TIP).min(MOST_TIP);
+        // The fee may rise by an eighth a block until it is in; what is not needed is not taken.
+        let most = base.saturating_mul(2).saturating_add(tip);
         let sent = match self {
             Self::Rpc { signer, .. } => {
-                let mut fields = json!({ "from": from, "data": hex(data), "gas": format!("{gas:#x}") });
+                let number = |n: u64| format!("{n:#x}");
+                let mut fields = json!({
+                    "from": from, "data": hex(data), "gas": number(gas), "value": "0x0", "chainId": number(chain),
+                    "maxFeePerGas": number(most), "maxPriorityFeePerGas": number(tip),
+                });
                 if let Some(to) = to {
                     fields["to"] = json!(to);
                 }
                 signer.call("eth_sendTransaction", json!([fields]))?
             }
             Self::Key(key) => {
-                let chain = node.number("eth_chainId", json!([]))?;
                 let pending = node.number("eth_getTransactionCount", json!([from, "pending"]));
                 let nonce = pending.or_else(|_| node.number("eth_getTransactionCount", json!([from, "latest"])))?;
-                let block = node.call("eth_getBlockByNumber", json!(["latest", false]))?;
-                let base = quantity(&block["baseFeePerGas"]).context("the newest block has no base fee: a network of before London")?;
-                let tip = node.number("eth_maxPriorityFeePerGas", json!([])).unwrap_or(USUAL_TIP);
-                // The fee may rise by an eighth a block until it is in; what is not needed is not taken.
-                let most = base.saturating_mul(2).saturating_add(tip);
                 let to = to.map_or(Vec::new(), |to| to.0.to_vec());
                 let numbers = [chain, nonce, tip, most, gas].map(minimal);
                 let fields = numbers.into_iter().chain([to, Vec::new(), data.to_vec()]).map(|field| string(&field));
@@ -138,6 +146,8 @@ fn approvers(who: &[Hex<20>], quorum: u16, revocations: u16) -> Vec<[u8; 32]> {
 /// A transaction that is in a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mined {
+    /// The transaction.
+    pub hash: Hash,
     pub block: u64,
     pub gas: u64,
     /// Of what was deployed.
@@ -248,24 +258,32 @@ fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8])
         }
     }
     let gas = node.number("eth_estimateGas", json!([fields])).or_else(|_| node.number("eth_estimateGas", json!([fields, "latest"])));
-    // Whoever votes at the same time may make this the vote that counts.
-    let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + 100_000;
+    // Whoever votes at the same time may make this the vote that counts: then it writes a record, or each approver of a new set.
+    let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + 100_000 + data.len() as u64 / 32 * 50_000;
     let hash = signer.send(node, to, data, gas)?;
     let deadline = Instant::now() + MINED_WITHIN;
     loop {
-        let receipt = node.call("eth_getTransactionReceipt", json!([hash])).unwrap_or(Value::Null);
-        if let Some(block) = quantity(&receipt["blockNumber"]) {
-            ensure!(receipt["status"] == "0x1", "the transaction {hash} failed in block {block}; somebody else's vote came first?");
-            let topic = |name: &str| hex(&keccak(name.as_bytes()));
-            let changes = [topic("Changed(bytes32,uint8,uint64,uint64)"), topic("ApproversChanged(uint64,address[],uint16,uint16,uint64)")];
-            let logs = receipt["logs"].as_array().cloned().unwrap_or_default();
-            let changed = logs.iter().any(|log| changes.iter().any(|change| log["topics"][0] == *change));
-            let address = receipt["contractAddress"].as_str().and_then(|text| text.to_lowercase().parse().ok());
-            return Ok(Mined { block, gas: quantity(&receipt["gasUsed"]).unwrap_or_default(), address, changed });
+        if let Some(mined) = receipt(node, hash).ok().flatten() {
+            return mined;
         }
         ensure!(Instant::now() < deadline, "the transaction {hash} is in no block after {} s; it may still come", MINED_WITHIN.as_secs());
         std::thread::sleep(POLL);
     }
+}
+
+/// What became of a transaction; none: it is in no block.
+fn receipt(node: &Execution, hash: Hash) -> Result<Option<Result<Mined>>> {
+    let receipt = node.call("eth_getTransactionReceipt", json!([hash]))?;
+    let Some(block) = quantity(&receipt["blockNumber"]) else { return Ok(None) };
+    if receipt["status"] != "0x1" {
+        return Ok(Some(Err(anyhow::anyhow!("the transaction {hash} failed in block {block}; did somebody else's vote come first?"))));
+    }
+    let topic = |name: &str| hex(&keccak(name.as_bytes()));
+    let changes = [topic("Changed(bytes32,uint8,uint64,uint64)"), topic("ApproversChanged(uint64,address[],uint16,uint16,uint64)")];
+    let logs = receipt["logs"].as_array().cloned().unwrap_or_default();
+    let changed = logs.iter().any(|log| changes.iter().any(|change| log["topics"][0] == *change));
+    let address = receipt["contractAddress"].as_str().and_then(|text| text.parse().ok());
+    Ok(Some(Ok(Mined { hash, block, gas: quantity(&receipt["gasUsed"]).unwrap_or_default(), address, changed })))
 }
 
 /// The contract's own errors, by their selectors.
@@ -295,23 +313,80 @@ pub struct Finality {
     pub latest: u64,
 }
 
-/// Waits until a block is final; `hear` is told whenever something moved.
-pub fn wait_final(node: &Execution, block: u64, within: Duration, mut hear: impl FnMut(Finality)) -> Result<()> {
-    let (deadline, mut before) = (Instant::now() + within, None);
+/// Waits until a transaction is final: it is in a block that is not above the final one. A block can be given up before, and the transaction
+/// come into a later one, or fail there. `hear` is told whenever something moved.
+pub fn wait_final(node: &Execution, mined: Mined, within: Duration, mut hear: impl FnMut(Finality)) -> Result<Mined> {
+    let (deadline, mut before, mut failures) = (Instant::now() + within, None, 0);
+    let mut known = mined;
     loop {
-        let at = |tag: &str| node.call("eth_getBlockByNumber", json!([tag, false])).ok().and_then(|block| quantity(&block["number"]));
-        // Before the first final block some nodes say that there is none.
-        let now = Finality { wanted: block, finalized: at("finalized").unwrap_or_default(), latest: at("latest").unwrap_or_default() };
-        if before != Some(now) {
-            hear(now);
-            before = Some(now);
-        }
-        if now.finalized >= block {
-            return Ok(());
+        let at = |tag: &str| node.call("eth_getBlockByNumber", json!([tag, false])).map(|block| quantity(&block["number"]));
+        let found = at("latest").and_then(|latest| Ok((latest, receipt(node, mined.hash)?)));
+        match found {
+            Ok((Some(latest), found)) => {
+                failures = 0;
+                let mined = found.transpose()?;
+                known = mined.unwrap_or(known);
+                // Before the first final block some nodes say that there is none.
+                let finalized = at("finalized").ok().flatten().unwrap_or_default();
+                let now = Finality { wanted: known.block, finalized, latest };
+                if before != Some(now) {
+                    hear(now);
+                    before = Some(now);
+                }
+                if let Some(mined) = mined
+                    && finalized >= mined.block
+                {
+                    return Ok(mined);
+                }
+            }
+            Ok((None, _)) => bail!("the execution node has no newest block"),
+            Err(error) => {
+                failures += 1;
+                if failures >= MOST_FAILURES {
+                    return Err(error.context("waiting until it is final"));
+                }
+            }
         }
         if Instant::now() >= deadline {
-            bail!("block {block} is not final after {} s: final is {}, newest {}", within.as_secs(), now.finalized, now.latest);
+            bail!(
+                "the transaction {} is not final after {} s; trustctl chain show says later what came of it",
+                mined.hash,
+                within.as_secs()
+            );
         }
         std::thread::sleep(POLL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_account_has_the_address_that_everybody_gives_it() {
+        // The first account of a well-known development mnemonic.
+        let key = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
+        assert_eq!(Signer::from_hex(key).unwrap().address().to_string(), "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266");
+        for bad in ["", "0x12", &"0".repeat(64), &"f".repeat(64), "zz"] {
+            assert!(Signer::from_hex(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn calls_are_as_the_abi_has_them() {
+        // approve(bytes32,uint8,uint64), by another implementation of the ABI.
+        let data = call("revoke(bytes32)", &[[7; 32]]);
+        assert_eq!((data.len(), measure::hex(&data[..4])), (36, "b75c7dc6".to_owned()));
+        let set = approvers(&[Hex([1; 20]), Hex([2; 20])], 2, 1);
+        assert_eq!(set.len(), 6);
+        assert_eq!((set[0][31], set[3][31], set[4][11], set[4][12]), (96, 2, 0, 1));
+    }
+
+    #[test]
+    fn what_the_contract_refuses_is_said_in_words() {
+        let selector = measure::hex(&keccak(b"RevocationIsFinal(bytes32)")[..4]);
+        let error = refused(anyhow::anyhow!("execution reverted 0x{selector}{}", "00".repeat(32))).to_string();
+        assert!(error.contains("that is final"), "{error}");
+        assert_eq!(refused(anyhow::anyhow!("no route to host")).to_string(), "no route to host");
     }
 }

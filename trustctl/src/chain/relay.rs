@@ -3,7 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use ledger::ethereum::payload::{ApiBootstrap, ApiUpdate};
 use ledger::ethereum::types::{Account, AccountValue, Bootstrap, Bytes, Format, Header, Hex, Proofs, Slot, Update};
-use ledger::ethereum::{Bundle, Hash, MOST_DIGESTS, storage_key};
+use ledger::ethereum::{Block, Bundle, Hash, LARGEST_BUNDLE, MOST_DIGESTS, keccak, storage_key};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -18,6 +18,8 @@ pub struct Relay {
     contract: Hex<20>,
     mapping: u64,
     slots_per_period: u64,
+    /// More than this would be too long for a node.
+    most_periods: u64,
 }
 
 /// Where a node is.
@@ -80,7 +82,9 @@ impl Relay {
         let beacon = Beacon::new(beacon);
         let slots_per_period = beacon.spec("SLOTS_PER_EPOCH")?.saturating_mul(beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")?);
         ensure!(slots_per_period > 0, "the beacon node says that a period has no slots");
-        Ok(Self { beacon, execution: Execution::new(execution), contract, mapping, slots_per_period })
+        // Each key has 48 bytes, in hex, and what is around them is less than half of the smallest committee.
+        let most_periods = LARGEST_BUNDLE as u64 / (beacon.spec("SYNC_COMMITTEE_SIZE")?.saturating_mul(102) + 4000);
+        Ok(Self { beacon, execution: Execution::new(execution), contract, mapping, slots_per_period, most_periods })
     }
 
     pub fn bundle(&self, ask: &Ask) -> Result<Bundle> {
@@ -98,6 +102,8 @@ impl Relay {
             (From::Checkpoint(_), None) => 0,
         };
         let last = self.period(&finality.attested_header);
+        let periods = (last + 1).saturating_sub(first);
+        ensure!(periods <= self.most_periods, "{periods} periods are too many for one bundle: a newer checkpoint is needed");
         let shown = finality.finalized_header.as_ref().context("the beacon node has no final block yet; wait for two more epochs")?;
         let at_final = self.proofs(shown, &ask.digests)?;
         let attested_header = &optimistic.as_ref().unwrap_or(&finality).attested_header;
@@ -156,12 +162,15 @@ impl Relay {
         let params = json!([self.contract.to_string(), keys, format!("{block:#x}")]);
         let answer: Value = self.execution.call("eth_getProof", params)?;
         let proof: Proof = serde_json::from_value(answer).context("eth_getProof gives something else than EIP-1186 says")?;
+        // The node goes by the number: if the head was given up meanwhile, that is another block now.
+        let root = Block::read(&rlp, hash)?.state_root;
+        let proved = proof.account_proof.first().is_some_and(|node| keccak(&node.0) == root);
+        ensure!(proved, "eth_getProof gives proofs of another block than {block} with the hash {hash}");
         let bytes = |text: &str| text.strip_prefix("0x").and_then(number).with_context(|| format!("{text:?} is no number"));
         let nonce = bytes(&proof.nonce)?.iter().fold(0, |all: u64, byte| all << 8 | u64::from(*byte));
         let value = AccountValue { nonce, balance: Bytes(bytes(&proof.balance)?), storage: proof.storage_hash, code: proof.code_hash };
         // An account that is not there is given as one with nothing in it.
-        let absent =
-            value.code.0 == [0; 32] || (value.nonce == 0 && value.balance.0.is_empty() && value.code.0 == ledger::ethereum::keccak(&[]));
+        let absent = value.code.0 == [0; 32] || (value.nonce == 0 && value.balance.0.is_empty() && value.code.0 == keccak(&[]));
         let mut records = std::collections::BTreeMap::new();
         for (digest, slot) in digests.iter().zip(proof.storage_proof) {
             let value = bytes(&slot.value)?;
@@ -171,5 +180,25 @@ impl Relay {
             records.insert(*digest, Slot { word: Hash::new(word), proof: slot.proof });
         }
         Ok(Proofs { header: rlp, account: Account { value: (!absent).then_some(value), proof: proof.account_proof }, records })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn questions_are_read_and_what_is_none_is_refused() {
+        let root = format!("0x{}", "ab".repeat(32));
+        let digest = "cd".repeat(32);
+        let ask = Ask::parse(&format!("checkpoint={root}&digest=sha256:{digest}&digest=0x{digest}")).unwrap();
+        assert_eq!((ask.from, ask.digests.len()), (From::Checkpoint(root.parse().unwrap()), 2));
+        assert_eq!(Ask::parse("period=7").unwrap().from, From::Period(7));
+        let many = vec![format!("digest=0x{digest}"); MOST_DIGESTS + 1].join("&");
+        for bad in
+            ["", "period", "period=x", "period=-1", "checkpoint=0x12", "period=1&digest=12", "period=1&x=1", &format!("period=1&{many}")]
+        {
+            assert!(Ask::parse(bad).is_err(), "{bad:.40}");
+        }
     }
 }

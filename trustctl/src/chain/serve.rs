@@ -54,13 +54,19 @@ async fn answer(relay: Arc<Relay>, turns: Arc<Semaphore>, request: Request<Incom
         Ok(ask) => ask,
         Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
     };
-    let _turn = turns.acquire_owned().await?;
-    let made = tokio::task::spawn_blocking(move || relay.bundle(&ask).and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))).await?;
+    let turn = turns.acquire_owned().await?;
+    let made = tokio::task::spawn_blocking(move || {
+        // Whoever goes away does not end the work: his turn lasts as long as it does.
+        let _turn = turn;
+        relay.bundle(&ask).and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))
+    });
+    let made = made.await?;
     match made {
         Ok(bytes) => Ok(Response::builder().header(CONTENT_TYPE, "application/json").body(Full::from(bytes))?),
         Err(error) => {
             eprintln!("{error:#}");
-            problem(StatusCode::BAD_GATEWAY, &format!("{error:#}"))
+            // An address of a node can have a secret in it.
+            problem(StatusCode::BAD_GATEWAY, "the relay cannot make this bundle now; what it prints says why")
         }
     }
 }

@@ -17,7 +17,7 @@ mod wishes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use ledger::{Decision, Reason};
+use ledger::Decision;
 use tokio::sync::Notify;
 use wish::{Aim, Signed};
 
@@ -196,7 +196,7 @@ impl Modules {
     /// Both what was asked for and what it led to must not be forbidden; the first must be allowed.
     fn decide(&self, asked: &str, digest: &str) -> Decision {
         if asked != digest
-            && let Decision::Deny(reason @ Reason::Revoked { .. }) = self.parts.approvals.decide(digest)
+            && let Some(reason) = self.parts.approvals.forbids(digest)
         {
             return Decision::Deny(reason);
         }

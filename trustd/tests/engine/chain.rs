@@ -110,7 +110,7 @@ fn decides(kind: Kind) -> Result<(), Stalled> {
     }
     let state = || node.modules.state("m");
     chain.until("the approval is final and the module runs", || matches!(state(), Some(State::Running { .. })))?;
-    trustctl::chain::registry::wait_final(&execution, approved.block, Duration::from_secs(1), |_| ()).unwrap();
+    trustctl::chain::registry::wait_final(&execution, approved, Duration::from_secs(5), |_| ()).unwrap();
     let (asked, mut recording) = ([wanted, gone, absent, guest], Recording::default());
     recording.take("approved", &relay, From::Checkpoint(checkpoint), &asked);
 

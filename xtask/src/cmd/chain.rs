@@ -113,6 +113,10 @@ fn network(plan: Plan) -> Result<()> {
     let result = check(&mut sandbox.command(args)?, "the test of the chain");
     super::test::remove_groups();
     result?;
+    // A test by another name would be none.
+    if std::fs::read_dir(&recording)?.next().is_none() {
+        bail!("the test of the chain ran nothing: it recorded nothing in {}", recording.display());
+    }
     progress::line(&format!(
         "what happened is recorded in {}; lib/ledger/tests/ethereum has what the other tests replay",
         recording.display()

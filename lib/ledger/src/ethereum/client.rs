@@ -8,7 +8,7 @@
 //! - A forced update (a period without finality) is made only of one that two thirds signed; the specification takes any.
 //! - A forced header takes the place of `finalized`, which says whose committee signs; `last_final`, which decides about images,
 //!   stays the last one that the chain itself made final.
-//! - The safety threshold of optimistic headers is not below a third of the committee.
+//! - What less than a third of a committee signed is refused, and so is a header since Capella that does not name its execution block.
 
 use super::ChainError;
 use super::committee::{self, Committee};
@@ -59,12 +59,21 @@ impl Store {
     /// Whether this update would tell nothing new; such ones are not worth their signature's check.
     pub fn knows(&self, network: &Network, update: &Update) -> bool {
         let slot = update.finalized_header.as_ref().map_or(0, |header| header.beacon.slot);
-        let committee = self.next.is_none() && update.next_sync_committee.is_some();
-        let period = network.preset.period(update.attested_header.beacon.slot);
-        slot <= self.last_final.beacon.slot
-            && update.attested_header.beacon.slot <= self.optimistic.beacon.slot
-            && !(committee && period == self.period(network))
-            || period < self.period(network)
+        let (own, period) = (self.period(network), network.preset.period(update.attested_header.beacon.slot));
+        // The committee after the next one: nothing to apply, but what a period without finality is passed by.
+        let further = period == own + 1 && self.best.as_ref().is_none_or(|best| best.next_sync_committee.is_none());
+        let committee = update.next_sync_committee.is_some() && (self.next.is_none() && period == own || further);
+        period < own
+            || slot <= self.last_final.beacon.slot && update.attested_header.beacon.slot <= self.optimistic.beacon.slot && !committee
+    }
+
+    /// Whether the committee that signed this update is one of those that are known.
+    pub(super) fn can_check(&self, network: &Network, update: &Update) -> bool {
+        network.preset.period(update.signature_slot) <= self.period(network) + u64::from(self.next.is_some())
+    }
+
+    pub(super) fn has_best(&self) -> bool {
+        self.best.is_some()
     }
 
     /// `process_light_client_update`.
@@ -76,7 +85,7 @@ impl Store {
         }
         self.current_most = self.current_most.max(participants);
         let attested = &update.attested_header;
-        if participants > self.safety_threshold(size) && attested.beacon.slot > self.optimistic.beacon.slot {
+        if participants > self.safety_threshold() && attested.beacon.slot > self.optimistic.beacon.slot {
             self.optimistic = attested.clone();
         }
         if !supermajority(participants, size) {
@@ -131,9 +140,9 @@ impl Store {
         Ok(())
     }
 
-    /// `get_safety_threshold`, with a floor.
-    fn safety_threshold(&self, size: usize) -> usize {
-        (self.previous_most.max(self.current_most) / 2).max(size / 3)
+    /// `get_safety_threshold`.
+    fn safety_threshold(&self) -> usize {
+        self.previous_most.max(self.current_most) / 2
     }
 
     /// `validate_light_client_update`; gives the next committee, if the update names one that is not known yet.
@@ -142,8 +151,9 @@ impl Store {
         if aggregate.sync_committee_bits.0.len() != size / 8 {
             return Err(ChainError::Bits { expected: size / 8, found: aggregate.sync_committee_bits.0.len() });
         }
-        if aggregate.participants() == 0 {
-            return Err(ChainError::NoParticipants);
+        let found = aggregate.participants();
+        if found * 3 < size {
+            return Err(ChainError::Participation { found, size });
         }
         let attested = &update.attested_header;
         check_header(network, attested)?;
@@ -215,8 +225,7 @@ fn check_finality(network: &Network, layout: &Layout, update: &Update) -> Result
 fn check_header(network: &Network, header: &Header) -> Result<(), ChainError> {
     match (network.layout(header.beacon.slot).block_hash, &header.block_hash) {
         (Some(index), Some(hash)) => check_branch(&hash.0, &header.block_hash_branch, index, &header.beacon.body_root, "execution block"),
-        // The very first block has none.
-        (_, None) if header.block_hash_branch.is_empty() => Ok(()),
+        (None, None) if header.block_hash_branch.is_empty() => Ok(()),
         _ => Err(ChainError::Branch("execution block")),
     }
 }

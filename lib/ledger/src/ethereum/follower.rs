@@ -22,6 +22,8 @@ use crate::decision::ChainReason;
 pub const OLDEST_CHECKPOINT: u64 = 14 * 86_400;
 /// Of the bundle's text. One a period for a year is 21 MB; a checkpoint may be two weeks old, which is some 700 kB.
 pub const LARGEST_BUNDLE: usize = 4 << 20;
+/// A bundle's updates; some hundred days of the public network, and more than `LARGEST_BUNDLE` holds of it.
+const MOST_UPDATES: usize = 4096;
 /// Whose records one node keeps.
 pub const MOST_DIGESTS: usize = 1024;
 /// How far two clocks may differ, in seconds.
@@ -60,7 +62,9 @@ pub struct Follower {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    checkpoint: Hash,
+    /// Of the network, and of the registry in it.
+    genesis: Hash,
+    contract: Hash,
     finalized: Header,
     last_final: Header,
     optimistic: Header,
@@ -117,36 +121,58 @@ impl Follower {
         now.saturating_sub(self.settings.network.time(store.finalized.beacon.slot)) > OLDEST_CHECKPOINT
     }
 
-    /// What it is after this bundle.
+    /// What it is after this bundle, with all records that are in it.
     pub fn take(&self, text: &str, now: u64) -> Result<Self, ChainError> {
+        self.take_for(text, now, &|_| true)
+    }
+
+    /// What it is after this bundle, of whose records only those that are wanted count: a relay does not fill its memory.
+    pub fn take_for(&self, text: &str, now: u64, wanted: &dyn Fn(&Hash) -> bool) -> Result<Self, ChainError> {
         if text.len() > LARGEST_BUNDLE {
             return Err(ChainError::Format(format!("it has {} bytes, at most {LARGEST_BUNDLE} are read", text.len())));
         }
-        let bundle: Bundle = serde_json::from_str(text).map_err(|e| ChainError::Format(e.to_string()))?;
-        self.follow(&bundle, now)
+        let mut bundle: Bundle = serde_json::from_str(text).map_err(|e| ChainError::Format(e.to_string()))?;
+        for proofs in [Some(&mut bundle.at_final), bundle.attested.as_mut()].into_iter().flatten() {
+            proofs.records.retain(|digest, _| wanted(digest));
+        }
+        self.follow(&bundle, now, wanted)
     }
 
-    fn follow(&self, bundle: &Bundle, now: u64) -> Result<Self, ChainError> {
+    fn follow(&self, bundle: &Bundle, now: u64, wanted: &dyn Fn(&Hash) -> bool) -> Result<Self, ChainError> {
         let network = &self.settings.network;
         let slot = network.slot(now.saturating_add(CLOCKS_DIFFER));
+        let period = |update: &Update| network.preset.period(update.attested_header.beacon.slot);
+        if bundle.updates.len() > MOST_UPDATES || !bundle.updates.is_sorted_by(|a, b| period(a) < period(b)) {
+            return Err(ChainError::Updates(MOST_UPDATES));
+        }
         let mut store = self.begin(bundle, now)?;
+        let mut before: Option<&Update> = None;
         for update in bundle.updates.iter().chain([&bundle.finality]).chain(&bundle.optimistic) {
+            // A period without finality lies between: what was best in it moves on to the next committee.
+            if !store.can_check(network, update) {
+                if let Some(last) = before.filter(|_| !store.has_best()) {
+                    store.process(network, last, slot)?;
+                }
+                store.force(network, slot)?;
+            }
             if !store.knows(network, update) {
                 store.process(network, update, slot)?;
             }
+            before = Some(update);
         }
         store.force(network, slot)?;
         let shown = bundle.finality.finalized_header.as_ref().ok_or(ChainError::Branch("finalized header"))?;
-        same("final", shown, &store.last_final)?;
-        if let Some(known) = self.anchor.filter(|known| known.slot > shown.beacon.slot) {
-            return Err(ChainError::Older { what: "final", known: known.slot, found: shown.beacon.slot });
+        let known = self.anchor.map_or(0, |anchor| anchor.slot).max(store.last_final.beacon.slot);
+        // What goes with the beacon block in the bundle was not looked at, if it was known: the store's own headers were.
+        if shown.beacon != store.last_final.beacon || shown.beacon.slot < known {
+            return Err(ChainError::Older { what: "final", known, found: shown.beacon.slot });
         }
         let mut new = Self { store: None, ..self.clone() };
-        new.anchor = Some(new.at_final(shown, &bundle.at_final)?);
+        new.anchor = Some(new.at_final(&store.last_final, &bundle.at_final, wanted)?);
         let attested = &bundle.optimistic.as_ref().unwrap_or(&bundle.finality).attested_header;
         // One that is a slot behind another relay is no liar: what it attests says nothing, that is all.
-        if let Some(proofs) = bundle.attested.as_ref().filter(|_| *attested == store.optimistic) {
-            new.attested = Some(new.at_attested(attested, proofs)?);
+        if let Some(proofs) = bundle.attested.as_ref().filter(|_| attested.beacon == store.optimistic.beacon) {
+            new.attested = Some(new.at_attested(&store.optimistic, proofs)?);
         }
         new.store = Some(store);
         Ok(new)
@@ -166,7 +192,7 @@ impl Follower {
         Ok(store)
     }
 
-    fn at_final(&mut self, header: &Header, proofs: &Proofs) -> Result<Anchor, ChainError> {
+    fn at_final(&mut self, header: &Header, proofs: &Proofs, wanted: &dyn Fn(&Hash) -> bool) -> Result<Anchor, ChainError> {
         let (at, records) = self.read(header, proofs)?;
         for (digest, record) in records {
             let known = self.records.get(&digest);
@@ -176,10 +202,11 @@ impl Follower {
             let attested = known.and_then(|old| old.attested).filter(|(seen, _)| seen.slot > at.slot);
             self.records.insert(digest, Known { at, record, attested });
         }
-        // What nobody asked about for longest goes first, never a revocation before anything else.
+        // What nobody wants goes first, and bad news last.
         while self.records.len() > MOST_DIGESTS {
-            let oldest = self.records.iter().min_by_key(|(_, known)| (known.record.revoked(), known.at.slot)).map(|(digest, _)| *digest);
-            oldest.and_then(|digest| self.records.remove(&digest));
+            let rank = |digest: &Hash, known: &Known| (wanted(digest), known.record.revoked() || known.attested.is_some(), known.at.slot);
+            let first = self.records.iter().min_by_key(|(digest, known)| rank(digest, known)).map(|(digest, _)| *digest);
+            first.and_then(|digest| self.records.remove(&digest));
         }
         Ok(at)
     }
@@ -245,6 +272,11 @@ impl Follower {
         }
     }
 
+    /// Whether it was ever told of this image.
+    pub fn has(&self, digest: &Hash) -> bool {
+        self.records.contains_key(digest)
+    }
+
     pub fn view(&self) -> Option<View> {
         let (store, anchor) = (self.store.as_ref()?, self.anchor?);
         let attested = self.attested.unwrap_or(anchor);
@@ -264,7 +296,7 @@ impl Follower {
     pub fn essence(&self) -> Root {
         let Some(store) = &self.store else { return [0; 32] };
         let hours = self.settings.network.time(store.last_final.beacon.slot) / LOST_AT_MOST;
-        let begun = Sha256::new().chain_update(self.settings.checkpoint).chain_update(hours.to_be_bytes());
+        let begun = Sha256::new().chain_update(self.settings.contract_id().0).chain_update(hours.to_be_bytes());
         let begun = begun.chain_update(committee::root(&store.current.raw));
         let begun = begun.chain_update(store.next.as_ref().map_or([0; 32], |next| committee::root(&next.raw)));
         let told = |hasher: Sha256, (digest, known): (&Hash, &Known)| {
@@ -284,7 +316,8 @@ impl Follower {
     pub fn saved(&self) -> Option<Saved> {
         let store = self.store.as_ref()?;
         Some(Saved {
-            checkpoint: Hash::new(self.settings.checkpoint),
+            genesis: Hash::new(self.settings.network.genesis_validators_root),
+            contract: self.settings.contract_id(),
             finalized: store.finalized.clone(),
             last_final: store.last_final.clone(),
             optimistic: store.optimistic.clone(),
@@ -299,9 +332,11 @@ impl Follower {
         })
     }
 
-    /// From what was kept; whose it is, the caller has checked. With another checkpoint pinned since, the chain is followed anew
-    /// from there; what was seen of it stays.
+    /// From what was kept; whose it is, the caller has checked. Of another contract the records do not count, of another network nothing.
     pub fn restore(settings: Settings, saved: Saved) -> Result<Self, ChainError> {
+        if saved.genesis.0 != settings.network.genesis_validators_root {
+            return Ok(Self::new(settings));
+        }
         let size = settings.network.preset.committee;
         let store = Store {
             current: Committee::load(&saved.current, size)?,
@@ -313,14 +348,7 @@ impl Follower {
             previous_most: saved.previous_most,
             current_most: saved.current_most,
         };
-        let store = (saved.checkpoint.0 == settings.checkpoint).then_some(store);
-        Ok(Self { settings, store, anchor: saved.anchor, attested: saved.attested, records: saved.records })
+        let records = if saved.contract == settings.contract_id() { saved.records } else { BTreeMap::new() };
+        Ok(Self { settings, store: Some(store), anchor: saved.anchor, attested: saved.attested, records })
     }
-}
-
-fn same(what: &'static str, shown: &Header, known: &Header) -> Result<(), ChainError> {
-    if shown == known {
-        return Ok(());
-    }
-    Err(ChainError::Older { what, known: known.beacon.slot, found: shown.beacon.slot })
 }

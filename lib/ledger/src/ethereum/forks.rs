@@ -1,7 +1,7 @@
 //! What differs between the forks of the consensus layer, as data.
 //!
 //! Sources: consensus-specs, specs/FORK/light-client/sync-protocol.md: the generalized indices of the beacon state and of the
-//! block's body. The way to the execution block's hash is one index here: in Capella the payload's header is at 25 of the body and
+//! block's body; for Gloas, whose text is not finished, Lodestar's types (1.50). The way to the execution block's hash is one index here: in Capella the payload's header is at 25 of the body and
 //! has 16 leaves, in Deneb 32, and the hash is its thirteenth; in Gloas it is the bid's `parent_block_hash`, the last block that was run.
 
 use super::ssz::{Root, merkleize, parent};

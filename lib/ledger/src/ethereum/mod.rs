@@ -61,10 +61,12 @@ pub enum ChainError {
     Branch(&'static str),
     #[error("the participation has {found} bytes, expected {expected}")]
     Bits { expected: usize, found: usize },
-    #[error("nobody of the sync committee signed")]
-    NoParticipants,
+    #[error("{found} of {size} of the sync committee signed; less than a third says nothing")]
+    Participation { found: usize, size: usize },
     #[error("the sync committee's signature does not hold ({problem}): altered, by others, or of another network")]
     Signature { problem: String },
+    #[error("its updates are more than {0}, or not one a period and the oldest first")]
+    Updates(usize),
     #[error("its slots are not in order: now {now}, signed {signed}, attested {attested}, final {finalized}")]
     Slots { now: u64, signed: u64, attested: u64, finalized: u64 },
     #[error("it is of the sync committee period {found}, this node is in {known}: updates between are missing")]

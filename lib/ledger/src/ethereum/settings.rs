@@ -1,3 +1,5 @@
+use sha2::{Digest as _, Sha256};
+
 use super::forks::{Fork, LAYOUTS, MAINNET, MINIMAL, Network};
 use super::registry::Approval;
 use super::state::Contract;
@@ -14,6 +16,15 @@ pub struct Settings {
     /// How old the final block may be whose state decides, in seconds.
     pub max_age: u64,
     pub require: Approval,
+}
+
+impl Settings {
+    /// Which registry it is, whatever else changes.
+    pub(super) fn contract_id(&self) -> Hash {
+        let Contract { address, code, mapping } = &self.contract;
+        let hasher = Sha256::new().chain_update(address.0).chain_update(code.0).chain_update(mapping.to_be_bytes());
+        Hash::new(hasher.finalize().into())
+    }
 }
 
 impl TryFrom<&config::Chain> for Settings {

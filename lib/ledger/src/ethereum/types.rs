@@ -36,9 +36,14 @@ impl<const N: usize> std::str::FromStr for Hex<N> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bytes = text.strip_prefix("0x").and_then(measure::unhex).and_then(|b| b.try_into().ok());
+        let bytes = unhex(text).and_then(|b| b.try_into().ok());
         bytes.map(Self).ok_or_else(|| format!("expected 0x and {} hex digits, found {:?}", 2 * N, shortened(text)))
     }
+}
+
+/// In either case: addresses come with the checksum of ERC-55 in theirs.
+fn unhex(text: &str) -> Option<Vec<u8>> {
+    measure::unhex(&text.strip_prefix("0x")?.to_ascii_lowercase())
 }
 
 fn shortened(text: &str) -> String {
@@ -66,8 +71,7 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        let bytes = text.strip_prefix("0x").and_then(measure::unhex);
-        bytes.map(Self).ok_or_else(|| D::Error::custom(format!("expected 0x and hex digits, found {:?}", shortened(&text))))
+        unhex(&text).map(Self).ok_or_else(|| D::Error::custom(format!("expected 0x and hex digits, found {:?}", shortened(&text))))
     }
 }
 

@@ -103,13 +103,76 @@ fn heights_and_sequences_never_go_back_not_even_over_a_restart() {
     sim.words.insert(digest(1), word(3, 0, 6));
     let revoked = restored.take(&text(&sim.bundle(56)), sim.now(90)).unwrap();
     assert_ne!(revoked.essence(), follower.essence(), "a revocation must not be undone by older files");
-    // Another checkpoint is pinned: the chain is followed anew, what was seen stays.
-    let mut elsewhere = sim.settings.clone();
-    elsewhere.checkpoint = sim.made(16, None).header.beacon.root();
-    let kept = revoked.saved().unwrap();
-    let anew = Follower::restore(elsewhere, kept).unwrap();
-    assert_eq!(anew.period(sim.now(90)), None);
-    assert!(matches!(anew.decide(&digest(1), sim.now(90)), Err(ChainReason::Revoked { .. })));
+    // Another checkpoint is pinned: what was followed goes on. Another contract: its records begin anew. Another network: all of it does.
+    let kept = || revoked.saved().unwrap();
+    let with = |alter: &dyn Fn(&mut Settings)| {
+        let mut settings = sim.settings.clone();
+        alter(&mut settings);
+        Follower::restore(settings, kept()).unwrap()
+    };
+    let now = sim.now(90);
+    let anew = with(&|s| s.checkpoint = [1; 32]);
+    assert!(anew.period(now).is_some() && matches!(anew.decide(&digest(1), now), Err(ChainReason::Revoked { .. })));
+    let other = with(&|s| s.contract.address = types::Hex([7; 20]));
+    assert!(other.period(now).is_some() && other.decide(&digest(1), now) == Err(ChainReason::NotAsked));
+    let elsewhere = with(&|s| s.network.genesis_validators_root = [1; 32]);
+    assert!(elsewhere.period(now).is_none() && elsewhere.decide(&digest(1), now) == Err(ChainReason::NotFollowed));
+}
+
+#[test]
+fn only_what_was_asked_for_is_remembered() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let bundle = text(&sim.bundle(24));
+    let follower = Follower::new(sim.settings.clone()).take_for(&bundle, sim.now(60), &|asked| *asked == digest(1)).unwrap();
+    assert!(follower.decide(&digest(1), sim.now(60)).is_ok());
+    assert_eq!(follower.decide(&digest(2), sim.now(60)), Err(ChainReason::NotAsked));
+    assert_eq!(follower.view().unwrap().records, 1);
+}
+
+#[test]
+fn no_relay_shuts_out_the_others_by_writing_a_header_in_another_way() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let (good, now) = (sim.bundle(24), sim.now(60));
+    let mut padded = good.clone();
+    for header in [&mut padded.finality.attested_header, padded.finality.finalized_header.as_mut().unwrap()] {
+        header.block_hash_branch.insert(0, Hash::new([0; 32]));
+    }
+    let follower = Follower::new(sim.settings.clone()).take(&text(&padded), now).unwrap();
+    follower.take(&text(&good), now).unwrap();
+    // Nor has anybody a block of his own taken for one that is final or attested already.
+    let mut own = Sim::new(&[("capella", 0)]);
+    own.words.insert(digest(1), word(2, FAR, 9));
+    let forged = own.made(24, None);
+    let mut bad = good.clone();
+    let header = bad.finality.finalized_header.as_mut().unwrap();
+    header.block_hash = forged.header.block_hash;
+    bad.at_final = forged.proofs;
+    assert!(matches!(follower.take(&text(&bad), now), Err(ChainError::BlockHash { .. })));
+    let mut bad = good;
+    let forged = own.made(40, None);
+    bad.finality.attested_header.block_hash = forged.header.block_hash;
+    bad.attested = Some(forged.proofs);
+    assert!(matches!(follower.take(&text(&bad), now), Err(ChainError::BlockHash { .. })));
+}
+
+#[test]
+fn a_whole_period_without_finality_does_not_keep_a_node_out() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, FAR, 1));
+    let mut bundle = sim.bundle(184);
+    let now = sim.now(204);
+    for finalized in [None, Some(48)] {
+        // In the second period nothing became final, or only what was so in the first.
+        bundle.updates[1] = sim.update(104, finalized, true);
+        let begun = Follower::new(sim.settings.clone());
+        let fresh = begun.take(&text(&bundle), now).unwrap();
+        assert_eq!(fresh.decide(&digest(1), now).unwrap().at.slot, 184);
+        // One that was there before, and off meanwhile.
+        let slept = begun.take(&text(&sim.bundle(24)), sim.now(42)).unwrap();
+        slept.take(&text(&bundle), now).unwrap();
+    }
 }
 
 #[test]
@@ -156,8 +219,8 @@ fn two_thirds_make_final_and_a_third_makes_attested() {
     let network = sim.settings.network.clone();
     let mut store = Store::bootstrap(&network, &sim.settings.checkpoint, &sim.bootstrap()).unwrap();
     sim.signers = 10;
-    store.process(&network, &sim.update(40, None, false), 60).unwrap();
-    assert_eq!(store.optimistic.beacon.slot, 8);
+    let refused = store.process(&network, &sim.update(40, None, false), 60);
+    assert_eq!(refused, Err(ChainError::Participation { found: 10, size: 32 }));
     sim.signers = 11;
     store.process(&network, &sim.update(41, None, false), 60).unwrap();
     assert_eq!(store.optimistic.beacon.slot, 41);

@@ -39,7 +39,9 @@ fn layout(name: &str) -> Layout {
 }
 
 fn network(root: Hash, preset: Preset, fork: &str, version: [u8; 4]) -> Network {
-    let forks = vec![Fork { epoch: 0, version, layout: layout(fork) }];
+    // Snowbridge's headers do not carry the way to the execution block.
+    let block_hash = layout(fork).block_hash.filter(|_| fork == "gloas");
+    let forks = vec![Fork { epoch: 0, version, layout: Layout { block_hash, ..layout(fork) } }];
     Network { preset, genesis_validators_root: root.0, genesis_time: 0, seconds_per_slot: 12, forks }
 }
 
