@@ -224,3 +224,18 @@ pub(crate) fn publish(storage: &Path, repository: &str, blobs: &[Vec<u8>], manif
         }
     }
 }
+
+/// What is no image: one file under a tag (OCI image-spec 1.1, "Guidelines for Artifact Usage").
+pub(crate) fn publish_file(storage: &Path, repository: &str, tag: &str, file: &[u8]) {
+    let manifest = serde_json::json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": sha(b"{}"), "size": 2 },
+        "layers": [{ "mediaType": "application/octet-stream", "digest": sha(file), "size": file.len() }],
+    })
+    .to_string();
+    publish(storage, repository, &[file.to_vec(), b"{}".to_vec()], &[manifest.as_bytes()]);
+    let link = storage.join("docker/registry/v2/repositories").join(repository).join("_manifests/tags").join(tag).join("current/link");
+    std::fs::create_dir_all(link.parent().unwrap()).unwrap();
+    std::fs::write(link, sha(manifest.as_bytes())).unwrap();
+}

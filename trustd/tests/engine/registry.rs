@@ -1,21 +1,22 @@
 //! A real registry, and one that lies.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use basalt_trustd::fetch::{Client, FetchError, Fetcher, RegistryError, Watched};
+use basalt_trustd::sources::Sources;
 use basalt_trustd::store::{Store, StoreError};
 use config::{Registry, Source};
-use ledger::Status;
+use ledger::{Decision, Status};
 use oci::{Limits, OciError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::images::{Built, Packed, image, index, layered, publish, sha};
-use crate::node::{Node, PATIENCE, run, wait};
+use crate::images::{Built, Packed, image, index, layered, publish, publish_file, sha};
+use crate::node::{Node, PATIENCE, run, statement, wait};
 
 /// Longest silence in these tests.
 const SILENCE: Duration = Duration::from_secs(2);
@@ -338,6 +339,45 @@ fn bomb() -> Built {
     built.digest = sha(&built.manifest);
     *built.blobs.last_mut().unwrap() = built.manifest.clone();
     built
+}
+
+#[test]
+fn a_log_or_a_bundle_may_be_an_artifact_and_its_registry_is_not_believed() {
+    run(async {
+        let registry = RealRegistry::start();
+        let proxy = Proxy::start(registry.address).await;
+        let good = image("good");
+        let source = format!("oci:{}/fleet/ledger:latest", proxy.address);
+        let more = format!("sources = [\"{source}\"]\npoll-s = 1\n[[registries]]\nhost = \"{}\"\nplain = true\n", proxy.address);
+        let node = Node::with("artifact", &more).await;
+        let log = statement(&node.key, &good.digest, Status::Approved, 1);
+        publish_file(&registry.storage, "fleet/ledger", "latest", log.as_bytes());
+        proxy.lies("/blobs/", Lie::FlipByte);
+        let sources =
+            Arc::new(Sources::new(&node.config, Path::new("/nowhere"), Client::new(&node.config.registries, SILENCE).unwrap()).unwrap());
+        tokio::spawn(sources.clone().keep(node.approvals.clone(), || ()));
+        let heard = async |says: Option<&str>| {
+            let deadline = Instant::now() + PATIENCE;
+            loop {
+                let found = sources.heard().get(&source).map(|heard| heard.problem.clone());
+                match (&found, says) {
+                    (Some(None), None) => return,
+                    (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
+                    _ => assert!(Instant::now() < deadline, "{found:?}, expected {says:?}"),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        heard(Some("sends sha256:")).await;
+        assert!(matches!(node.approvals.decide(&good.digest), Decision::Deny(_)));
+        proxy.lies("/blobs/", Lie::Endless);
+        heard(Some("more than")).await;
+        proxy.lies("/manifests/", Lie::Swap(b"[]".to_vec()));
+        heard(Some("is not an artifact's manifest")).await;
+        proxy.honest();
+        heard(None).await;
+        assert!(matches!(node.approvals.decide(&good.digest), Decision::Allow(_)));
+    });
 }
 
 #[test]
