@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use config::{LogSource, Node};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use ledger::ethereum::{ChainError, LARGEST_BUNDLE};
 
 use crate::approvals::{ApprovalError, Approvals};
@@ -17,6 +19,8 @@ use crate::sources::{FIRST_PAUSE, Heard, Hearing, read};
 
 /// So many digests in one question: what is before a path's length limit in common servers.
 const AT_ONCE: usize = 64;
+/// All questions to one relay, one after the other.
+const PASS_WITHIN: Duration = Duration::from_secs(120);
 /// Images that come together are asked for together.
 const GATHER: Duration = Duration::from_millis(200);
 
@@ -43,8 +47,10 @@ impl Relays {
     pub async fn keep(self: Arc<Self>, approvals: Arc<Approvals>, wake: impl Fn()) {
         let mut pause = FIRST_PAUSE;
         while !self.list.is_empty() {
-            for relay in &self.list {
-                if self.ask(relay, &approvals).await {
+            // Beside each other: a slow one holds up nobody's news.
+            let mut each: FuturesUnordered<_> = self.list.iter().map(|relay| self.ask(relay, &approvals)).collect();
+            while let Some(new) = each.next().await {
+                if new {
                     wake();
                 }
             }
@@ -59,14 +65,17 @@ impl Relays {
     }
 
     async fn ask(&self, relay: &LogSource, approvals: &Approvals) -> bool {
-        let mut new = false;
+        let (mut new, deadline) = (false, tokio::time::Instant::now() + PASS_WITHIN);
         let digests = approvals.wanted().map(|wanted| wanted.digests).unwrap_or_default();
         let groups: Vec<_> = if digests.is_empty() { vec![&[][..]] } else { digests.chunks(AT_ONCE).collect() };
         for group in groups {
             // Where this node is changes with the first bundle.
             let Some(Wanted { from, .. }) = approvals.wanted() else { return new };
             let digests: String = group.iter().map(|digest| format!("&digest={digest}")).collect();
-            let taken = match read(&self.client, &with(relay, &format!("{from}{digests}")), LARGEST_BUNDLE as u64).await {
+            let asked = with(relay, &format!("{from}{digests}"));
+            let late = || format!("it did not answer all within {} s", PASS_WITHIN.as_secs());
+            let text = tokio::time::timeout_at(deadline, read(&self.client, &asked, LARGEST_BUNDLE as u64)).await;
+            let taken = match text.unwrap_or_else(|_| Err(late())) {
                 Ok(text) => approvals.take(&text).await.map_err(|error| said(&error)),
                 Err(problem) => Err(problem),
             };
