@@ -211,3 +211,38 @@ fn a_network_of_other_sizes_is_not_pinned() {
     let error = pin(&Beacon::new(&beacon.url), &Execution::new(&execution.url), Hex([3; 20]), &[]).unwrap_err().to_string();
     assert!(error.contains("neither the sizes"), "{error}");
 }
+
+#[test]
+fn who_votes_on_the_same_day_votes_for_the_same_and_the_others_are_told_how() {
+    let node = Scripted::start(|method, _| usual(method));
+    let dir = tempfile::tempdir().unwrap();
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_trustctl"))
+            .env("BASALT_CONFIG", dir.path())
+            .env("BASALT_EXECUTION", &node.url)
+            .args(args)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    };
+    let digest = format!("sha256:{}", "cd".repeat(32));
+    let contract = format!("0x{}", "03".repeat(20));
+    let approve = ["chain", "approve", &digest, "--contract", &contract, "--days", "10", "--no-wait"];
+    let (status, _, said) = run(&approve);
+    assert!(status == 1 && said.contains("trustctl key new chain"), "{said}");
+    assert_eq!(run(&["key", "new", "chain"]).0, 0);
+    let (status, said, _) = run(&approve);
+    assert_eq!(status, 0, "{said}");
+    let until: u64 = said.lines().find_map(|line| line.split_once("--until ")).unwrap().1.trim().parse().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    assert!(until.is_multiple_of(86_400) && (now + 10 * 86_400..=now + 12 * 86_400).contains(&until), "{until}");
+    let (_, again, _) = run(&["--json", "chain", "approve", &digest, "--contract", &contract, "--until", "4000000000"]);
+    let again: Value = serde_json::from_str(&again).unwrap();
+    assert_eq!((&again["changed"], &again["final"]), (&json!(false), &json!(true)));
+    assert_eq!(node.asked("eth_sendRawTransaction").len(), 2);
+    // What is no address or no digest is wrong usage; what is in the way of sending is not sent.
+    assert_eq!(run(&["chain", "revoke", "sha256:12", "--contract", &contract]).0, 2);
+    assert_eq!(run(&["chain", "revoke", &digest, "--contract", "0x12"]).0, 2);
+    assert_eq!(run(&["relay", "--contract", &contract]).0, 2);
+}
