@@ -1,7 +1,7 @@
 //! A module as small as one can be: it holds no key and no cryptography, and still has a verifiable random function.
 
 use std::io::{Read as _, Write as _};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
 use std::time::Duration;
 
 use client::{Client, hex};
@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 const SUITES: [&str; 2] = ["ECVRF-EDWARDS25519-SHA512-TAI", "ECVRF-P256-SHA256-TAI"];
 const ALPHA: &[u8] = b"basalt";
+const PEER_WITHIN: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(15);
 
 fn main() {
@@ -35,13 +36,21 @@ fn serve(port: &str) {
 /// Asks a peer, HOST:PORT, for its word again and again.
 fn ask(peer: &str) {
     loop {
-        let mut word = String::new();
-        match TcpStream::connect(peer).and_then(|mut stream| stream.read_to_string(&mut word)) {
-            Ok(_) => println!("demo: {peer} says {word}"),
+        match word_of(peer) {
+            Ok(word) => println!("demo: {peer} says {word}"),
             Err(error) => println!("demo: {peer} does not answer: {error}"),
         }
         std::thread::sleep(Duration::from_secs(1));
     }
+}
+
+/// Nobody is waited for without end: what is sent while networks change can be lost.
+fn word_of(peer: &str) -> std::io::Result<String> {
+    let address = peer.to_socket_addrs()?.next().ok_or(std::io::ErrorKind::NotFound)?;
+    let mut stream = TcpStream::connect_timeout(&address, PEER_WITHIN)?;
+    stream.set_read_timeout(Some(PEER_WITHIN))?;
+    let mut word = String::new();
+    stream.read_to_string(&mut word).map(|_| word)
 }
 
 fn prove() {
