@@ -20,32 +20,11 @@ use crate::chain::{Chain, Wanted};
 use crate::crypto::keys::RootKey;
 use crate::files;
 use crate::marks::{Marks, Seen};
-use crate::tpm::{Tpm, TpmError};
-
-#[derive(Debug, thiserror::Error)]
-pub enum ApprovalError {
-    #[error(transparent)]
-    Log(#[from] LogError),
-    #[error(transparent)]
-    Chain(#[from] ChainError),
-    #[error("this node's ledger is of the kind \"log\": it follows no chain")]
-    NoChain,
-    #[error(transparent)]
-    Tpm(#[from] TpmError),
-    #[error("cannot access {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
-    #[error("{path}, which says how far this node has seen the ledger, cannot be used: {problem}; until then nothing is approved. {RESET}")]
-    HighWater { path: PathBuf, problem: String },
-    #[error(
-        "the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger"
-    )]
-    Fork,
-}
+use crate::tpm::Tpm;
+use crate::unapproved::ApprovalError;
 
 /// For so long what runs may go on although the chain was not asked for it.
 const ASKED_WITHIN: Duration = Duration::from_secs(300);
-const RESET: &str =
-    "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
 
 struct Held {
     text: String,

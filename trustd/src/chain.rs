@@ -16,8 +16,8 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Notify;
 
-use crate::approvals::ApprovalError;
 use crate::files;
+use crate::unapproved::ApprovalError;
 
 /// For so long after somebody asked for an image the relays are asked for it, in seconds.
 const ASKED_FOR: u64 = 3600;

@@ -23,6 +23,7 @@ pub mod started;
 pub mod steps;
 pub mod store;
 pub mod tpm;
+pub mod unapproved;
 pub mod vault;
 
 use std::path::Path;

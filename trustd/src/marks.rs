@@ -8,10 +8,10 @@ use std::sync::Arc;
 use ledger::HighWater;
 use serde::{Deserialize, Serialize};
 
-use crate::approvals::ApprovalError;
 use crate::crypto::keys::RootKey;
 use crate::files;
 use crate::tpm::Tpm;
+use crate::unapproved::ApprovalError;
 
 /// What must not be undone.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -12,10 +12,11 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use ledger::ethereum::{ChainError, LARGEST_BUNDLE};
 
-use crate::approvals::{ApprovalError, Approvals};
+use crate::approvals::Approvals;
 use crate::chain::Wanted;
 use crate::fetch::Client;
 use crate::sources::{FIRST_PAUSE, Heard, Hearing, read};
+use crate::unapproved::ApprovalError;
 
 /// So many digests in one question: what is before a path's length limit in common servers.
 const AT_ONCE: usize = 64;

@@ -13,8 +13,9 @@ use config::{Ledger, LogSource, Node};
 use ledger::LogError;
 use serde::Serialize;
 
-use crate::approvals::{ApprovalError, Approvals};
+use crate::approvals::Approvals;
 use crate::fetch::Client;
+use crate::unapproved::ApprovalError;
 
 /// As long as what the owner can send.
 const LARGEST_LOG: u64 = 16 << 20;

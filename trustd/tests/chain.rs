@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use basalt_trustd::approvals::{ApprovalError, Approvals};
+use basalt_trustd::approvals::Approvals;
 use basalt_trustd::fetch::Client;
 use basalt_trustd::relays::Relays;
 use basalt_trustd::tpm::Tpm;
+use basalt_trustd::unapproved::ApprovalError;
 use common::{Swtpm, vault};
 use ledger::{ChainReason, Decision, Entry, ImageStatement, Reason, SigningKey, Status};
 use measure::Pcr;

@@ -22,12 +22,13 @@ use serde_json::{Value, json};
 use super::base::{Base, Route, add, route};
 use super::snapshot::Snapshot;
 use super::{Answer, ApiError, base, metrics, page, unknown};
-use crate::approvals::{ApprovalError, Approvals};
+use crate::approvals::Approvals;
 use crate::engine::Tickets;
 use crate::fetch::Chunks;
 use crate::modules::{ModuleError, Modules, State as Became};
 use crate::relays::Relays;
 use crate::sources::Sources;
+use crate::unapproved::ApprovalError;
 
 const LARGEST_REQUEST: usize = 16 << 20;
 const MOST_LINES: u32 = 10_000;

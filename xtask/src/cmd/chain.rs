@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{check, dev, tools_plan};
+use super::{check, dev, engine, tools_plan};
 use crate::plan::{Plan, Step};
 use crate::{hash, paths, progress};
 
@@ -85,12 +85,9 @@ fn contracts(plan: &Plan) -> Result<()> {
 
 /// One test of the engine's, which is left out there.
 fn network(plan: Plan) -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the node's engine in the test of the chain needs root");
-    }
+    let sandbox = engine::sandbox(&plan)?;
     let packages = packages(&plan, "ci/devnet")?;
     let recording = dev::scratch(&plan, "chain")?;
-    let sandbox = super::test::engine_sandbox(&plan)?;
     let scratch = plan.store.work("gate")?;
     for place in ["npm", "recording"] {
         std::fs::create_dir(scratch.join(place))?;
@@ -101,18 +98,15 @@ fn network(plan: Plan) -> Result<()> {
         .env("BASALT_DEVNET", "/cache/npm")
         .env("BASALT_CHAIN_RECORDING", "/cache/recording");
     // For who records anew what the other tests replay.
-    for name in ["BASALT_CHAIN_512"] {
-        if let Ok(value) = std::env::var(name) {
-            sandbox = sandbox.env(name, value);
-        }
+    const WIDE: &str = "BASALT_CHAIN_512";
+    if let Ok(value) = std::env::var(WIDE) {
+        sandbox = sandbox.env(WIDE, value);
     }
     // From here on the cache is only read; the network takes its time.
     drop(plan);
-    let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", super::test::ENGINE_TESTS];
+    let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", engine::TESTS];
     args.extend(["--test", "engine", "--", "--ignored", "--exact", "chain::a_real_network_decides", "--nocapture"]);
-    let result = check(&mut sandbox.command(args)?, "the test of the chain");
-    super::test::remove_groups();
-    result?;
+    engine::check(&sandbox, args, "the test of the chain")?;
     // A test by another name would be none.
     if std::fs::read_dir(&recording)?.next().is_none() {
         bail!("the test of the chain ran nothing: it recorded nothing in {}", recording.display());

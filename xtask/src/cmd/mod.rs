@@ -7,6 +7,7 @@ mod chain;
 pub mod clean;
 pub mod deny;
 pub mod dev;
+mod engine;
 pub mod flash;
 pub mod fuzz;
 pub mod harden;

@@ -1,13 +1,11 @@
 //! `cargo xtask test [GROUP]...`
 
-use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use super::{check, dev, tools_plan};
+use super::{check, dev, engine, tools_plan};
 use crate::plan::{Plan, Step};
-use crate::sandbox::Sandbox;
 use crate::{config, paths, progress, tree};
 
 #[derive(clap::Args)]
@@ -39,8 +37,6 @@ enum Group {
     Chain,
 }
 
-pub(super) const ENGINE_TESTS: &str = "basalt-trustd/engine-tests";
-
 /// Of everything.
 const ALL: [Group; 6] = [Group::Lint, Group::Deny, Group::Unit, Group::Fuzz, Group::Engine, Group::Boot];
 
@@ -70,7 +66,7 @@ fn lint() -> Result<()> {
     let plan = tools_plan()?;
     let sandbox = dev::sandbox(&plan)?;
     check(&mut sandbox.command(["cargo", "fmt", "--all", "--check"])?, "cargo fmt --check")?;
-    let lints = ["cargo", "clippy", "--offline", "--workspace", "--all-targets", "--features", ENGINE_TESTS, "--", "--deny", "warnings"];
+    let lints = ["cargo", "clippy", "--offline", "--workspace", "--all-targets", "--features", engine::TESTS, "--", "--deny", "warnings"];
     check(&mut sandbox.command(lints)?, "cargo clippy")
 }
 
@@ -124,71 +120,10 @@ fn engine(filter: Option<&str>) -> Result<()> {
         progress::line("NOTICE: the engine tests need root and are left out; the boot tests have the engine in the guest");
         return Ok(());
     }
-    let plan = tools_plan()?;
     // Small images go into the engine in parts too.
-    let sandbox = engine_sandbox(&plan)?.env("BASALT_PART", "65536");
-    let selected = ["--features", ENGINE_TESTS, "--test", "engine", "--", "--test-threads", "1"];
-    let result = check(&mut sandbox.command(cargo_test().chain(selected).chain(filter))?, "the engine tests");
-    remove_groups();
-    result
-}
-
-/// `cargo xtask bench gate`: the gate's figures beside those of the bare engine, from an optimised build.
-pub(super) fn bench_gate() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("the gate is measured against an engine in namespaces of its own, which needs root");
-    }
-    let plan = tools_plan()?;
-    let sandbox = engine_sandbox(&plan)?;
-    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-trustd", "--features", "engine-tests"];
-    args.extend(["--test", "engine", "--", "--ignored", "--exact", "bench::figures", "--nocapture"]);
-    let result = check(&mut sandbox.command(args)?, "the bench");
-    remove_groups();
-    result
-}
-
-/// `cargo xtask bench crypto`: from an optimised build, in the sandbox for its control groups.
-pub(super) fn bench_crypto() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("a module's socket wants control groups, which need root");
-    }
-    let plan = tools_plan()?;
-    let sandbox = engine_sandbox(&plan)?;
-    let result = check(&mut sandbox.command(["cargo", "run", "--offline", "--release", "--package", "basalt-bench"])?, "the bench");
-    remove_groups();
-    result
-}
-
-/// An engine's namespaces, a registry beside it.
-pub(super) fn engine_sandbox(plan: &Plan) -> Result<Sandbox> {
-    let state = dev::scratch(plan, "engine")?;
-    let scratch = dev::scratch(plan, "gate")?;
-    let services = plan.build(&Step::Tree("services".into()))?.dir;
-    let programs = plan.build(&Step::Tree("programs".into()))?.dir;
-    Ok(dev::sandbox(plan)?
-        .engine(&state)
-        .write(&scratch, "/cache")
-        .read(&services, "/in")
-        .env("BASALT_ENGINE_TESTS", "1")
-        .env("BASALT_SERVICES", "/in/usr/bin")
-        .read(&programs, "/old")
-        .env("BASALT_PROGRAMS", "/old"))
-}
-
-/// On hosts with the old control groups, empty ones outlive the namespace.
-pub(super) fn remove_groups() {
-    for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        remove_below(&controller.path().join("basalt-test"));
-    }
-}
-
-fn remove_below(dir: &Path) {
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|t| t.is_dir()) {
-            remove_below(&entry.path());
-        }
-    }
-    let _ = std::fs::remove_dir(dir);
+    let sandbox = engine::sandbox(&tools_plan()?)?.env("BASALT_PART", "65536");
+    let selected = ["--features", engine::TESTS, "--test", "engine", "--", "--test-threads", "1"];
+    engine::check(&sandbox, cargo_test().chain(selected).chain(filter), "the engine tests")
 }
 
 fn boot(filter: Option<&str>) -> Result<()> {

@@ -33,8 +33,8 @@ pub fn run(args: Args) -> Result<()> {
     match args.what {
         What::Boot => boot::run(boots),
         What::Image => image::run(boots),
-        What::Gate => super::test::bench_gate(),
-        What::Crypto => super::test::bench_crypto(),
+        What::Gate => super::engine::bench_gate(),
+        What::Crypto => super::engine::bench_crypto(),
         What::Ledger => super::chain::bench(),
     }
 }
