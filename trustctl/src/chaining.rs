@@ -95,7 +95,7 @@ pub(crate) enum Command {
 #[derive(clap::Args)]
 pub(crate) struct Node {
     /// An execution node's JSON-RPC
-    #[arg(long, value_name = "URL", env = "BASALT_EXECUTION", default_value = "http://127.0.0.1:8545")]
+    #[arg(long, value_name = "URL", env = "BASALT_EXECUTION", hide_env_values = true, default_value = "http://127.0.0.1:8545")]
     execution: String,
 }
 
@@ -144,10 +144,7 @@ impl AsWho {
             return Ok(Signer::Rpc { signer: Execution::new(url), from });
         }
         let path = self.key.clone().unwrap_or_else(|| folder.join(trustctl::keys::CHAIN));
-        let hint =
-            || format!("no account's key at {}; make one with `trustctl key new chain`, or name a signer with --signer", path.display());
-        let text = std::fs::read_to_string(&path).with_context(hint)?;
-        Signer::from_hex(&text).with_context(|| path.display().to_string())
+        Signer::load(&path)
     }
 
     /// Says what came of it, and waits until it is final.

@@ -271,6 +271,8 @@ fn show_keys(folder: &std::path::Path, json: bool) -> Result<()> {
         ("builder", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::public_hex(&k))),
         ("signer", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::policy_signer(&k).public().hex())),
         ("recovery", keys::load_recovery(folder).and_then(|k| Ok(k.public()?.to_string()))),
+        #[cfg(feature = "chain")]
+        ("chain", trustctl::chain::Signer::load(&folder.join(keys::CHAIN)).map(|signer| signer.address().to_string())),
         ("log", keys::load_log(&folder.join(keys::LOG)).map(|(_, vkey)| vkey.to_string())),
     ];
     if json {

@@ -110,6 +110,13 @@ fn a_signer_of_somebody_elses_is_told_the_whole_transaction() {
     assert_eq!((&sent["maxPriorityFeePerGas"], &sent["maxFeePerGas"]), (&json!("0x174876e800"), &json!("0x174876e8c8")));
     let data = sent["data"].as_str().unwrap();
     assert_eq!(data.len(), 2 + 8 + 3 * 64);
+    let gas = |sent: &Value| u64::from_str_radix(&sent["gas"].as_str().unwrap()[2..], 16).unwrap();
+    // Half more than was estimated, and room for a record: others may vote in between.
+    assert_eq!(gas(sent), 0x11170 * 3 / 2 + 250_000);
+    // A contract's bytes are no votes: who deploys it need not have ten times what it costs.
+    let deployed = Registry::deploy(&execution, &signer, &[Hex([9; 20])], 1, 1);
+    assert!(deployed.is_err(), "this node gives no address");
+    assert_eq!(gas(&node.asked("eth_sendTransaction")[1][0]), 0x11170 * 3 / 2 + 100_000);
     assert!(data.ends_with(&format!("{:064x}{:064x}", 2, 4_000_000_000u64)), "{data}");
 }
 

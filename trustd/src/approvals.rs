@@ -14,6 +14,7 @@ use config::{Checkpoints, Ledger, Node};
 use ledger::ethereum::{self, ChainError};
 use ledger::{ChainEvidence, ChainReason, Decision, HighWater, Log, LogError, Policy, Reason};
 use serde::Serialize;
+use tokio::sync::watch;
 
 use crate::background;
 use crate::chain::{Chain, Wanted};
@@ -115,14 +116,25 @@ impl Approvals {
             Ok(Held { log, .. }) => log.decide(digest, now, self.floor),
             Err(problem) => Decision::Deny(Reason::Ledger(problem.clone())),
         };
-        let (Some(chain), Decision::Allow(mut evidence)) = (&self.chain, decision.clone()) else { return decision };
-        match chain.decide(digest, now) {
-            Ok(ethereum::Found { at, seq, not_after }) => {
+        // Whoever keeps a node's log too old does not hide what the chain says.
+        let asked = matches!(decision, Decision::Allow(_) | Decision::Deny(Reason::Stale { .. }));
+        let Some(chain) = self.chain.as_ref().filter(|_| asked) else { return decision };
+        match (decision, chain.decide(digest, now)) {
+            (Decision::Allow(mut evidence), Ok(ethereum::Found { at, seq, not_after })) => {
                 evidence.chain = Some(ChainEvidence { block: at.number, seq, not_after });
                 Decision::Allow(evidence)
             }
-            Err(reason) => Decision::Deny(Reason::Chain { digest: digest.to_owned(), reason }),
+            (denied, Ok(_)) => denied,
+            (decision, Err(reason)) => self.sterner(decision, Reason::Chain { digest: digest.to_owned(), reason }),
         }
+    }
+
+    /// Of two denials the one that lets what runs go on for less long: a grace never hides what has none.
+    pub fn sterner(&self, decision: Decision, other: Reason) -> Decision {
+        Decision::Deny(match decision {
+            Decision::Deny(reason) if self.grace(&reason) <= self.grace(&other) => reason,
+            _ => other,
+        })
     }
 
     /// How long what runs may go on after it was found to be forbidden.
@@ -134,7 +146,10 @@ impl Approvals {
             // Of what ran before a restart not all was kept; the relays are being asked.
             Reason::Chain { reason: ChainReason::NotAsked, .. } => ASKED_WITHIN,
             Reason::Chain { reason: ChainReason::Stale { time, now, max_age, .. }, .. } => {
-                over(*time, *now, *max_age, self.chain.as_ref().map_or(Duration::ZERO, Chain::stale_grace))
+                let chain = self.chain.as_ref();
+                let grace = over(*time, *now, *max_age, chain.map_or(Duration::ZERO, Chain::stale_grace));
+                // What was kept before a restart may be older than what was known then.
+                if chain.is_some_and(Chain::heard) { grace } else { grace.max(ASKED_WITHIN) }
             }
             _ => Duration::ZERO,
         }
@@ -209,6 +224,7 @@ impl Approvals {
         let (text, asked, now, before) = (bundle.to_owned(), chain.asked_for(), now(), known.clone());
         let checked = background::run(move || before.take_for(&text, now, &|digest| asked.contains(digest) || before.has(digest))).await;
         let news = checked.map_err(|error| ChainError::Saved(error.to_string()))??;
+        chain.hear();
         // What could not be kept is tried again.
         if news == known && kept {
             return Ok(false);
@@ -249,7 +265,7 @@ impl Approvals {
         }
     }
 
-    /// Why what stands in an approved image must not run by itself: it was revoked, or the chain was not asked yet.
+    /// Why what stands in an approved image must not run: it was revoked, or nobody can tell. Not that nobody approved it by itself.
     pub fn forbids(&self, digest: &str) -> Option<Reason> {
         if let Decision::Deny(reason) = self.decide(digest) {
             match reason {
@@ -258,8 +274,8 @@ impl Approvals {
             }
         }
         let reason = self.chain.as_ref()?.decide(digest, now()).err()?;
-        let counts = matches!(reason, ChainReason::Revoked { .. } | ChainReason::NotAsked);
-        counts.then(|| Reason::Chain { digest: digest.to_owned(), reason })
+        let of_the_index = matches!(reason, ChainReason::Absent { .. } | ChainReason::Expired { .. } | ChainReason::NoProof { .. });
+        (!of_the_index).then(|| Reason::Chain { digest: digest.to_owned(), reason })
     }
 
     /// What the relays are asked for.
@@ -267,12 +283,9 @@ impl Approvals {
         self.chain.as_ref().map(|chain| chain.wanted(now()))
     }
 
-    /// Until somebody asks for an image that the chain was not asked for yet.
-    pub async fn asked(&self) {
-        match &self.chain {
-            Some(chain) => chain.asked().await,
-            None => std::future::pending().await,
-        }
+    /// Changes when somebody asks for an image that the chain was not asked for yet.
+    pub fn asked(&self) -> Option<watch::Receiver<()>> {
+        self.chain.as_ref().map(Chain::asked)
     }
 
     /// Takes the log that is here for the beginning, whatever was seen before, and follows the chain from its checkpoint again. The

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use ledger::ChainReason;
 use ledger::ethereum::{self, ChainError, Follower, Found, Hash, MOST_DIGESTS, Settings};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use crate::files;
 use crate::unapproved::ApprovalError;
@@ -38,7 +39,8 @@ pub(crate) struct Chain {
     state: RwLock<Result<Held, String>>,
     /// Who is asked for, and when that was last.
     digests: Mutex<BTreeMap<Hash, u64>>,
-    news: Notify,
+    news: watch::Sender<()>,
+    heard: AtomicBool,
     max_age: u64,
     stale_grace: Duration,
 }
@@ -76,7 +78,8 @@ impl Chain {
             data: data.to_owned(),
             state: RwLock::new(Err("it was not read yet".into())),
             digests: Mutex::default(),
-            news: Notify::new(),
+            news: watch::Sender::new(()),
+            heard: AtomicBool::new(false),
             max_age: chain.max_age_s,
             stale_grace: Duration::from_secs(chain.stale_grace_s),
         }
@@ -85,8 +88,11 @@ impl Chain {
     /// Reads what was kept; it must be what the mark says.
     pub(crate) fn open(&self, mark: Result<Option<measure::Digest>, String>) {
         let read = mark.and_then(|mark| self.read(mark));
-        if let Err(problem) = &read {
-            println!("chain: {problem}");
+        match &read {
+            // What a kill left behind.
+            Ok(Held { mark: Some(mark), .. }) => self.remove_others(Some(mark)),
+            Ok(_) => {}
+            Err(problem) => println!("chain: {problem}"),
         }
         self.set(read);
     }
@@ -201,8 +207,12 @@ impl Chain {
         self.ask(hash, now);
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             Ok(Held { follower, ahead, .. }) => {
-                let found = follower.decide(&hash, now)?;
-                ahead.as_ref().map_or(Ok(found), |ahead| ahead.decide(&hash, now))
+                let (found, ahead) = (follower.decide(&hash, now), ahead.as_ref().map(|ahead| ahead.decide(&hash, now)));
+                match (found, ahead) {
+                    // What only waits for news hides none.
+                    (Ok(_) | Err(ChainReason::Stale { .. } | ChainReason::NotAsked), Some(Err(reason))) => Err(reason),
+                    (found, _) => found,
+                }
             }
             Err(problem) => Err(ChainReason::Unusable(problem.clone())),
         }
@@ -214,12 +224,22 @@ impl Chain {
             return;
         }
         if digests.insert(digest, now).is_none() {
-            self.news.notify_one();
+            self.news.send_replace(());
         }
     }
 
-    pub(crate) async fn asked(&self) {
-        self.news.notified().await;
+    pub(crate) fn asked(&self) -> watch::Receiver<()> {
+        self.news.subscribe()
+    }
+
+    /// A bundle held.
+    pub(crate) fn hear(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one did since this process began.
+    pub(crate) fn heard(&self) -> bool {
+        self.heard.load(Ordering::Relaxed)
     }
 
     pub(crate) fn wanted(&self, now: u64) -> Wanted {

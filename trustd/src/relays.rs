@@ -1,15 +1,14 @@
 //! Asking relays for bundles of the chain, again and again, and at once when an image comes that nobody asked for before.
 //!
-//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, slow or gives half of it is named and the next one asked; all
-//! are asked each time, so that none can hide what another has.
+//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, slow or gives half of it is named; all are
+//! asked, each in its own time, so that none can hide or hold up what another has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use config::{LogSource, Node};
-use futures_util::StreamExt as _;
-use futures_util::stream::FuturesUnordered;
+use futures_util::future::join_all;
 use ledger::ethereum::{ChainError, LARGEST_BUNDLE};
 
 use crate::approvals::Approvals;
@@ -44,34 +43,38 @@ impl Relays {
         self.heard.all()
     }
 
-    /// Asks without end; `wake` when something is new.
+    /// Asks without end; `wake` when something is new. Each in its own time: a slow one holds up nobody's news.
     pub async fn keep(self: Arc<Self>, approvals: Arc<Approvals>, wake: impl Fn()) {
-        let mut pause = FIRST_PAUSE;
-        while !self.list.is_empty() {
-            // Beside each other: a slow one holds up nobody's news.
-            let mut each: FuturesUnordered<_> = self.list.iter().map(|relay| self.ask(relay, &approvals)).collect();
-            while let Some(new) = each.next().await {
-                if new {
-                    wake();
-                }
+        join_all(self.list.iter().map(|relay| self.follow(relay, &approvals, &wake))).await;
+    }
+
+    async fn follow(&self, relay: &LogSource, approvals: &Approvals, wake: &impl Fn()) {
+        let (mut pause, Some(mut asked)) = (FIRST_PAUSE, approvals.asked()) else { return };
+        loop {
+            // What is asked for from here on is asked for again.
+            asked.mark_unchanged();
+            let (new, good) = self.ask(relay, approvals).await;
+            if new {
+                wake();
             }
-            if self.heard().values().any(|heard| heard.problem.is_none()) {
+            if good {
                 pause = self.period;
             }
             tokio::select! {
                 () = tokio::time::sleep(pause.min(self.period)) => pause = pause.saturating_mul(2),
-                () = approvals.asked() => tokio::time::sleep(GATHER).await,
+                Ok(()) = asked.changed() => tokio::time::sleep(GATHER).await,
             }
         }
     }
 
-    async fn ask(&self, relay: &LogSource, approvals: &Approvals) -> bool {
-        let (mut new, deadline) = (false, tokio::time::Instant::now() + PASS_WITHIN);
+    /// Whether something is new, and whether all that it gave holds.
+    async fn ask(&self, relay: &LogSource, approvals: &Approvals) -> (bool, bool) {
+        let (mut new, mut failed, deadline) = (false, false, tokio::time::Instant::now() + PASS_WITHIN);
         let digests = approvals.wanted().map(|wanted| wanted.digests).unwrap_or_default();
         let groups: Vec<_> = if digests.is_empty() { vec![&[][..]] } else { digests.chunks(AT_ONCE).collect() };
         for group in groups {
             // Where this node is changes with the first bundle.
-            let Some(Wanted { from, .. }) = approvals.wanted() else { return new };
+            let Some(Wanted { from, .. }) = approvals.wanted() else { return (new, false) };
             let digests: String = group.iter().map(|digest| format!("&digest={digest}")).collect();
             let asked = with(relay, &format!("{from}{digests}"));
             let late = || format!("it did not answer all within {} s", PASS_WITHIN.as_secs());
@@ -81,13 +84,13 @@ impl Relays {
                 Err(problem) => Err(problem),
             };
             new |= taken == Ok(true);
-            let failed = taken.is_err();
+            failed = taken.is_err();
             self.heard.note("chain", relay, taken.err());
             if failed || !matches!(relay, LogSource::Http { .. }) {
                 break;
             }
         }
-        new
+        (new, !failed)
     }
 }
 

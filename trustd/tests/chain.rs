@@ -15,7 +15,7 @@ use basalt_trustd::relays::Relays;
 use basalt_trustd::tpm::Tpm;
 use basalt_trustd::unapproved::ApprovalError;
 use common::{Swtpm, vault};
-use ledger::{ChainReason, Decision, Entry, ImageStatement, Reason, SigningKey, Status};
+use ledger::{ChainReason, Decision, Entry, ImageStatement, NoteKey, Reason, Role, SigningKey, Status};
 use measure::Pcr;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -51,8 +51,12 @@ impl Recording {
         self.0["digests"][n].as_str().unwrap().replace("0x", "sha256:")
     }
 
-    /// The whole of node.toml; `ago`: how long ago the last bundle was made.
     fn node(&self, relays: &[String], ago: u64) -> config::Node {
+        config::parse("node.toml", &self.toml(relays, ago)).unwrap()
+    }
+
+    /// The whole of node.toml; `ago`: how long ago the last bundle was made.
+    fn toml(&self, relays: &[String], ago: u64) -> String {
         let recorded = self.0["bundles"].as_array().unwrap().iter().map(|recorded| recorded["now"].as_u64().unwrap()).max().unwrap();
         let mut chain = String::new();
         for line in self.0["settings"].as_str().unwrap().lines() {
@@ -64,10 +68,9 @@ impl Recording {
             };
         }
         let approver = measure::hex(key().verifying_key().as_bytes());
-        let text = format!(
+        format!(
             "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n[owner]\n[ledger]\nkind = \"ethereum\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{approver}\"]\n{chain}"
-        );
-        config::parse("node.toml", &text).unwrap()
+        )
     }
 
     /// The log's approvers let all three run: what is left is up to the chain.
@@ -228,6 +231,123 @@ fn a_kill_between_any_two_steps_of_keeping_leaves_one_state_whole() {
 }
 
 #[test]
+#[cfg(feature = "engine-tests")] // without it a program has no such steps: cargo xtask test engine
+fn a_kill_at_any_step_of_keeping_loses_nothing_that_counted() {
+    use std::os::unix::process::ExitStatusExt as _;
+    const STEPS: [(&str, bool); 3] = [("chain-written", false), ("marked", true), ("chain-marked", true)];
+    for (step, counts) in STEPS {
+        let recording = Recording::read();
+        let (good, toml) = (recording.digest(0), recording.toml(&[], 60));
+        let node: config::Node = config::parse("node.toml", &toml).unwrap();
+        let Place { dir, _swtpm: swtpm, tpm } = run(async {
+            let place = Place::make().await;
+            place.begin(&node, &recording).await.take(&recording.text("approved")).await.unwrap();
+            place
+        });
+        drop(tpm);
+        std::fs::write(dir.path().join("node.toml"), &toml).unwrap();
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "process"])
+            .env("BASALT_END_AT", step)
+            .env("BASALT_PLACE", dir.path())
+            .env("BASALT_TPM", &swtpm.tcti)
+            .output()
+            .unwrap();
+        // What steps::step does; an assertion that failed is something else.
+        assert_eq!(child.status.signal(), Some(6), "{step}: {}", String::from_utf8_lossy(&child.stdout));
+        run(async {
+            let tpm = swtpm.open().await;
+            let place = Place { dir, _swtpm: swtpm, tpm };
+            let approvals = place.open(&node).await;
+            match approvals.decide(&good) {
+                Decision::Allow(_) => assert!(!counts, "{step}: what was marked is lost"),
+                _ => assert!(counts && matches!(denied(&approvals, &good), ChainReason::Revoked { .. }), "{step}"),
+            }
+            // It goes on from there, and one state is left.
+            approvals.take(&recording.text("revoked")).await.unwrap();
+            assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }), "{step}");
+            kept(&place.data());
+        });
+    }
+}
+
+#[test]
+#[cfg(feature = "engine-tests")]
+#[ignore = "the process that the test above ends"]
+fn process() {
+    let dir = PathBuf::from(std::env::var_os("BASALT_PLACE").unwrap());
+    let node: config::Node = config::parse("node.toml", &std::fs::read_to_string(dir.join("node.toml")).unwrap()).unwrap();
+    run(async {
+        let tpm = Tpm::open(&std::env::var("BASALT_TPM").unwrap()).await.unwrap();
+        let root = vault(&tpm, Pcr::default(), &dir.join("data"), &dir, &node.keys).open().await.unwrap();
+        let approvals = Approvals::open(&node, &dir.join("etc"), &dir.join("data"), 0, tpm, Arc::new(root)).await.unwrap();
+        approvals.take(&Recording::read().text("revoked")).await.unwrap();
+    });
+}
+
+/// A checkpoint of the log, which one witness saw so long ago.
+fn witnessed(log: &str, ago: u64) -> (config::Checkpoints, String) {
+    let (key, witness) = (SigningKey::from_bytes(&[6; 32]), SigningKey::from_bytes(&[7; 32]));
+    let of = |name: &str, role, key: &SigningKey| NoteKey::new(name, role, key.verifying_key()).unwrap();
+    let (log_key, witness_key) = (of("t", Role::Log, &key), of("w", Role::Witness, &witness));
+    let leaves = trustctl::statement::leaves(log, "t").unwrap();
+    let cosigned = trustctl::witness::cosign(log, &leaves, "t", &key, &[], &[]).unwrap().log;
+    let body = cosigned.rsplit_once("\n\n").unwrap().0;
+    let body = format!("{}\n", &body[body.rfind("\n\n").map_or(0, |at| at + 2)..]);
+    let time = now() - ago;
+    let signature = ed25519_dalek::Signer::sign(&witness, format!("cosignature/v1\ntime {time}\n{body}").as_bytes());
+    let blob = [witness_key.id().as_slice(), &time.to_be_bytes(), &signature.to_bytes()].concat();
+    let line = format!("\u{2014} w {}\n", base64::Engine::encode(&base64::engine::general_purpose::STANDARD, blob));
+    let checkpoints = config::Checkpoints {
+        log: log_key.to_string(),
+        witnesses: vec![witness_key.to_string()],
+        threshold: 1,
+        max_age_s: 60,
+        stale_grace_s: 86_400,
+    };
+    (checkpoints, cosigned + &line)
+}
+
+#[test]
+fn a_grace_hides_nothing_that_has_none() {
+    run(async {
+        // The log is too old, which has its grace; the chain revokes.
+        let (place, recording) = (Place::make().await, Recording::read());
+        let mut node = recording.node(&[], 60);
+        let (checkpoints, log) = witnessed(&recording.log(), 3600);
+        node.ledger.checkpoints = Some(checkpoints);
+        let good = recording.digest(0);
+        let approvals = place.open(&node).await;
+        approvals.extend(&log).await.unwrap();
+        drop(approvals.decide(&good));
+        approvals.take(&recording.text("approved")).await.unwrap();
+        let Decision::Deny(reason @ Reason::Stale { .. }) = approvals.decide(&good) else { panic!("{:?}", approvals.decide(&good)) };
+        assert!(approvals.grace(&reason) > Duration::ZERO);
+        approvals.take(&recording.text("attested")).await.unwrap();
+        assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+
+        // What is kept of the chain is too old, which has its grace; what could not be kept revokes.
+        let place = Place::make().await;
+        let mut node = recording.node(&[], 4000);
+        let chain = node.ledger.chain.as_mut().unwrap();
+        (chain.max_age_s, chain.stale_grace_s) = (3600, 86_400);
+        let approvals = place.begin(&node, &recording).await;
+        approvals.take(&recording.text("approved")).await.unwrap();
+        assert!(matches!(denied(&approvals, &good), ChainReason::Stale { .. }));
+        std::fs::create_dir(place.data().join("ledger.new")).unwrap();
+        approvals.take(&recording.text("attested")).await.unwrap_err();
+        assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
+
+        // Of an index that is revoked a part was not asked for yet.
+        let reason = |reason| Reason::Chain { digest: good.clone(), reason };
+        let (revoked, not_asked) = (reason(ChainReason::Revoked { seq: 1, block: 1 }), reason(ChainReason::NotAsked));
+        let both = approvals.sterner(Decision::Deny(revoked.clone()), not_asked.clone());
+        assert_eq!(both, Decision::Deny(revoked.clone()));
+        assert_eq!(approvals.sterner(Decision::Deny(not_asked), revoked.clone()), Decision::Deny(revoked));
+    });
+}
+
+#[test]
 fn bad_news_counts_even_if_it_cannot_be_kept() {
     run(async {
         let (place, recording) = (Place::make().await, Recording::read());
@@ -262,6 +382,14 @@ fn what_is_in_an_approved_index_may_be_revoked_by_itself() {
         assert!(approvals.forbids(&recording.digest(0)).is_none() && approvals.forbids(&recording.digest(2)).is_none());
         let revoked = approvals.forbids(&recording.digest(1)).unwrap();
         assert!(matches!(revoked, Reason::Chain { reason: ChainReason::Revoked { .. }, .. }));
+        // Relays that stop telling of it do not keep it from being revoked: what is known of it is too old.
+        let place = Place::make().await;
+        let mut node = recording.node(&[], 4000);
+        node.ledger.chain.as_mut().unwrap().max_age_s = 3600;
+        let approvals = place.begin(&node, &recording).await;
+        approvals.take(&recording.text("approved")).await.unwrap();
+        let stale = approvals.forbids(&recording.digest(2)).unwrap();
+        assert!(matches!(stale, Reason::Chain { reason: ChainReason::Stale { .. }, .. }), "{stale}");
     });
 }
 
@@ -277,7 +405,14 @@ fn too_old_is_denied_after_its_grace() {
         assert!(matches!(&reason, Reason::Chain { reason: ChainReason::Stale { .. }, .. }), "{reason}");
         assert_eq!(approvals.grace(&reason), Duration::ZERO);
         node.ledger.chain.as_mut().unwrap().stale_grace_s = 7200;
-        assert_eq!(place.open(&node).await.grace(&reason), Duration::MAX);
+        let again = place.open(&node).await;
+        assert_eq!(again.grace(&reason), Duration::MAX);
+        // Right after a restart the relays are waited for: what was kept may be older than what was known.
+        node.ledger.chain.as_mut().unwrap().stale_grace_s = 0;
+        let again = place.open(&node).await;
+        assert!((Duration::from_secs(60)..Duration::MAX).contains(&again.grace(&reason)));
+        again.take(&recording.text("approved")).await.unwrap();
+        assert_eq!(again.grace(&reason), Duration::ZERO);
     });
 }
 
@@ -288,6 +423,8 @@ enum Manner {
     /// Says that more will come than comes.
     Breaks(String),
     Silent,
+    /// A byte now and then: each within what it may take.
+    Trickles,
     Refuses,
 }
 
@@ -308,6 +445,13 @@ async fn relay(manner: Manner) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
                     Manner::Gives(text) => ("200 OK", text, 0),
                     Manner::Breaks(text) => ("200 OK", text[..text.len() / 2].to_owned(), 1000),
                     Manner::Silent => return tokio::time::sleep(PATIENCE).await,
+                    Manner::Trickles => {
+                        let _ = client.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n").await;
+                        while client.write_all(b" ").await.is_ok() {
+                            tokio::time::sleep(Duration::from_millis(500)).await;
+                        }
+                        return;
+                    }
                     Manner::Refuses => ("502 Bad Gateway", String::new(), 0),
                 };
                 let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len() + more);
@@ -380,6 +524,34 @@ fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
             assert!(Instant::now() < deadline, "{:?}", asked.lock().unwrap());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+        keeping.abort();
+    });
+}
+
+#[test]
+fn a_relay_that_trickles_holds_up_no_other() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let (slow, of_slow) = relay(Manner::Trickles).await;
+        let (honest, of_honest) = relay(Manner::Gives(recording.text("approved"))).await;
+        let node = recording.node(&[slow, honest], 60);
+        let approvals = Arc::new(place.begin(&node, &recording).await);
+        let relays = Arc::new(Relays::new(&node, Client::new(&[], PATIENCE).unwrap()).unwrap());
+        let keeping = tokio::spawn(relays.keep(approvals.clone(), || ()));
+        let until = async |what: &str, done: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while !done() {
+                assert!(Instant::now() < deadline, "{what}: {:?}", of_honest.lock().unwrap());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        until("again and again", &|| of_honest.lock().unwrap().len() > 3).await;
+        // At once for what nobody asked for before.
+        let stranger = format!("sha256:{}", "77".repeat(32));
+        assert!(approvals.forbids(&stranger).is_some());
+        let wanted = stranger.replace("sha256:", "0x");
+        until("at once", &|| of_honest.lock().unwrap().iter().any(|line| line.contains(&wanted))).await;
+        assert_eq!(of_slow.lock().unwrap().len(), 1, "it is still at its first answer");
         keeping.abort();
     });
 }

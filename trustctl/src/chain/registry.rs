@@ -1,5 +1,6 @@
 //! The registry contract (contracts/ImageRegistry.sol) from the approvers' side: deploying it, voting, reading it.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -53,6 +54,14 @@ impl Signer {
         let hex = text.trim();
         let bytes = measure::unhex(&hex.strip_prefix("0x").unwrap_or(hex).to_lowercase()).context("it is not hex")?;
         Ok(Self::Key(Box::new(SigningKey::from_slice(&bytes).map_err(|_| anyhow::anyhow!("it is no secp256k1 key of 64 hex digits"))?)))
+    }
+
+    /// From the file of an account's key.
+    pub fn load(path: &Path) -> Result<Self> {
+        let hint =
+            || format!("no account's key at {}; make one with `trustctl key new chain`, or name a signer with --signer", path.display());
+        let text = std::fs::read_to_string(path).with_context(hint)?;
+        Self::from_hex(&text).with_context(|| path.display().to_string())
     }
 
     pub fn address(&self) -> Hex<20> {
@@ -258,8 +267,7 @@ fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8])
         }
     }
     let gas = node.number("eth_estimateGas", json!([fields])).or_else(|_| node.number("eth_estimateGas", json!([fields, "latest"])));
-    // Whoever votes at the same time may make this the vote that counts: then it writes a record, or each approver of a new set.
-    let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + 100_000 + data.len() as u64 / 32 * 50_000;
+    let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + votes(to.map_or(0, |_| data.len()));
     let hash = signer.send(node, to, data, gas)?;
     let deadline = Instant::now() + MINED_WITHIN;
     loop {
@@ -269,6 +277,12 @@ fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8])
         ensure!(Instant::now() < deadline, "the transaction {hash} is in no block after {} s; it may still come", MINED_WITHIN.as_secs());
         std::thread::sleep(POLL);
     }
+}
+
+/// Whoever votes at the same time may make this the vote that counts: then it writes a record, or each approver of a new set. The bytes
+/// of a contract are no votes.
+fn votes(bytes: usize) -> u64 {
+    100_000 + bytes as u64 / 32 * 50_000
 }
 
 /// What became of a transaction; none: it is in no block.

@@ -195,12 +195,12 @@ impl Modules {
 
     /// Both what was asked for and what it led to must not be forbidden; the first must be allowed.
     fn decide(&self, asked: &str, digest: &str) -> Decision {
-        if asked != digest
-            && let Some(reason) = self.parts.approvals.forbids(digest)
-        {
-            return Decision::Deny(reason);
+        let approvals = &self.parts.approvals;
+        let decision = approvals.decide(asked);
+        match (asked != digest).then(|| approvals.forbids(digest)).flatten() {
+            Some(reason) => approvals.sterner(decision, reason),
+            None => decision,
         }
-        self.parts.approvals.decide(asked)
     }
 
     /// The blobs of everything that could be run again stay.

@@ -122,7 +122,8 @@ fn engine(filter: Option<&str>) -> Result<()> {
     }
     // Small images go into the engine in parts too.
     let sandbox = engine::sandbox(&tools_plan()?)?.env("BASALT_PART", "65536");
-    let selected = ["--features", engine::TESTS, "--test", "engine", "--", "--test-threads", "1"];
+    // Those of the chain end processes at steps that only these have.
+    let selected = ["--features", engine::TESTS, "--test", "engine", "--test", "chain", "--", "--test-threads", "1"];
     engine::check(&sandbox, cargo_test().chain(selected).chain(filter), "the engine tests")
 }
 

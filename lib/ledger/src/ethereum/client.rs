@@ -5,7 +5,8 @@
 //! - Neither `finalized`, `last_final` nor `optimistic` ever goes back.
 //!
 //! Stricter than the specification:
-//! - A forced update (a period without finality) is made only of one that two thirds signed; the specification takes any.
+//! - A forced update (a period without finality) is made only of one that two thirds signed, and only such ones are kept for it; the
+//!   specification takes any.
 //! - A forced header takes the place of `finalized`, which says whose committee signs; `last_final`, which decides about images,
 //!   stays the last one that the chain itself made final.
 //! - What less than a third of a committee signed is refused, and so is a header since Capella that does not name its execution block.
@@ -63,7 +64,11 @@ impl Store {
         // The committee after the next one: nothing to apply, but what a period without finality is passed by.
         let further = period == own + 1 && self.best.as_ref().is_none_or(|best| best.next_sync_committee.is_none());
         let committee = update.next_sync_committee.is_some() && (self.next.is_none() && period == own || further);
+        // What the specification would call not relevant: a forced update passed it by.
+        let passed = update.attested_header.beacon.slot <= self.finalized.beacon.slot
+            && !(self.next.is_none() && update.next_sync_committee.is_some() && period == own);
         period < own
+            || passed
             || slot <= self.last_final.beacon.slot && update.attested_header.beacon.slot <= self.optimistic.beacon.slot && !committee
     }
 
@@ -72,15 +77,17 @@ impl Store {
         network.preset.period(update.signature_slot) <= self.period(network) + u64::from(self.next.is_some())
     }
 
-    pub(super) fn has_best(&self) -> bool {
-        self.best.is_some()
+    /// Whether two thirds of a committee that is known signed it, even if something newer is known.
+    pub(super) fn vouched(&self, network: &Network, update: &Update, slot: u64) -> bool {
+        supermajority(update.sync_aggregate.participants(), network.preset.committee) && self.validate(network, update, slot).is_ok()
     }
 
     /// `process_light_client_update`.
     pub fn process(&mut self, network: &Network, update: &Update, slot: u64) -> Result<(), ChainError> {
         let next = self.validate(network, update, slot)?;
         let (participants, size) = (update.sync_aggregate.participants(), network.preset.committee);
-        if self.best.as_ref().is_none_or(|best| better(network, update, best)) {
+        // Another one would never be used, and be in the way of those that could.
+        if supermajority(participants, size) && self.best.as_ref().is_none_or(|best| better(network, update, best)) {
             self.best = Some(update.clone());
         }
         self.current_most = self.current_most.max(participants);

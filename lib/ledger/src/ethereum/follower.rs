@@ -1,7 +1,8 @@
 //! A node's view of the chain: takes bundles, remembers the records that it asked for, decides.
 //!
 //! Invariants:
-//! - A bundle is taken whole or not at all; what it proves is proved at the newest final and attested header that this node knows.
+//! - A bundle is taken whole or not at all; what it proves is proved at the newest final and attested header that this node knows. From
+//!   one that is behind, and that two thirds signed, revocations are taken and nothing else: who is ahead by a slot hides none.
 //! - The final height never goes back, and no record to an older sequence. A revocation stays, but for one that was only attested and
 //!   that a later final block does not have.
 
@@ -150,9 +151,11 @@ impl Follower {
         for update in bundle.updates.iter().chain([&bundle.finality]).chain(&bundle.optimistic) {
             // A period without finality lies between: what was best in it moves on to the next committee.
             if !store.can_check(network, update) {
-                if let Some(last) = before.filter(|_| !store.has_best()) {
-                    store.process(network, last, slot)?;
-                }
+                store.force(network, slot)?;
+            }
+            // What was kept for that may have been no more than another slot of the same period.
+            if let Some(last) = before.filter(|_| !store.can_check(network, update)) {
+                store.process(network, last, slot)?;
                 store.force(network, slot)?;
             }
             if !store.knows(network, update) {
@@ -163,16 +166,31 @@ impl Follower {
         store.force(network, slot)?;
         let shown = bundle.finality.finalized_header.as_ref().ok_or(ChainError::Branch("finalized header"))?;
         let known = self.anchor.map_or(0, |anchor| anchor.slot).max(store.last_final.beacon.slot);
-        // What goes with the beacon block in the bundle was not looked at, if it was known: the store's own headers were.
-        if shown.beacon != store.last_final.beacon || shown.beacon.slot < known {
-            return Err(ChainError::Older { what: "final", known, found: shown.beacon.slot });
-        }
         let mut new = Self { store: None, ..self.clone() };
-        new.anchor = Some(new.at_final(&store.last_final, &bundle.at_final, wanted)?);
-        let attested = &bundle.optimistic.as_ref().unwrap_or(&bundle.finality).attested_header;
-        // One that is a slot behind another relay is no liar: what it attests says nothing, that is all.
-        if let Some(proofs) = bundle.attested.as_ref().filter(|_| attested.beacon == store.optimistic.beacon) {
-            new.attested = Some(new.at_attested(&store.optimistic, proofs)?);
+        // What goes with the beacon block in the bundle was not looked at, if it was known: the store's own headers were.
+        let newest = shown.beacon == store.last_final.beacon && shown.beacon.slot >= known;
+        let mut told = newest;
+        if newest {
+            new.anchor = Some(new.at_final(&store.last_final, &bundle.at_final, wanted)?);
+        } else if shown.beacon.slot < store.last_final.beacon.slot && store.vouched(network, &bundle.finality, slot) {
+            told = new.revoked_before(shown, &bundle.at_final)?;
+        }
+        let update = bundle.optimistic.as_ref().unwrap_or(&bundle.finality);
+        let attested = &update.attested_header;
+        if let Some(proofs) = &bundle.attested {
+            if attested.beacon == store.optimistic.beacon {
+                let (at, bad) = new.at_attested(&store.optimistic, proofs)?;
+                new.attested = Some(at);
+                told |= bad;
+            } else if (store.last_final.beacon.slot + 1..store.optimistic.beacon.slot).contains(&attested.beacon.slot)
+                && store.vouched(network, update, slot)
+            {
+                // One that is a slot behind another relay is no liar.
+                told |= new.at_attested(attested, proofs)?.1;
+            }
+        }
+        if !told {
+            return Err(ChainError::Older { what: "final", known, found: shown.beacon.slot });
         }
         new.store = Some(store);
         Ok(new)
@@ -211,16 +229,31 @@ impl Follower {
         Ok(at)
     }
 
-    fn at_attested(&mut self, header: &Header, proofs: &Proofs) -> Result<Anchor, ChainError> {
-        let (at, records) = self.read(header, proofs)?;
-        for (digest, record) in records.into_iter().filter(|(_, record)| record.revoked()) {
-            if let Some(known) = self.records.get_mut(&digest)
-                && !known.record.revoked()
+    /// What was revoked in a final block before the newest one, and is not known to be. Nothing else is taken from there: an approval
+    /// may be over since.
+    fn revoked_before(&mut self, header: &Header, proofs: &Proofs) -> Result<bool, ChainError> {
+        let mut new = false;
+        for (digest, record) in self.read(header, proofs)?.1.into_iter().filter(|(_, record)| record.revoked()) {
+            if let Some(known) = self.records.get_mut(&digest).filter(|known| !known.record.revoked() && known.record.seq() < record.seq())
             {
-                known.attested = Some((at, record));
+                known.record = record;
+                new = true;
             }
         }
-        Ok(at)
+        Ok(new)
+    }
+
+    /// Whether anything is revoked there that was not known to be.
+    fn at_attested(&mut self, header: &Header, proofs: &Proofs) -> Result<(Anchor, bool), ChainError> {
+        let (at, records) = self.read(header, proofs)?;
+        let mut new = false;
+        for (digest, record) in records.into_iter().filter(|(_, record)| record.revoked()) {
+            if let Some(known) = self.records.get_mut(&digest).filter(|known| !known.record.revoked()) {
+                new |= known.attested.is_none();
+                known.attested = Some(known.attested.filter(|(seen, _)| seen.slot > at.slot).unwrap_or((at, record)));
+            }
+        }
+        Ok((at, new))
     }
 
     /// What the registry says at this header's block.

@@ -256,3 +256,87 @@ fn the_best_update_is_the_one_that_the_specification_names() {
     let fewer = sim.update(40, None, true);
     assert_eq!(best_of(&[&fewer, &later]), later, "but more signers first");
 }
+
+/// What a hostile relay makes of heads that committees signed: no finality of its own, the final header that is known already.
+fn planted(sim: &Sim, updates: Vec<types::Update>, attested: u64, finalized: u64) -> Bundle {
+    let finality = sim.update(attested, Some(finalized), false);
+    Bundle { updates, finality, at_final: sim.made(finalized, None).proofs, attested: None, ..sim.bundle(finalized) }
+}
+
+#[test]
+fn no_head_that_a_relay_plants_shuts_out_what_honest_ones_give_later() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, u64::MAX / 2, 1));
+    let begun = || Follower::new(sim.settings.clone());
+    let take = |follower: Follower, bundle: &Bundle, slot: u64| follower.take(&text(bundle), sim.now(slot)).unwrap();
+    let few = Sim { signers: 20, ..Sim::new(&[("capella", 0)]) };
+    let few = Sim { words: sim.words.clone(), ..few };
+
+    // Taken by force once a period had passed: what was final in between is passed by and refuses nothing.
+    let passed = take(begun(), &sim.bundle(48), 70);
+    let passed = take(passed, &planted(&sim, vec![sim.update(120, None, true)], 64, 48), 150);
+    assert_eq!(passed.view().unwrap().slot, 48, "it decides nothing");
+    assert_eq!(take(passed, &sim.bundle(184), 204).view().unwrap().slot, 184);
+
+    // Signed by too few to be of use.
+    let mut honest = sim.bundle(184);
+    honest.updates[1] = sim.update(104, Some(48), true);
+    let weak = take(begun(), &sim.bundle(48), 70);
+    let weak = take(weak, &planted(&few, vec![few.update(120, None, true)], 64, 48), 150);
+    assert_eq!(take(weak, &honest, 204).view().unwrap().slot, 184);
+
+    // Signed by enough, and of the old period.
+    let mut honest = sim.bundle(184);
+    honest.updates[1] = sim.update(104, Some(40), true);
+    let strong = take(begun(), &sim.bundle(40), 60);
+    for attested in [60, 62] {
+        let strong = take(strong.clone(), &planted(&sim, vec![sim.update(attested, Some(40), true)], 56, 40), 64);
+        assert_eq!(take(strong.clone(), &honest, 204).view().unwrap().slot, 184);
+        let strong = take(strong, &planted(&sim, vec![sim.update(62, Some(40), true)], 56, 40), 64);
+        assert_eq!(take(strong, &honest, 204).view().unwrap().slot, 184);
+    }
+}
+
+#[test]
+fn who_is_ahead_hides_no_revocation_that_another_proves() {
+    let mut sim = Sim::new(&[("capella", 0)]);
+    sim.words.insert(digest(1), word(1, u64::MAX / 2, 1));
+    let mut revoked = Sim::new(&[("capella", 0)]);
+    revoked.words.insert(digest(1), word(3, 0, 2));
+    let follower = Follower::new(sim.settings.clone()).take(&text(&sim.bundle(24)), sim.now(44)).unwrap();
+    let at = sim.now(60);
+    assert!(follower.decide(&digest(1), at).is_ok());
+    // A slot ahead, without a word of what the state has.
+    let mut ahead = sim.bundle(24);
+    (ahead.optimistic, ahead.attested) = (Some(sim.update(45, Some(24), false)), None);
+    let silenced = follower.take(&text(&ahead), at).unwrap();
+    let mut honest = sim.bundle(24);
+    (honest.optimistic, honest.attested) = (Some(revoked.update(44, Some(24), false)), Some(revoked.made(44, None).proofs));
+    let told = silenced.take(&text(&honest), at).unwrap();
+    assert!(matches!(told.decide(&digest(1), at), Err(ChainReason::Revoked { seq: 2, .. })));
+    // Of what less than two thirds signed an older one says nothing.
+    let few = Sim { signers: 20, words: revoked.words.clone(), ..Sim::new(&[("capella", 0)]) };
+    let mut weak = honest.clone();
+    weak.optimistic = Some(few.update(44, Some(24), false));
+    assert!(silenced.take(&text(&weak), at).unwrap().decide(&digest(1), at).is_ok());
+
+    // An epoch ahead, with a final block and no record of it; the other proves the revocation in the final block before.
+    let mut ahead = sim.bundle(32);
+    (ahead.at_final.records, ahead.attested) = (Default::default(), None);
+    let silenced = follower.take(&text(&ahead), at).unwrap();
+    assert!(silenced.decide(&digest(1), at).is_ok());
+    let mut honest = revoked.bundle(28);
+    honest.attested = None;
+    let told = silenced.take(&text(&honest), at).unwrap();
+    assert!(matches!(told.decide(&digest(1), at), Err(ChainReason::Revoked { seq: 2, .. })));
+    assert_eq!(told.view().unwrap().slot, 32, "no height goes back");
+    assert!(matches!(told.take(&text(&honest), at), Err(ChainError::Older { .. })), "nothing new in it");
+    // An approval from there is none.
+    let mut approved = sim.bundle(28);
+    approved.attested = None;
+    let fresh = Follower::new(sim.settings.clone()).take(&text(&ahead), at).unwrap();
+    assert!(matches!(fresh.take(&text(&approved), at), Err(ChainError::Older { .. })));
+    // Nor does a revocation count that was not signed.
+    honest.finality.sync_aggregate = sim.sign(&sim.made(40, None).header, 45);
+    assert!(matches!(silenced.take(&text(&honest), at), Err(ChainError::Older { .. })));
+}
