@@ -167,7 +167,9 @@ fn an_answer_that_is_none_is_an_error_and_says_which() {
         (500, json!({ "result": "0x1" }), "500"),
     ] {
         let node = Scripted::start(move |_, _| (status, answer.clone()));
-        let error = Execution::new(&node.url).call("eth_chainId", json!([])).unwrap_err().to_string();
+        let error = Execution::new(&format!("{}/v3/KEY?key=KEY", node.url)).call("eth_chainId", json!([])).unwrap_err();
+        assert!(!format!("{error:#}").contains("KEY"), "{error:#}");
+        let error = error.to_string();
         assert!(error.contains(says), "{error}");
     }
     let other = Scripted::start(|method, _| if method == "eth_getCode" { result(json!("0x6001")) } else { usual(method) });

@@ -24,6 +24,15 @@ fn read(answer: ureq::http::Response<ureq::Body>, url: &str) -> Result<(u16, Val
     Ok((status, value))
 }
 
+/// A node as errors name it: what comes behind its host may be the key of an account.
+fn named(url: &str) -> String {
+    let shown = |uri: ureq::http::Uri| {
+        let port = uri.port().map(|port| format!(":{port}")).unwrap_or_default();
+        Some(format!("{}://{}{port}", uri.scheme_str()?, uri.host()?))
+    };
+    url.parse().ok().and_then(shown).unwrap_or_else(|| "(no URL)".into())
+}
+
 fn shortened(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(200).collect()
 }
@@ -31,20 +40,21 @@ fn shortened(text: &str) -> String {
 /// A beacon node.
 pub struct Beacon {
     url: String,
+    name: String,
     agent: ureq::Agent,
 }
 
 impl Beacon {
     pub fn new(url: &str) -> Self {
-        Self { url: url.trim_end_matches('/').to_owned(), agent: agent() }
+        Self { url: url.trim_end_matches('/').to_owned(), name: named(url), agent: agent() }
     }
 
     pub fn get(&self, path: &str) -> Result<Value> {
-        let url = format!("{}{path}", self.url);
-        let answer = self.agent.get(&url).header("accept", "application/json").call().with_context(|| format!("the beacon node {url}"))?;
-        let (status, value) = read(answer, &url)?;
+        let name = format!("{}{path}", self.name);
+        let asked = self.agent.get(format!("{}{path}", self.url)).header("accept", "application/json").call();
+        let (status, value) = read(asked.with_context(|| format!("the beacon node {name}"))?, &name)?;
         if status != 200 {
-            bail!("the beacon node {url} answers {status}: {}", shortened(value["message"].as_str().unwrap_or_default()));
+            bail!("the beacon node {name} answers {status}: {}", shortened(value["message"].as_str().unwrap_or_default()));
         }
         Ok(value)
     }
@@ -52,22 +62,23 @@ impl Beacon {
     /// What is in the answer's `data`.
     pub fn data<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         let mut value = self.get(path)?;
-        serde_json::from_value(value["data"].take()).with_context(|| format!("{}{path}: not what the Beacon API says", self.url))
+        serde_json::from_value(value["data"].take()).with_context(|| format!("{}{path}: not what the Beacon API says", self.name))
     }
 
     /// A list, each with an envelope of its own or all in one.
     pub fn each<T: DeserializeOwned>(&self, path: &str) -> Result<Vec<T>> {
         let value = self.get(path)?;
-        let list = value.as_array().or_else(|| value["data"].as_array()).with_context(|| format!("{}{path}: expected a list", self.url))?;
+        let list =
+            value.as_array().or_else(|| value["data"].as_array()).with_context(|| format!("{}{path}: expected a list", self.name))?;
         let inner = |entry: &Value| if entry["data"].is_null() { entry.clone() } else { entry["data"].clone() };
-        let read = |entry: &Value| serde_json::from_value(inner(entry)).with_context(|| format!("{}{path}", self.url));
+        let read = |entry: &Value| serde_json::from_value(inner(entry)).with_context(|| format!("{}{path}", self.name));
         list.iter().map(read).collect()
     }
 
     /// A number of the network's configuration.
     pub fn spec(&self, name: &str) -> Result<u64> {
         let spec = self.get("/eth/v1/config/spec")?;
-        let text = spec["data"][name].as_str().with_context(|| format!("the beacon node {} does not say its {name}", self.url))?;
+        let text = spec["data"][name].as_str().with_context(|| format!("the beacon node {} does not say its {name}", self.name))?;
         text.parse().with_context(|| format!("{name} is {text:?}"))
     }
 }
@@ -75,28 +86,29 @@ impl Beacon {
 /// An execution node.
 pub struct Execution {
     url: String,
+    name: String,
     agent: ureq::Agent,
 }
 
 impl Execution {
     pub fn new(url: &str) -> Self {
-        Self { url: url.to_owned(), agent: agent() }
+        Self { url: url.to_owned(), name: named(url), agent: agent() }
     }
 
     pub fn call(&self, method: &str, params: Value) -> Result<Value> {
         let body = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
         let sent = self.agent.post(&self.url).header("content-type", "application/json").send(body.to_string());
-        let (status, mut value) = read(sent.with_context(|| format!("the execution node {}", self.url))?, &self.url)?;
+        let (status, mut value) = read(sent.with_context(|| format!("the execution node {}", self.name))?, &self.name)?;
         let error = &value["error"];
         if !error.is_null() {
             // What a contract says is in the data, where a node has it.
             let said = error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned);
             let data = error["data"].as_str().unwrap_or_default();
-            bail!("the execution node {} refuses {method}: {} {}", self.url, shortened(&said), shortened(data));
+            bail!("the execution node {} refuses {method}: {} {}", self.name, shortened(&said), shortened(data));
         }
         match value.get_mut("result") {
             Some(result) if status == 200 => Ok(result.take()),
-            _ => bail!("the execution node {} answers {status} to {method}, without a result", self.url),
+            _ => bail!("the execution node {} answers {status} to {method}, without a result", self.name),
         }
     }
 
@@ -110,9 +122,9 @@ impl Execution {
     pub fn header(&self, hash: &Hash) -> Result<(Bytes, u64)> {
         let block = self.call("eth_getBlockByHash", json!([hash.to_string(), false]))?;
         if block.is_null() {
-            bail!("the execution node {} does not have the block {hash}; is it still syncing, or of another network?", self.url);
+            bail!("the execution node {} does not have the block {hash}; is it still syncing, or of another network?", self.name);
         }
-        let encoded = header(&block).with_context(|| format!("the block {hash} of {}", self.url))?;
+        let encoded = header(&block).with_context(|| format!("the block {hash} of {}", self.name))?;
         if keccak(&encoded) != hash.0 {
             bail!("the header of the block {hash} has fields that this program does not know: a newer trustctl is needed");
         }

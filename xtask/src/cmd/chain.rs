@@ -102,6 +102,8 @@ fn network(plan: Plan) -> Result<()> {
     if let Ok(value) = std::env::var(WIDE) {
         sandbox = sandbox.env(WIDE, value);
     }
+    check(&mut sandbox.command(["cargo", "build", "--offline", "--package", "trustctl"])?, "building trustctl")?;
+    let sandbox = sandbox.env("BASALT_TRUSTCTL", "/work/debug/trustctl");
     // From here on the cache is only read; the network takes its time.
     drop(plan);
     let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", engine::TESTS];
