@@ -145,11 +145,11 @@ impl Approvals {
             Reason::Stale { witnessed, now, max_age } => over(*witnessed, *now, *max_age, self.stale_grace),
             // Of what ran before a restart not all was kept; the relays are being asked.
             Reason::Chain { reason: ChainReason::NotAsked, .. } => ASKED_WITHIN,
-            Reason::Chain { reason: ChainReason::Stale { time, now, max_age, .. }, .. } => {
+            Reason::Chain { digest, reason: ChainReason::Stale { time, now, max_age, .. } } => {
                 let chain = self.chain.as_ref();
                 let grace = over(*time, *now, *max_age, chain.map_or(Duration::ZERO, Chain::stale_grace));
                 // What was kept before a restart may be older than what was known then.
-                if chain.is_some_and(Chain::heard) { grace } else { grace.max(ASKED_WITHIN) }
+                if chain.is_some_and(|chain| chain.heard(digest)) { grace } else { grace.max(ASKED_WITHIN) }
             }
             _ => Duration::ZERO,
         }
@@ -224,7 +224,7 @@ impl Approvals {
         let (text, asked, now, before) = (bundle.to_owned(), chain.asked_for(), now(), known.clone());
         let checked = background::run(move || before.take_for(&text, now, &|digest| asked.contains(digest) || before.has(digest))).await;
         let news = checked.map_err(|error| ChainError::Saved(error.to_string()))??;
-        chain.hear();
+        chain.hear(&news);
         // What could not be kept is tried again.
         if news == known && kept {
             return Ok(false);

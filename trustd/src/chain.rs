@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -40,7 +39,8 @@ pub(crate) struct Chain {
     /// Who is asked for, and when that was last.
     digests: Mutex<BTreeMap<Hash, u64>>,
     news: watch::Sender<()>,
-    heard: AtomicBool,
+    /// Of whom a bundle told since this process began.
+    heard: Mutex<BTreeSet<Hash>>,
     max_age: u64,
     stale_grace: Duration,
 }
@@ -79,7 +79,7 @@ impl Chain {
             state: RwLock::new(Err("it was not read yet".into())),
             digests: Mutex::default(),
             news: watch::Sender::new(()),
-            heard: AtomicBool::new(false),
+            heard: Mutex::default(),
             max_age: chain.max_age_s,
             stale_grace: Duration::from_secs(chain.stale_grace_s),
         }
@@ -202,15 +202,15 @@ impl Chain {
     }
 
     pub(crate) fn decide(&self, digest: &str, now: u64) -> Result<Found, ChainReason> {
-        let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-        let hash: Hash = format!("0x{hex}").parse().map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))?;
+        let hash = hash_of(digest)?;
         self.ask(hash, now);
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             Ok(Held { follower, ahead, .. }) => {
                 let (found, ahead) = (follower.decide(&hash, now), ahead.as_ref().map(|ahead| ahead.decide(&hash, now)));
                 match (found, ahead) {
-                    // What only waits for news hides none.
-                    (Ok(_) | Err(ChainReason::Stale { .. } | ChainReason::NotAsked), Some(Err(reason))) => Err(reason),
+                    (Ok(_), Some(Err(reason))) => Err(reason),
+                    // What only waits for news hides none; what is not kept makes no grace longer.
+                    (Err(waits), Some(Err(reason))) if may_wait(&waits) && !may_wait(&reason) => Err(reason),
                     (found, _) => found,
                 }
             }
@@ -233,13 +233,13 @@ impl Chain {
     }
 
     /// A bundle held.
-    pub(crate) fn hear(&self) {
-        self.heard.store(true, Ordering::Relaxed);
+    pub(crate) fn hear(&self, news: &Follower) {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner).extend(news.told());
     }
 
-    /// Whether one did since this process began.
-    pub(crate) fn heard(&self) -> bool {
-        self.heard.load(Ordering::Relaxed)
+    /// Whether a bundle had this image since this process began.
+    pub(crate) fn heard(&self, digest: &str) -> bool {
+        hash_of(digest).is_ok_and(|hash| self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash))
     }
 
     pub(crate) fn wanted(&self, now: u64) -> Wanted {
@@ -273,4 +273,14 @@ impl Chain {
         };
         View { age_s: at.as_ref().map(|at| now.saturating_sub(at.time)), at, max_age_s: self.max_age, problem }
     }
+}
+
+fn hash_of(digest: &str) -> Result<Hash, ChainReason> {
+    let hex = digest.strip_prefix("sha256:").unwrap_or_default();
+    format!("0x{hex}").parse().map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))
+}
+
+/// Denials that can have a grace for the relays' sake.
+fn may_wait(reason: &ChainReason) -> bool {
+    matches!(reason, ChainReason::Stale { .. } | ChainReason::NotAsked)
 }

@@ -79,14 +79,20 @@ impl Relays {
             let asked = with(relay, &format!("{from}{digests}"));
             let late = || format!("it did not answer all within {} s", PASS_WITHIN.as_secs());
             let text = tokio::time::timeout_at(deadline, read(&self.client, &asked, LARGEST_BUNDLE as u64)).await;
+            let mut behind = false;
             let taken = match text.unwrap_or_else(|_| Err(late())) {
-                Ok(text) => approvals.take(&text).await.map_err(|error| said(&error)),
+                Ok(text) => approvals.take(&text).await.map_err(|error| {
+                    behind = matches!(error, ApprovalError::Chain(ChainError::Older { .. }));
+                    said(&error)
+                }),
                 Err(problem) => Err(problem),
             };
             new |= taken == Ok(true);
-            failed = taken.is_err();
+            failed |= taken.is_err();
+            let broken = taken.is_err() && !behind;
             self.heard.note("chain", relay, taken.err());
-            if failed || !matches!(relay, LogSource::Http { .. }) {
+            // Who is behind may know of a revocation all the same.
+            if broken || !matches!(relay, LogSource::Http { .. }) {
                 break;
             }
         }

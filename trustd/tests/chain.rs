@@ -546,12 +546,35 @@ fn a_relay_that_trickles_holds_up_no_other() {
             }
         };
         until("again and again", &|| of_honest.lock().unwrap().len() > 3).await;
-        // At once for what nobody asked for before.
+        assert_eq!(of_slow.lock().unwrap().len(), 1, "it is still at its first answer");
+        keeping.abort();
+    });
+}
+
+#[test]
+fn all_relays_are_asked_at_once_for_what_nobody_asked_for_before() {
+    run(async {
+        let (place, recording) = (Place::make().await, Recording::read());
+        let (one, of_one) = relay(Manner::Gives(recording.text("approved"))).await;
+        let (other, of_other) = relay(Manner::Gives(recording.text("approved"))).await;
+        let mut node = recording.node(&[one, other], 60);
+        node.ledger.chain.as_mut().unwrap().poll_s = 3600;
+        let approvals = Arc::new(place.begin(&node, &recording).await);
+        let relays = Arc::new(Relays::new(&node, Client::new(&[], PATIENCE).unwrap()).unwrap());
+        let keeping = tokio::spawn(relays.clone().keep(approvals.clone(), || ()));
+        let until = async |done: &dyn Fn() -> bool| {
+            let deadline = Instant::now() + PATIENCE;
+            while !done() {
+                assert!(Instant::now() < deadline, "{:?}, {:?}", of_one.lock().unwrap(), of_other.lock().unwrap());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        until(&|| relays.heard().values().filter(|heard| heard.problem.is_none()).count() == 2).await;
         let stranger = format!("sha256:{}", "77".repeat(32));
         assert!(approvals.forbids(&stranger).is_some());
         let wanted = stranger.replace("sha256:", "0x");
-        until("at once", &|| of_honest.lock().unwrap().iter().any(|line| line.contains(&wanted))).await;
-        assert_eq!(of_slow.lock().unwrap().len(), 1, "it is still at its first answer");
+        let asked = |of: &Arc<std::sync::Mutex<Vec<String>>>| of.lock().unwrap().iter().any(|line| line.contains(&wanted));
+        until(&|| asked(&of_one) && asked(&of_other)).await;
         keeping.abort();
     });
 }

@@ -233,10 +233,11 @@ impl Follower {
     /// may be over since.
     fn revoked_before(&mut self, header: &Header, proofs: &Proofs) -> Result<bool, ChainError> {
         let mut new = false;
-        for (digest, record) in self.read(header, proofs)?.1.into_iter().filter(|(_, record)| record.revoked()) {
+        let (at, records) = self.read(header, proofs)?;
+        for (digest, record) in records.into_iter().filter(|(_, record)| record.revoked()) {
             if let Some(known) = self.records.get_mut(&digest).filter(|known| !known.record.revoked() && known.record.seq() < record.seq())
             {
-                known.record = record;
+                (known.record, known.at) = (record, if at.slot > known.at.slot { at } else { known.at });
                 new = true;
             }
         }
@@ -303,6 +304,11 @@ impl Follower {
             Record::Approved { not_after, seq, .. } if now >= not_after => Err(ChainReason::Expired { seq, not_after, now }),
             Record::Approved { not_after, seq, .. } => Ok(Found { at, seq, not_after }),
         }
+    }
+
+    /// The images of which the newest final block told.
+    pub fn told(&self) -> impl Iterator<Item = Hash> {
+        self.records.iter().filter(|(_, known)| Some(known.at) == self.anchor).map(|(digest, _)| *digest)
     }
 
     /// Whether it was ever told of this image.
