@@ -38,7 +38,8 @@ impl Drop for Flooder {
     }
 }
 
-/// A call each millisecond or so, as a module would that works: how long the slowest of a hundred takes.
+/// A call each millisecond or so, as a module would that works: how long the slowest of a hundred
+/// takes.
 fn p99(socket: &Path) -> Duration {
     let mut node = client(socket);
     let mut took: Vec<Duration> = (0..CALLS)
@@ -54,12 +55,26 @@ fn p99(socket: &Path) -> Duration {
 }
 
 pub(crate) fn measure() {
-    for (what, quota) in [("the quota of a module that says nothing", Quota::default()), ("no quota to speak of", MUCH)] {
-        let alone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(Alone::start());
-        let (ours, theirs) = (alone.module(1, "ours", &ALL, MUCH), alone.module(2, "floods", &ALL, quota));
+    for (what, quota) in [
+        ("the quota of a module that says nothing", Quota::default()),
+        ("no quota to speak of", MUCH),
+    ] {
+        let alone = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(Alone::start());
+        let (ours, theirs) =
+            (alone.module(1, "ours", &ALL, MUCH), alone.module(2, "floods", &ALL, quota));
         let _group = Group::enter(&container(1));
         let before = p99(&ours);
-        let _flooder = Flooder(Command::new(std::env::current_exe().unwrap()).arg("flood").arg(&theirs).spawn().unwrap());
+        let _flooder = Flooder(
+            Command::new(std::env::current_exe().unwrap())
+                .arg("flood")
+                .arg(&theirs)
+                .spawn()
+                .unwrap(),
+        );
         let during = p99(&ours);
         println!(
             "FIGURE another module floods over {CONNECTIONS} connections with {what}: p99 of vrf/prove {:.2} ms, {:.2} ms before, ratio {:.2} (at most 2)",

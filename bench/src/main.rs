@@ -1,4 +1,5 @@
-//! `cargo xtask bench crypto`: medians of Criterion for every candidate in one run, then what one module does to another.
+//! `cargo xtask bench crypto`: medians of Criterion for every candidate in one run, then what one
+//! module does to another.
 // Nothing here ships.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -35,7 +36,10 @@ fn main() {
     {
         return flood::flood(socket.as_ref());
     }
-    let mut criterion = Criterion::default().sample_size(60).warm_up_time(Duration::from_secs(1)).measurement_time(Duration::from_secs(3));
+    let mut criterion = Criterion::default()
+        .sample_size(60)
+        .warm_up_time(Duration::from_secs(1))
+        .measurement_time(Duration::from_secs(3));
     proofs(&mut criterion);
     socket(&mut criterion);
     on_one_processor(&mut criterion);
@@ -48,23 +52,37 @@ fn proofs(criterion: &mut Criterion) {
         let key = SecretKey::new(suite, &SECRET).unwrap();
         let proof = key.prove(ALPHA).unwrap();
         let public = PublicKey::new(suite, key.public_key()).unwrap();
-        criterion.bench_function(&format!("{}/prove/ours", suite.name()), |b| b.iter(|| key.prove(black_box(ALPHA)).unwrap()));
+        criterion.bench_function(&format!("{}/prove/ours", suite.name()), |b| {
+            b.iter(|| key.prove(black_box(ALPHA)).unwrap())
+        });
         // With the key validated each time, as the others do.
         criterion.bench_function(&format!("{}/verify/ours", suite.name()), |b| {
-            b.iter(|| PublicKey::new(suite, black_box(public.as_bytes())).unwrap().verify(ALPHA, &proof.pi).unwrap().unwrap())
+            b.iter(|| {
+                PublicKey::new(suite, black_box(public.as_bytes()))
+                    .unwrap()
+                    .verify(ALPHA, &proof.pi)
+                    .unwrap()
+                    .unwrap()
+            })
         });
     }
     rfc(criterion, Suite::P256Tai, p256::tai::EcVrfP256Tai);
     rfc(criterion, Suite::P256Sswu, p256::sswu::EcVrfP256Sswu);
     rfc(criterion, Suite::Ed25519Tai, edwards25519::tai::EdVrfEdwards25519Tai);
     rfc(criterion, Suite::Ed25519Ell2, edwards25519::elligator2::EdVrfEdwards25519Ell2);
-    for (name, suite) in [(Suite::P256Tai, CipherSuite::P256_SHA256_TAI), (Suite::Secp256k1Draft05, CipherSuite::SECP256K1_SHA256_TAI)] {
+    for (name, suite) in [
+        (Suite::P256Tai, CipherSuite::P256_SHA256_TAI),
+        (Suite::Secp256k1Draft05, CipherSuite::SECP256K1_SHA256_TAI),
+    ] {
         let mut vrf = ECVRF::from_suite(suite).unwrap();
         let public = vrf.derive_public_key(&SECRET).unwrap();
         let pi = vrf.prove(&SECRET, ALPHA).unwrap();
-        criterion.bench_function(&format!("{}/prove/vrf", name.name()), |b| b.iter(|| vrf.prove(black_box(&SECRET), ALPHA).unwrap()));
-        criterion
-            .bench_function(&format!("{}/verify/vrf", name.name()), |b| b.iter(|| vrf.verify(black_box(&public), &pi, ALPHA).unwrap()));
+        criterion.bench_function(&format!("{}/prove/vrf", name.name()), |b| {
+            b.iter(|| vrf.prove(black_box(&SECRET), ALPHA).unwrap())
+        });
+        criterion.bench_function(&format!("{}/verify/vrf", name.name()), |b| {
+            b.iter(|| vrf.verify(black_box(&public), &pi, ALPHA).unwrap())
+        });
     }
 }
 
@@ -76,9 +94,13 @@ where
     let prover = V::Prover::from_slice(&SECRET).unwrap();
     let public = SecretKey::new(suite, &SECRET).unwrap().public_key().to_vec();
     let pi = vrf.prove(&prover, ALPHA).unwrap();
-    criterion.bench_function(&format!("{}/prove/vrf-rfc9381", suite.name()), |b| b.iter(|| vrf.prove(black_box(&prover), ALPHA).unwrap()));
+    criterion.bench_function(&format!("{}/prove/vrf-rfc9381", suite.name()), |b| {
+        b.iter(|| vrf.prove(black_box(&prover), ALPHA).unwrap())
+    });
     criterion.bench_function(&format!("{}/verify/vrf-rfc9381", suite.name()), |b| {
-        b.iter(|| vrf.verify(&V::Verifier::from_slice(black_box(&public)).unwrap(), ALPHA, &pi).unwrap())
+        b.iter(|| {
+            vrf.verify(&V::Verifier::from_slice(black_box(&public)).unwrap(), ALPHA, &pi).unwrap()
+        })
     });
 }
 
@@ -93,9 +115,15 @@ const SUITE: Suite = Suite::Ed25519Tai;
 
 impl Bench {
     fn start() -> Self {
-        let alone = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(Alone::start());
+        let alone = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(Alone::start());
         let key = SecretKey::new(SUITE, &SECRET).unwrap();
-        let items = (0..BATCH as u32).map(|n| (n.to_be_bytes().to_vec(), key.prove(&n.to_be_bytes()).unwrap().pi)).collect();
+        let items = (0..BATCH as u32)
+            .map(|n| (n.to_be_bytes().to_vec(), key.prove(&n.to_be_bytes()).unwrap().pi))
+            .collect();
         Self { alone, items, public: key.public_key().to_vec() }
     }
 
@@ -110,14 +138,20 @@ impl Bench {
     /// The same call in this process and over the socket.
     fn one(&self, criterion: &mut Criterion, node: &mut Client, name: &str) {
         let one = self.request(&self.items[0]);
-        criterion.bench_function(&format!("{name}/verify/in-process"), |b| b.iter(|| self.verify(black_box(&self.items[0]))));
-        criterion.bench_function(&format!("{name}/verify/socket"), |b| b.iter(|| node.call::<Value>("vrf/verify", &one).unwrap()));
-        criterion.bench_function(&format!("{name}/identity/socket"), |b| b.iter(|| node.identity().unwrap()));
+        criterion.bench_function(&format!("{name}/verify/in-process"), |b| {
+            b.iter(|| self.verify(black_box(&self.items[0])))
+        });
+        criterion.bench_function(&format!("{name}/verify/socket"), |b| {
+            b.iter(|| node.call::<Value>("vrf/verify", &one).unwrap())
+        });
+        criterion.bench_function(&format!("{name}/identity/socket"), |b| {
+            b.iter(|| node.identity().unwrap())
+        });
     }
 }
 
-/// What the way over the socket costs by itself. With both sides on processors of their own each answer also wakes one that sleeps, which in a
-/// virtual machine takes longer than all the rest.
+/// What the way over the socket costs by itself. With both sides on processors of their own each
+/// answer also wakes one that sleeps, which in a virtual machine takes longer than all the rest.
 fn on_one_processor(criterion: &mut Criterion) {
     let this = nix::unistd::Pid::from_raw(0);
     let all = nix::sched::sched_getaffinity(this).unwrap();
@@ -143,12 +177,26 @@ fn socket(criterion: &mut Criterion) {
     let (items, verify) = (&bench.items, |item: &(Vec<u8>, Vec<u8>)| bench.verify(item));
     let mut group = criterion.benchmark_group("batch of 1,024");
     group.sample_size(10);
-    group.bench_with_input(BenchmarkId::new("verify", "single"), items, |b, items| b.iter(|| items.iter().map(verify).collect::<Vec<_>>()));
-    group.bench_with_input(BenchmarkId::new("verify", "batch"), items, |b, items| b.iter(|| spread::over(items.iter().collect(), verify)));
-    let calls: Vec<Value> = items.iter().map(|item| json!({ "call": "vrf/verify", "request": bench.request(item) })).collect();
-    group.bench_function("socket/single", |b| {
-        b.iter(|| items.iter().map(|item| node.call::<Value>("vrf/verify", &bench.request(item)).unwrap()).collect::<Vec<_>>())
+    group.bench_with_input(BenchmarkId::new("verify", "single"), items, |b, items| {
+        b.iter(|| items.iter().map(verify).collect::<Vec<_>>())
     });
-    group.bench_function("socket/batch", |b| b.iter(|| node.call::<Value>("batch", &json!({ "calls": calls })).unwrap()));
+    group.bench_with_input(BenchmarkId::new("verify", "batch"), items, |b, items| {
+        b.iter(|| spread::over(items.iter().collect(), verify))
+    });
+    let calls: Vec<Value> = items
+        .iter()
+        .map(|item| json!({ "call": "vrf/verify", "request": bench.request(item) }))
+        .collect();
+    group.bench_function("socket/single", |b| {
+        b.iter(|| {
+            items
+                .iter()
+                .map(|item| node.call::<Value>("vrf/verify", &bench.request(item)).unwrap())
+                .collect::<Vec<_>>()
+        })
+    });
+    group.bench_function("socket/batch", |b| {
+        b.iter(|| node.call::<Value>("batch", &json!({ "calls": calls })).unwrap())
+    });
     group.finish();
 }

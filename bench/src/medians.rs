@@ -10,9 +10,14 @@ fn read(dir: &Path, found: &mut BTreeMap<String, f64>) {
     for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();
         if path.file_name().is_some_and(|name| name == "new") {
-            let value = |file: &str| -> Value { serde_json::from_slice(&std::fs::read(path.join(file)).unwrap()).unwrap() };
+            let value = |file: &str| -> Value {
+                serde_json::from_slice(&std::fs::read(path.join(file)).unwrap()).unwrap()
+            };
             let name = value("benchmark.json")["full_id"].as_str().unwrap().to_owned();
-            found.insert(name, value("estimates.json")["median"]["point_estimate"].as_f64().unwrap() / 1000.0);
+            found.insert(
+                name,
+                value("estimates.json")["median"]["point_estimate"].as_f64().unwrap() / 1000.0,
+            );
         } else if path.is_dir() {
             read(&path, found);
         }
@@ -21,7 +26,8 @@ fn read(dir: &Path, found: &mut BTreeMap<String, f64>) {
 
 pub(crate) fn print() {
     let mut found = BTreeMap::new();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
     read(&target.join("criterion"), &mut found);
     println!("\nMedians of this run in microseconds");
     for (name, median) in &found {

@@ -46,21 +46,27 @@ impl Card {
     }
 
     pub fn flash_for(machine: &str, test: &str) -> Result<Self> {
-        Self::flash_image(setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img")), machine, test)
+        Self::flash_image(
+            setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img")),
+            machine,
+            test,
+        )
     }
 
     /// Of an image that lies elsewhere, with its measurements beside it.
     pub fn flash_image(image: PathBuf, machine: &str, test: &str) -> Result<Self> {
         let dir = setting("BASALT_SCRATCH").join(test);
         std::fs::create_dir_all(&dir)?;
-        let (tools, port, machine) = (setting("BASALT_TOOLS"), free_port()?, machine::load(machine)?);
+        let (tools, port, machine) =
+            (setting("BASALT_TOOLS"), free_port()?, machine::load(machine)?);
         let card = Self { tools, machine, port, tpm: true, outside: false, image, dir };
         sparse_copy(&card.image, &card.disk())?;
         std::fs::File::options().write(true).open(card.disk())?.set_len(CARD_MIB << 20)?;
         // The owner's keys, apart from the user's own list of known nodes.
         let keys = trustctl::keys::folder()?;
         for name in ["owner.key", "owner.crt", "approver.key"] {
-            std::fs::copy(keys.join(name), card.dir.join(name)).with_context(|| format!("no {name}"))?;
+            std::fs::copy(keys.join(name), card.dir.join(name))
+                .with_context(|| format!("no {name}"))?;
         }
         Ok(card)
     }
@@ -70,7 +76,14 @@ impl Card {
     }
 
     fn boot_with(&self) -> Boot<'_> {
-        Boot { tools: &self.tools, machine: &self.machine, dir: &self.dir, port: self.port, tpm: self.tpm, outside: self.outside }
+        Boot {
+            tools: &self.tools,
+            machine: &self.machine,
+            dir: &self.dir,
+            port: self.port,
+            tpm: self.tpm,
+            outside: self.outside,
+        }
     }
 
     pub fn boot(&self) -> Result<Console> {
@@ -80,7 +93,8 @@ impl Card {
         Console::start(&self.boot_with())
     }
 
-    /// Lets this card have its root key as it now is: with its settings, on the board that is played.
+    /// Lets this card have its root key as it now is: with its settings, on the board that is
+    /// played.
     pub fn sign_policies(&self) -> Result<()> {
         let boot = self.boot_with();
         boot.unpack()?;
@@ -90,7 +104,8 @@ impl Card {
     /// Boots and waits until all services run.
     pub fn boot_to_ready(&self) -> Result<Console> {
         let mut console = self.boot()?;
-        let line = console.wait_for_any(&["ready: all services run", "STOPPED", "Kernel panic"], BOOT_WITHIN)?;
+        let line = console
+            .wait_for_any(&["ready: all services run", "STOPPED", "Kernel panic"], BOOT_WITHIN)?;
         if !line.contains("ready") {
             bail!("the node stopped: {line}");
         }
@@ -114,7 +129,12 @@ impl Card {
     /// How many blocks of data the root partition has, before its hash tree.
     pub fn verity_data_blocks(&self) -> Result<u64> {
         let events = &self.measurements()?.boards[0].events;
-        let line = &events.iter().find(|e| e.content.kind == "kernel-command-line").context("no command line")?.content.data;
+        let line = &events
+            .iter()
+            .find(|e| e.content.kind == "kernel-command-line")
+            .context("no command line")?
+            .content
+            .data;
         let table = line.split_once(" verity ").context("no verity table")?.1;
         Ok(table.split(' ').nth(5).context("a short verity table")?.parse()?)
     }
@@ -122,7 +142,11 @@ impl Card {
     /// Flips one bit where these bytes are first found on the card.
     pub fn flip_text(&self, what: &[u8]) -> Result<()> {
         let data = std::fs::read(&self.image)?;
-        self.flip_at(data.windows(what.len()).position(|w| w == what).context("the image does not hold these bytes")? as u64)
+        self.flip_at(
+            data.windows(what.len())
+                .position(|w| w == what)
+                .context("the image does not hold these bytes")? as u64,
+        )
     }
 
     pub fn flip_at(&self, at: u64) -> Result<()> {
@@ -133,7 +157,8 @@ impl Card {
         Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
     }
 
-    /// Runs a line of shell in the tools tree; `$BOOT` is the boot partition for mtools. The node must be off.
+    /// Runs a line of shell in the tools tree; `$BOOT` is the boot partition for mtools. The node
+    /// must be off.
     pub fn with_boot(&self, script: &str) -> Result<()> {
         let boot = format!("disk.img@@{}", self.partition(1)?);
         self.sandbox().env("BOOT", boot).run(&self.dir.join("with.log"), ["sh", "-c", script])
@@ -143,16 +168,25 @@ impl Card {
         Sandbox::new(&self.tools).write(&self.dir, "/work").cwd("/work")
     }
 
-    /// Runs a line of shell in the tools tree on the data file system, as `data.img`; the node must be off.
+    /// Runs a line of shell in the tools tree on the data file system, as `data.img`; the node must
+    /// be off.
     pub fn with_data(&self, script: &str) -> Result<String> {
         use std::os::unix::fs::FileExt as _;
         let disk = std::fs::File::options().read(true).write(true).open(self.disk())?;
         let mut entry = [0; 8];
         // The third entry of the partition table: first sector and length.
         disk.read_exact_at(&mut entry, 446 + 32 + 8)?;
-        let sectors = |at: usize| u64::from(u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]])) * 512;
+        let sectors = |at: usize| {
+            u64::from(u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]))
+                * 512
+        };
         let (start, length) = (sectors(0), sectors(4));
-        let part = std::fs::File::options().read(true).write(true).create(true).truncate(true).open(self.dir.join("data.img"))?;
+        let part = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(self.dir.join("data.img"))?;
         part.set_len(length)?;
         copy_differing(&disk, start, &part, 0, length)?;
         let said = self.sandbox().output(&self.dir.join("data.log"), ["sh", "-c", script])?;
@@ -160,7 +194,8 @@ impl Card {
         Ok(String::from_utf8(said)?)
     }
 
-    /// What the board that is played will measure: the image's prediction, with the device tree that QEMU was given.
+    /// What the board that is played will measure: the image's prediction, with the device tree
+    /// that QEMU was given.
     pub fn predicted(&self) -> Result<Measurements> {
         let mut all = self.measurements()?;
         let tree = self.boot_with().device_tree_digest()?;
@@ -169,27 +204,40 @@ impl Card {
         Ok(all)
     }
 
-    /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the predicted one.
+    /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the
+    /// predicted one.
     pub fn attest(&self) -> Result<trustctl::evidence::Checked> {
         self.attest_to(&self.predicted()?)
     }
 
     pub fn attest_to(&self, expected: &Measurements) -> Result<trustctl::evidence::Checked> {
-        let expected = trustctl::verdict::Expected { measurements: Some(expected.clone()), ..Default::default() };
+        let expected = trustctl::verdict::Expected {
+            measurements: Some(expected.clone()),
+            ..Default::default()
+        };
         Ok(trustctl::verdict::ask(&self.client(), &expected)?.1?.checked)
     }
 
     /// Asks for the modules until one of them is as wished.
-    pub fn wait_for_module(&self, name: &str, within: Duration, wish: impl Fn(&Value) -> bool) -> Result<Value> {
+    pub fn wait_for_module(
+        &self,
+        name: &str,
+        within: Duration,
+        wish: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         wait(within, &format!("the module {name}"), || {
             let answer = self.client().get("/v1/modules").unwrap_or_default();
-            let found = answer["modules"].as_array().and_then(|all| all.iter().find(|m| m["name"] == name).cloned()).unwrap_or_default();
+            let found = answer["modules"]
+                .as_array()
+                .and_then(|all| all.iter().find(|m| m["name"] == name).cloned())
+                .unwrap_or_default();
             if wish(&found) { Ok(found) } else { Err(found.to_string()) }
         })
     }
 }
 
-/// What a real browser makes of an HTML document in the card's folder: the document as it then is, a picture of it, what it had to say.
+/// What a real browser makes of an HTML document in the card's folder: the document as it then is,
+/// a picture of it, what it had to say.
 pub struct Looked {
     pub document: String,
     pub picture: Vec<u8>,
@@ -199,7 +247,8 @@ pub struct Looked {
 impl Card {
     /// Shows a document of this folder to the browser, in a sandbox without a network.
     pub fn look_at(&self, file: &str) -> Result<Looked> {
-        let sandbox = Sandbox::new(&setting("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
+        let sandbox =
+            Sandbox::new(&setting("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
         let address = format!("file:///work/{file}");
         let look = |option: &str| -> Result<std::process::Output> {
             // Not by the name in /usr/bin: that is a script, and there is no shell.
@@ -213,7 +262,11 @@ impl Card {
                 &address,
             ];
             let output = sandbox.command(argv)?.output()?;
-            anyhow::ensure!(output.status.success(), "the browser: {}", String::from_utf8_lossy(&output.stderr));
+            anyhow::ensure!(
+                output.status.success(),
+                "the browser: {}",
+                String::from_utf8_lossy(&output.stderr)
+            );
             Ok(output)
         };
         let dumped = look("--dump-dom")?;
@@ -227,7 +280,13 @@ impl Card {
 }
 
 /// Copies the blocks in which two ranges differ; what is a hole in both stays one.
-fn copy_differing(from: &std::fs::File, at: u64, to: &std::fs::File, to_at: u64, length: u64) -> Result<()> {
+fn copy_differing(
+    from: &std::fs::File,
+    at: u64,
+    to: &std::fs::File,
+    to_at: u64,
+    length: u64,
+) -> Result<()> {
     use std::os::unix::fs::FileExt as _;
     let (mut one, mut two) = (vec![0; 1 << 20], vec![0; 1 << 20]);
     for offset in (0..length).step_by(1 << 20) {
@@ -242,19 +301,30 @@ fn copy_differing(from: &std::fs::File, at: u64, to: &std::fs::File, to_at: u64,
 }
 
 /// Polls until there is an answer; the last refusal is part of the error.
-pub fn wait<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Result<T, String>) -> Result<T> {
+pub fn wait<T>(
+    within: Duration,
+    what: &str,
+    mut poll: impl FnMut() -> Result<T, String>,
+) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         match poll() {
             Ok(answer) => return Ok(answer),
-            Err(last) if Instant::now() >= deadline => bail!("{what}: not as wished within {} s; last: {last}", within.as_secs()),
+            Err(last) if Instant::now() >= deadline => {
+                bail!("{what}: not as wished within {} s; last: {last}", within.as_secs())
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(200)),
         }
     }
 }
 
 /// Reads a log of approvals, adds a statement by the user's approver, returns the longer log.
-pub fn with_statement(log: &str, digest: &str, status: ledger::Status, keys: &Path) -> Result<String> {
+pub fn with_statement(
+    log: &str,
+    digest: &str,
+    status: ledger::Status,
+    keys: &Path,
+) -> Result<String> {
     let key = trustctl::keys::load_approver(&keys.join("approver.key"))?;
     trustctl::statement::appended(log, digest, status, "home", &key)
 }

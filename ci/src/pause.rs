@@ -1,4 +1,5 @@
-//! The smallest module there can be: it waits. Its digest is recorded as approved on a chain, so its bytes must never change.
+//! The smallest module there can be: it waits. Its digest is recorded as approved on a chain, so
+//! its bytes must never change.
 
 /// For 64-bit ARM: `ppoll(NULL, 0, NULL, NULL)` again and again (arm64 system call 73).
 const CODE: [u32; 7] = [

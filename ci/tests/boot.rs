@@ -17,7 +17,8 @@ fn running(module: &Value) -> bool {
     module["status"]["state"] == "running"
 }
 
-/// An image for the node: the demo program of the image, so that it could really run, beside a word that makes it another image.
+/// An image for the node: the demo program of the image, so that it could really run, beside a word
+/// that makes it another image.
 fn image(card: &Card, word: &str) -> (Vec<u8>, String) {
     let demo = std::fs::read(card.dir.join("demo")).unwrap_or_else(|_| b"#!/none".to_vec());
     oci::build(&oci::Plain {
@@ -31,7 +32,9 @@ fn image(card: &Card, word: &str) -> (Vec<u8>, String) {
 }
 
 fn module_toml(digest: &str) -> String {
-    format!("crypto = [\"vrf\", \"random\", \"hash\"]\nmemory-mib = 32\npids = 16\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 1\n")
+    format!(
+        "crypto = [\"vrf\", \"random\", \"hash\"]\nmemory-mib = 32\npids = 16\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 1\n"
+    )
 }
 
 fn send(card: &Card, archive: &[u8]) -> anyhow::Result<serde_json::Value> {
@@ -41,7 +44,8 @@ fn send(card: &Card, archive: &[u8]) -> anyhow::Result<serde_json::Value> {
 }
 
 fn wish(card: &Card, name: &str, digest: &str) {
-    trustctl::module::send(&card.client(), &card.dir, name, wish::Aim::Run, &module_toml(digest)).unwrap();
+    trustctl::module::send(&card.client(), &card.dir, name, wish::Aim::Run, &module_toml(digest))
+        .unwrap();
 }
 
 fn apply(card: &Card, name: &str, archive: &[u8], digest: &str) {
@@ -65,7 +69,9 @@ fn fetch_demo(card: &Card) {
         let mut data = Vec::new();
         std::io::Read::read_to_end(&mut entry.unwrap(), &mut data).unwrap();
         if data.starts_with(&[0x1f, 0x8b]) {
-            for file in tar::Archive::new(flate2::read::GzDecoder::new(&data[..])).entries().unwrap() {
+            for file in
+                tar::Archive::new(flate2::read::GzDecoder::new(&data[..])).entries().unwrap()
+            {
                 let mut file = file.unwrap();
                 if file.path().unwrap().as_os_str() == "demo" {
                     let mut program = Vec::new();
@@ -83,7 +89,11 @@ fn fetch_demo(card: &Card) {
 fn boots_measures_and_runs_the_approved_module() {
     let card = Card::flash("approved").unwrap();
     let console = card.boot_to_ready().unwrap();
-    assert!(console.text.contains("the data partition now has 8"), "grown to the card:\n{}", console.text);
+    assert!(
+        console.text.contains("the data partition now has 8"),
+        "grown to the card:\n{}",
+        console.text
+    );
     card.wait_for_module("demo", SOON, running).unwrap();
 
     // Quoted registers = measurements.json, event by event.
@@ -94,27 +104,54 @@ fn boots_measures_and_runs_the_approved_module() {
     // The status page, in a real browser: it shows what the API says, and runs and loads nothing.
     let page = card.client().text("/").unwrap();
     let script = "<script>document.title='owned'</script><img src=https://other.example/x>";
-    std::fs::write(card.dir.join("page.html"), page.replace("</body>", &format!("{script}</body>"))).unwrap();
+    std::fs::write(
+        card.dir.join("page.html"),
+        page.replace("</body>", &format!("{script}</body>")),
+    )
+    .unwrap();
     let looked = card.look_at("page.html").unwrap();
     let modules = card.client().get("/v1/modules").unwrap();
-    for word in ["demo", ">running<", ">allowed<", &text(&modules["modules"][0]["digest"]), "PCR 14", &measure::hex(&checked.pcrs[&14].0)] {
+    for word in [
+        "demo",
+        ">running<",
+        ">allowed<",
+        &text(&modules["modules"][0]["digest"]),
+        "PCR 14",
+        &measure::hex(&checked.pcrs[&14].0),
+    ] {
         assert!(looked.document.contains(word), "{word} is not in {}", looked.document);
     }
     assert!(!looked.document.contains("<title>owned"), "{}", looked.document);
     let refusals = |what: &str| {
-        looked.said.lines().filter(|l| l.contains("CONSOLE") && l.contains("Content Security Policy") && l.contains(what)).count()
+        looked
+            .said
+            .lines()
+            .filter(|l| {
+                l.contains("CONSOLE") && l.contains("Content Security Policy") && l.contains(what)
+            })
+            .count()
     };
     assert!(refusals("script") > 0 && refusals("image") > 0, "{}", looked.said);
     assert_eq!(looked.said.matches("CONSOLE").count(), refusals(""), "{}", looked.said);
     assert!(looked.picture.len() > 20_000, "an empty page? {} bytes", looked.picture.len());
     let metrics = card.client().text("/metrics").unwrap();
-    let resident = metrics.lines().find_map(|l| l.strip_prefix("process_resident_memory_bytes ")?.parse::<f64>().ok()).unwrap();
+    let resident = metrics
+        .lines()
+        .find_map(|l| l.strip_prefix("process_resident_memory_bytes ")?.parse::<f64>().ok())
+        .unwrap();
     println!("trustd has {:.1} MiB in memory after its quotes", resident / (1 << 20) as f64);
-    assert!(metrics.contains("basalt_module_state{module=\"demo\",state=\"running\"} 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("basalt_module_state{module=\"demo\",state=\"running\"} 1\n"),
+        "{metrics}"
+    );
 
     // Its proofs verify here, with nothing but the public values.
     let log = wait(SOON, "the demo's log", || {
-        let log = card.client().get("/v1/modules/demo/log").map(|v| text(&v["log"])).map_err(|e| e.to_string())?;
+        let log = card
+            .client()
+            .get("/v1/modules/demo/log")
+            .map(|v| text(&v["log"]))
+            .map_err(|e| e.to_string())?;
         if log.contains("demo: done") { Ok(log) } else { Err(log) }
     })
     .unwrap();
@@ -129,7 +166,8 @@ fn boots_measures_and_runs_the_approved_module() {
     }
     assert_eq!(verified, 2, "{log}");
 
-    // A container cannot open the TPM; neither can any service but trustd, which init proves before each start.
+    // A container cannot open the TPM; neither can any service but trustd, which init proves before
+    // each start.
     for device in ["/dev/tpm0", "/dev/tpmrm0"] {
         assert!(log.contains(&format!("demo: {device} refused")), "{log}");
     }
@@ -138,7 +176,10 @@ fn boots_measures_and_runs_the_approved_module() {
     // Whoever comes without a certificate finds out what the node is, and nothing else.
     let nobody = card.dir.join("nobody");
     let client = trustctl::client::Client::new(card.client().address().clone(), &nobody);
-    let expected = trustctl::verdict::Expected { measurements: Some(card.predicted().unwrap()), ..Default::default() };
+    let expected = trustctl::verdict::Expected {
+        measurements: Some(card.predicted().unwrap()),
+        ..Default::default()
+    };
     let (_, verdict) = trustctl::verdict::ask(&client, &expected).unwrap();
     assert!(verdict.unwrap().activated);
     assert!(client.get("/v1/status").unwrap_err().to_string().contains("certificate"));
@@ -158,7 +199,8 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     let mut console = card.boot_to_ready().unwrap();
     card.wait_for_module("demo", SOON, running).unwrap();
     let refused = |name: &str, code: &str| {
-        let module = card.wait_for_module(name, SOON, |m| m["status"]["state"] == "refused").unwrap();
+        let module =
+            card.wait_for_module(name, SOON, |m| m["status"]["state"] == "refused").unwrap();
         let reason = text(&module["status"]["reason"]);
         assert!(reason.starts_with(code), "{reason}");
     };
@@ -186,14 +228,21 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     refused("fickle", "revoked");
     // A log that forgets the revocation is not taken.
     let log = text(&card.client().get("/v1/ledger").unwrap()["log"]);
-    let shorter: String = log.lines().take(log.lines().count() - 1).map(|l| format!("{l}\n")).collect();
-    let error = card.client().put("/v1/ledger", &json!({ "log": shorter })).unwrap_err().to_string();
+    let shorter: String =
+        log.lines().take(log.lines().count() - 1).map(|l| format!("{l}\n")).collect();
+    let error =
+        card.client().put("/v1/ledger", &json!({ "log": shorter })).unwrap_err().to_string();
     assert!(error.contains("older state"), "{error}");
 
     // All of it is in the quote; what was refused was never started.
     let checked = card.attest().unwrap();
-    let events: Vec<(String, String)> = checked.modules.iter().map(|r| (r.content.kind.clone(), r.content.data.clone())).collect();
-    let has = |kind: &str, module: &str| events.iter().any(|(k, data)| k == kind && data.contains(&format!("\"module\":\"{module}\"")));
+    let events: Vec<(String, String)> =
+        checked.modules.iter().map(|r| (r.content.kind.clone(), r.content.data.clone())).collect();
+    let has = |kind: &str, module: &str| {
+        events
+            .iter()
+            .any(|(k, data)| k == kind && data.contains(&format!("\"module\":\"{module}\"")))
+    };
     for module in ["stranger", "altered", "fickle"] {
         assert!(has("module-refused", module), "{module}: {events:?}");
     }
@@ -206,7 +255,9 @@ fn refuses_what_is_unapproved_revoked_or_altered() {
     console.wait_for("down", SOON).unwrap();
     console.wait_for("ready: all services run", BOOT_WITHIN).unwrap();
     assert!(console.text.matches("cannot be unmounted").count() == 0, "{}", console.text);
-    let status = wait(SOON, "the status", || card.client().get("/v1/status").map_err(|e| e.to_string())).unwrap();
+    let status =
+        wait(SOON, "the status", || card.client().get("/v1/status").map_err(|e| e.to_string()))
+            .unwrap();
     assert_eq!(status["ledger"]["statements"], statements, "{status}");
     refused("fickle", "revoked");
     card.attest().unwrap();
@@ -229,7 +280,8 @@ fn modules_reach_their_peers_only_and_are_upgraded_on_the_fly() {
         );
         trustctl::module::send(&card.client(), &card.dir, name, wish::Aim::Run, &toml).unwrap();
     };
-    let server = |digest: &str| run("server", "\"serve\", \"8080\"", digest, "\"asker\"", "port = 8080");
+    let server =
+        |digest: &str| run("server", "\"serve\", \"8080\"", digest, "\"asker\"", "port = 8080");
     server(&one.1);
     for (name, peers) in [("asker", "\"server\""), ("stranger", "")] {
         run(name, "\"ask\", \"server:8080\"", &one.1, peers, "stays-s = 1");
@@ -239,24 +291,37 @@ fn modules_reach_their_peers_only_and_are_upgraded_on_the_fly() {
             let log = card.client().get(&format!("/v1/modules/{name}/log?lines=3"));
             match &log {
                 Ok(log) if text(&log["log"]).contains(what) => Ok(()),
-                other => Err(format!("{other:?}; {}", card.client().get("/v1/modules").unwrap_or_default())),
+                other => Err(format!(
+                    "{other:?}; {}",
+                    card.client().get("/v1/modules").unwrap_or_default()
+                )),
             }
         })
         .unwrap();
     };
     says("asker", "server:8080 says one");
     says("stranger", "server:8080 does not answer");
-    let container = |name: &str| text(&card.wait_for_module(name, SOON, running).unwrap()["status"]["container"]);
+    let container = |name: &str| {
+        text(&card.wait_for_module(name, SOON, running).unwrap()["status"]["container"])
+    };
     let before = ["server", "asker", "stranger"].map(container);
     server(&two.1);
     says("asker", "server:8080 says two");
-    card.wait_for_module("server", SOON, |m| running(m) && m["settled"] == true && m["digest"] == two.1.as_str()).unwrap();
+    card.wait_for_module("server", SOON, |m| {
+        running(m) && m["settled"] == true && m["digest"] == two.1.as_str()
+    })
+    .unwrap();
     let after = ["server", "asker", "stranger"].map(container);
     assert_ne!(after[0], before[0]);
     assert_eq!(after[1..], before[1..], "nobody else was started anew");
     // What happened is in the quote.
     let checked = card.attest().unwrap();
-    assert!(checked.modules.iter().any(|r| r.content.kind == "module-upgraded" && r.content.data.contains(&two.1)));
+    assert!(
+        checked
+            .modules
+            .iter()
+            .any(|r| r.content.kind == "module-upgraded" && r.content.data.contains(&two.1))
+    );
     drop(console);
 }
 
@@ -273,14 +338,24 @@ fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
         let _ = card.client().post(&format!("/v1/services/{service}/kill"), &json!({}));
         console.wait_for(&format!("{service} ended (SIGKILL)"), SOON).unwrap();
         console.wait_for(&format!("{service} is ready"), SOON).unwrap();
-        card.wait_for_module("demo", SOON, running).unwrap_or_else(|e| panic!("after {service}: {e}\n{}", console.text));
-        let stranger = card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
+        card.wait_for_module("demo", SOON, running)
+            .unwrap_or_else(|e| panic!("after {service}: {e}\n{}", console.text));
+        let stranger =
+            card.wait_for_module("stranger", SOON, |m| m["status"]["state"] == "refused").unwrap();
         assert!(text(&stranger["status"]["reason"]).starts_with("unknown"), "{stranger}");
     }
-    // The module was never restarted when trustd was, and its socket works again: proofs that are newer than the last kill.
+    // The module was never restarted when trustd was, and its socket works again: proofs that are
+    // newer than the last kill.
     let proofs = || {
-        let log = card.client().get("/v1/modules/demo/log").map(|v| text(&v["log"])).map_err(|e| e.to_string())?;
-        Ok(log.lines().filter(|l| l.starts_with("demo: proof number") && l.ends_with("verified")).count())
+        let log = card
+            .client()
+            .get("/v1/modules/demo/log")
+            .map(|v| text(&v["log"]))
+            .map_err(|e| e.to_string())?;
+        Ok(log
+            .lines()
+            .filter(|l| l.starts_with("demo: proof number") && l.ends_with("verified"))
+            .count())
     };
     let before = wait(SOON, "the demo's log", proofs).unwrap();
     let _ = card.client().post("/v1/services/trustd/kill", &json!({}));
@@ -293,7 +368,12 @@ fn services_that_are_killed_come_back_and_the_gate_stays_closed() {
     .unwrap();
     // The logs still explain the registers: nothing was lost or adopted.
     let checked = card.attest().unwrap();
-    assert!(checked.modules.iter().all(|r| r.content.kind != "module-started" || !r.content.data.contains("stranger")));
+    assert!(
+        checked
+            .modules
+            .iter()
+            .all(|r| r.content.kind != "module-started" || !r.content.data.contains("stranger"))
+    );
 }
 
 #[test]
@@ -302,7 +382,9 @@ fn a_flipped_byte_in_the_root_never_reaches_ready() {
     // In trustd, which init reads whole before it measures it.
     card.flip_text(b"trustd stops and the gate is closed").unwrap();
     let mut console = card.boot().unwrap();
-    let line = console.wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN).unwrap();
+    let line = console
+        .wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN)
+        .unwrap();
     assert!(line.contains("dm-verity device corrupted"), "{}", console.text);
     assert!(!console.text.contains("handover"), "{}", console.text);
 }
@@ -313,7 +395,9 @@ fn without_a_tpm_the_node_stops_with_one_clear_line() {
     card.tpm = false;
     // The device tree of the image still promises one.
     let mut console = card.boot().unwrap();
-    let line = console.wait_for_any(&["STOPPED", "ready: all services run", "Kernel panic"], BOOT_WITHIN).unwrap();
+    let line = console
+        .wait_for_any(&["STOPPED", "ready: all services run", "Kernel panic"], BOOT_WITHIN)
+        .unwrap();
     assert!(line.contains("STOPPED: no TPM"), "{line}");
     assert!(!console.text.contains("handover"), "{}", console.text);
 }
@@ -321,13 +405,15 @@ fn without_a_tpm_the_node_stops_with_one_clear_line() {
 #[test]
 fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
     let card = Card::flash("power").unwrap();
-    // While the data partition grows, while the engine starts, while an image is loaded, and just after a module runs.
+    // While the data partition grows, while the engine starts, while an image is loaded, and just
+    // after a module runs.
     for moment in ["handover", "containerd is ready", "module-approved", "module-started"] {
         let mut console = card.boot().unwrap();
         console.wait_for(moment, BOOT_WITHIN).unwrap();
         console.cut();
     }
-    // Somebody has the card in hands and puts something among what the engine keeps (the journal is replayed first).
+    // Somebody has the card in hands and puts something among what the engine keeps (the journal is
+    // replayed first).
     std::fs::write(card.dir.join("planted"), "evil").unwrap();
     card.with_data("e2fsck -fy data.img >&2; [ $? -le 1 ] && debugfs -w -R 'write planted engine/planted' data.img >&2").unwrap();
     let there = card.with_data("debugfs -R 'ls -p engine' data.img").unwrap();
@@ -341,7 +427,10 @@ fn a_power_cut_at_any_moment_leaves_a_clean_next_boot() {
     console.wait_for("down", SOON).unwrap();
     console.wait_for_end(Duration::from_secs(60)).unwrap();
     let there = card.with_data("debugfs -R 'ls -p engine' data.img").unwrap();
-    assert!(there.contains("/..//") && !there.contains("planted"), "the engine's folder is made anew at each boot: {there}");
+    assert!(
+        there.contains("/..//") && !there.contains("planted"),
+        "the engine's folder is made anew at each boot: {there}"
+    );
 }
 
 #[test]
@@ -357,9 +446,16 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     card.with_boot("mcopy -i $BOOT node.toml ::NODE.TOML").unwrap();
     let mut console = card.boot_to_ready().unwrap();
     assert!(console.text.contains("10.0.2.15/24 as node.toml says"), "{}", console.text);
-    assert!(console.text.contains("LOCKED: no module runs"), "nobody signed for these settings: {}", console.text);
+    assert!(
+        console.text.contains("LOCKED: no module runs"),
+        "nobody signed for these settings: {}",
+        console.text
+    );
 
-    assert!(card.client().get("/v1/status").is_err(), "the image's owner is not this node's any more");
+    assert!(
+        card.client().get("/v1/status").is_err(),
+        "the image's owner is not this node's any more"
+    );
     for name in ["owner.key", "owner.crt"] {
         std::fs::copy(owner.join(name), card.dir.join(name)).unwrap();
     }
@@ -372,7 +468,8 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     let error = card.attest_to(&plain).map(|_| ()).unwrap_err().to_string();
     assert!(error.contains("node-settings") && error.contains("--settings"), "{error}");
     let mut expected = plain;
-    expected.boards = expected.boards.iter().map(|board| board.with_settings(settings.as_bytes())).collect();
+    expected.boards =
+        expected.boards.iter().map(|board| board.with_settings(settings.as_bytes())).collect();
     card.attest_to(&expected).unwrap();
     // Whoever built the image signs for the settings; the node needs no new card for it.
     let policies = Policies::sign(&xtask::keys::policy_signer().unwrap(), &expected.boards);
@@ -388,15 +485,19 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     // A newer log, carried there on the card: it is gone by and changes no measurement.
     let listed = trustctl::statement::entries(&log).unwrap();
     let ledger::Statement::Image(demo) = &listed[0].statement else { panic!("{log}") };
-    let revoked = with_statement(&log, &demo.digest, Status::Revoked, &trustctl::keys::folder().unwrap()).unwrap();
+    let revoked =
+        with_statement(&log, &demo.digest, Status::Revoked, &trustctl::keys::folder().unwrap())
+            .unwrap();
     std::fs::write(card.dir.join("ledger.jsonl"), revoked).unwrap();
     card.with_boot("mcopy -i $BOOT ledger.jsonl ::ledger.jsonl").unwrap();
     let console = card.boot_to_ready().unwrap();
-    card.wait_for_module("demo", SOON, |m| m["ledger"]["code"] == "revoked" && !running(m)).unwrap();
+    card.wait_for_module("demo", SOON, |m| m["ledger"]["code"] == "revoked" && !running(m))
+        .unwrap();
     card.attest_to(&expected).unwrap();
     drop(console);
 
-    // An update for which the same builder signed has the same root key: it knows its own mark again.
+    // An update for which the same builder signed has the same root key: it knows its own mark
+    // again.
     std::fs::write(card.dir.join("node.toml"), settings.replace("gate-7", "gate-8")).unwrap();
     card.with_boot("mcopy -o -i $BOOT node.toml ::NODE.TOML").unwrap();
     card.sign_policies().unwrap();
@@ -406,7 +507,8 @@ fn the_boot_partitions_settings_are_used_and_measured() {
     drop(console);
 
     // What cannot be gone by stops the node before it says what it is.
-    std::fs::write(card.dir.join("node.toml"), "hostname = \"gate-7\"\n[ledger]\nkind = \"log\"\n").unwrap();
+    std::fs::write(card.dir.join("node.toml"), "hostname = \"gate-7\"\n[ledger]\nkind = \"log\"\n")
+        .unwrap();
     card.with_boot("mcopy -o -i $BOOT node.toml ::NODE.TOML").unwrap();
     let mut console = card.boot().unwrap();
     let line = console.wait_for("STOPPED", BOOT_WITHIN).unwrap();

@@ -37,7 +37,15 @@ fn the_settings_of_a_node_come_onto_its_card() {
         std::fs::write(card.dir.join("mine.toml"), settings).unwrap();
         let path = |name: &str| card.dir.join(name).to_string_lossy().into_owned();
         let output = std::process::Command::new(std::env::var_os("BASALT_XTASK").unwrap())
-            .args(["flash", &path("disk.img"), "--machine", "virt", "--yes", "--settings", &path("mine.toml")])
+            .args([
+                "flash",
+                &path("disk.img"),
+                "--machine",
+                "virt",
+                "--yes",
+                "--settings",
+                &path("mine.toml"),
+            ])
             .output()
             .unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -46,7 +54,10 @@ fn the_settings_of_a_node_come_onto_its_card() {
     assert!(good, "{said}");
     card.with_boot("mcopy -i $BOOT ::node.toml back.toml && cmp back.toml mine.toml").unwrap();
     let (good, said) = run("hostname = \"Gate 7\"\n");
-    assert!(!good && said.contains("a node would stop at it") && said.contains("hostname"), "{said}");
+    assert!(
+        !good && said.contains("a node would stop at it") && said.contains("hostname"),
+        "{said}"
+    );
 }
 
 /// A loop device is flashed like a card; while something of it is mounted or held, it is not.
@@ -82,16 +93,34 @@ fn a_loop_device_is_a_card_unless_it_is_in_use() {
 /// What `trustctl verify-image` checks, for every machine that was built.
 #[test]
 fn every_image_holds_and_an_altered_one_does_not() {
-    let builder =
-        trustctl::keys::load(&trustctl::keys::folder().unwrap().join(trustctl::keys::BUILDER), "builder").unwrap().verifying_key();
+    let builder = trustctl::keys::load(
+        &trustctl::keys::folder().unwrap().join(trustctl::keys::BUILDER),
+        "builder",
+    )
+    .unwrap()
+    .verifying_key();
     let card = Card::flash("holds").unwrap();
     for machine in ["virt", "rpi3", "rpi4"] {
         let dir = card.image.parent().unwrap().with_file_name(machine);
         let manifest = trustctl::image::verify(&dir, &builder).unwrap();
         assert_eq!(manifest.machine, machine);
-        let bill: serde_json::Value = serde_json::from_slice(&std::fs::read(dir.join("sbom.cdx.json")).unwrap()).unwrap();
-        let names: Vec<&str> = bill["components"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
-        for name in ["docker.io", "containerd", "runc", "linux-source-6.12", "tokio", "tss-esapi", "libstd-rust-web-dev"] {
+        let bill: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(dir.join("sbom.cdx.json")).unwrap()).unwrap();
+        let names: Vec<&str> = bill["components"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter_map(|c| c["name"].as_str())
+            .collect();
+        for name in [
+            "docker.io",
+            "containerd",
+            "runc",
+            "linux-source-6.12",
+            "tokio",
+            "tss-esapi",
+            "libstd-rust-web-dev",
+        ] {
             assert!(names.contains(&name), "{machine}: {name}");
         }
         assert_eq!(names.contains(&"raspi-firmware"), machine != "virt", "{machine}");
@@ -99,7 +128,11 @@ fn every_image_holds_and_an_altered_one_does_not() {
     }
     let altered = card.dir.join("altered");
     std::fs::create_dir_all(&altered).unwrap();
-    for file in std::fs::read_dir(card.image.parent().unwrap()).unwrap().flatten().filter(|f| f.file_type().unwrap().is_file()) {
+    for file in std::fs::read_dir(card.image.parent().unwrap())
+        .unwrap()
+        .flatten()
+        .filter(|f| f.file_type().unwrap().is_file())
+    {
         std::fs::copy(file.path(), altered.join(file.file_name())).unwrap();
     }
     trustctl::image::verify(&altered, &builder).unwrap();

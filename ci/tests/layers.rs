@@ -1,4 +1,5 @@
-//! The example layer, built as its reader would: a board and a module that the checkout does not know.
+//! The example layer, built as its reader would: a board and a module that the checkout does not
+//! know.
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -7,8 +8,14 @@ use std::process::Command;
 
 fn xtask(args: &[&str]) -> (bool, String) {
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let output = Command::new(std::env::var_os("BASALT_XTASK").unwrap()).args(args).current_dir(repo).output().unwrap();
-    let text = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).concat();
+    let output = Command::new(std::env::var_os("BASALT_XTASK").unwrap())
+        .args(args)
+        .current_dir(repo)
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr]
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .concat();
     (output.status.success(), text)
 }
 
@@ -24,7 +31,11 @@ fn build(args: &[&str]) -> (PathBuf, String) {
 fn the_example_layer_adds_a_board_and_a_module() {
     let layer = ["--machine", "rpi3a", "--layer", "examples/layer"];
     let (disk, said) = build(&[&["disk-rpi3a"], &layer[..]].concat());
-    for added in ["configs/machines/rpi3a.toml", "configs/modules/hello.toml", "image/device-tree/rpi3a-led.dtso"] {
+    for added in [
+        "configs/machines/rpi3a.toml",
+        "configs/modules/hello.toml",
+        "image/device-tree/rpi3a-led.dtso",
+    ] {
         assert!(said.contains(&format!("adds {added}")), "{said}");
     }
     assert!(!said.contains("OVERRIDES"), "{said}");
@@ -36,9 +47,14 @@ fn the_example_layer_adds_a_board_and_a_module() {
     let (root, _) = build(&[&["root"], &layer[..]].concat());
     let inside = root.join("root");
     let module = std::fs::read_to_string(inside.join("etc/basalt/modules/hello.toml")).unwrap();
-    let digest = std::fs::read(inside.join("usr/share/basalt/modules/hello.tar")).map(|tar| tar.len()).unwrap();
+    let digest = std::fs::read(inside.join("usr/share/basalt/modules/hello.tar"))
+        .map(|tar| tar.len())
+        .unwrap();
     assert!(module.contains("/usr/share/basalt/modules/hello.tar") && digest > 1000, "{module}");
-    assert!(inside.join("usr/share/basalt/modules/demo.tar").is_file(), "what the layer does not name stays");
+    assert!(
+        inside.join("usr/share/basalt/modules/demo.tar").is_file(),
+        "what the layer does not name stays"
+    );
     // Approved like the checkout's own.
     let log = std::fs::read_to_string(inside.join("etc/basalt/ledger.jsonl")).unwrap();
     assert_eq!(log.lines().count(), 2, "{log}");
@@ -52,13 +68,19 @@ fn a_layer_overrides_and_says_so_and_a_stray_file_is_refused() {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, text).unwrap();
     };
-    let node = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/node.toml")).unwrap();
+    let node =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../configs/node.toml"))
+            .unwrap();
     write("configs/node.toml", &node.replace("hostname = \"basalt\"", "hostname = \"layered\""));
     let args = ["build", "root", "--machine", "virt", "--layer", layer.path().to_str().unwrap()];
     let (good, said) = xtask(&args);
     assert!(good && said.contains("OVERRIDES configs/node.toml"), "{said}");
     let (_, dir) = said.trim_end().rsplit_once(" is in ").unwrap();
-    assert!(std::fs::read_to_string(Path::new(dir).join("root/etc/basalt/node.toml")).unwrap().contains("layered"));
+    assert!(
+        std::fs::read_to_string(Path::new(dir).join("root/etc/basalt/node.toml"))
+            .unwrap()
+            .contains("layered")
+    );
 
     write("configs/nodes.toml", "");
     let (good, said) = xtask(&args);

@@ -1,4 +1,5 @@
-//! Everything on the card that somebody with a card reader could alter: refused at boot, or seen in the quote.
+//! Everything on the card that somebody with a card reader could alter: refused at boot, or seen in
+//! the quote.
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -9,10 +10,15 @@ fn seen_in_the_quote(test: &str, script: &str, event: &str) {
     let card = Card::flash(test).unwrap();
     card.with_boot(script).unwrap();
     let mut console = card.boot_to_ready().unwrap();
-    // Nobody signed a policy for what was booted: the TPM keeps the root key to itself, and nothing runs.
+    // Nobody signed a policy for what was booted: the TPM keeps the root key to itself, and nothing
+    // runs.
     assert!(console.text.contains("LOCKED: no module runs"), "{}", console.text);
     let found = card.attest_to(&card.measurements().unwrap()).map(|_| ()).unwrap_err().to_string();
-    assert!(found.contains("is not the expected image") && found.contains(&format!("({event}): expected")), "{found}");
+    assert!(
+        found.contains("is not the expected image")
+            && found.contains(&format!("({event}): expected")),
+        "{found}"
+    );
     assert!(card.client().get("/v1/modules").unwrap_err().to_string().contains("locked"));
     card.client().post("/v1/node/poweroff", &serde_json::json!({})).unwrap();
     console.wait_for("down", SOON).unwrap();
@@ -27,7 +33,9 @@ fn refused_at_boot(test: &str, reason: &str, tamper: impl Fn(&Card)) {
     let card = Card::flash(test).unwrap();
     tamper(&card);
     let mut console = card.boot().unwrap();
-    let line = console.wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN).unwrap();
+    let line = console
+        .wait_for_any(&["Kernel panic", "STOPPED", "ready: all services run"], BOOT_WITHIN)
+        .unwrap();
     assert!(line.contains(reason), "{}", console.text);
 }
 
@@ -59,7 +67,9 @@ fn another_firmware_setting_is_seen() {
 #[test]
 fn a_flipped_byte_in_the_superblock_is_refused() {
     // EROFS: 1024 bytes from the start of the partition.
-    refused_at_boot("tamper-superblock", CORRUPTED, |card| card.flip_at(card.partition(2).unwrap() + 1024).unwrap());
+    refused_at_boot("tamper-superblock", CORRUPTED, |card| {
+        card.flip_at(card.partition(2).unwrap() + 1024).unwrap()
+    });
 }
 
 #[test]
@@ -74,12 +84,16 @@ fn a_flipped_byte_in_the_hash_tree_is_refused() {
 #[test]
 fn a_flipped_byte_in_the_engine_is_refused() {
     // The name of the loader, in the first block of the first program that has one: containerd.
-    refused_at_boot("tamper-engine", CORRUPTED, |card| card.flip_text(b"/lib/ld-linux-aarch64.so.1\0").unwrap());
+    refused_at_boot("tamper-engine", CORRUPTED, |card| {
+        card.flip_text(b"/lib/ld-linux-aarch64.so.1\0").unwrap()
+    });
 }
 
 #[test]
 fn a_flipped_byte_in_the_configuration_is_refused() {
-    refused_at_boot("tamper-configuration", CORRUPTED, |card| card.flip_text(b"variant = \"prod\"").unwrap());
+    refused_at_boot("tamper-configuration", CORRUPTED, |card| {
+        card.flip_text(b"variant = \"prod\"").unwrap()
+    });
 }
 
 #[test]
@@ -96,5 +110,7 @@ fn a_flipped_byte_in_a_module_archive_is_never_run() {
 #[test]
 fn another_partition_to_start_from_is_refused() {
     // A fourth entry of the table: some firmware could be made to start from it.
-    refused_at_boot("tamper-table", "STOPPED: the partition table", |card| card.flip_at(446 + 3 * 16 + 4).unwrap());
+    refused_at_boot("tamper-table", "STOPPED: the partition table", |card| {
+        card.flip_at(446 + 3 * 16 + 4).unwrap()
+    });
 }

@@ -1,4 +1,5 @@
-//! An archive that somebody sends: 32 bytes, the SHA-256 of the manifest that was approved, and the tar.
+//! An archive that somebody sends: 32 bytes, the SHA-256 of the manifest that was approved, and the
+//! tar.
 #![no_main]
 // A fuzz target says what it found by panicking.
 #![allow(clippy::expect_used)]
@@ -19,7 +20,8 @@ fuzz_target!(|data: &[u8]| {
     let Ok(image) = resolve(&blobs, &digest, &Platform::linux("arm64"), &limits) else { return };
     let Ok(image) = image.verify(&blobs, &limits) else { return };
     // What was verified goes out, and what goes out verifies.
-    let out = emit(&blobs, &image, "basalt.local/image:x", Vec::new()).expect("a verified image is written");
+    let out = emit(&blobs, &image, "basalt.local/image:x", Vec::new())
+        .expect("a verified image is written");
     let mut again = Memory::default();
     import(&mut out.as_slice(), &mut again, &limits).expect("what was written is read");
     resolve(&again, &image.digest, &Platform::linux("arm64"), &limits)

@@ -1,4 +1,5 @@
-//! A relay's bundle: its text, a block's header, proofs, a record; and what a node kept of the chain.
+//! A relay's bundle: its text, a block's header, proofs, a record; and what a node kept of the
+//! chain.
 #![no_main]
 // A fuzz target says what it found by panicking.
 #![allow(clippy::expect_used)]
@@ -62,19 +63,25 @@ fuzz_target!(|data: &[u8]| {
         let _ = Record::read(word);
     }
     let contract = &settings.contract;
-    let nodes: Vec<Bytes> = data.chunks(data.len() / 3 + 1).map(|node| Bytes(node.to_vec())).collect();
+    let nodes: Vec<Bytes> =
+        data.chunks(data.len() / 3 + 1).map(|node| Bytes(node.to_vec())).collect();
     let root = nodes.first().map_or([0; 32], |node| keccak(&node.0));
     // With the value of a good one, and with none; the first node is the root's.
     let account = bundle.at_final.account.clone();
-    assert!(contract.storage(&root, &Account { proof: nodes.clone(), ..account }).is_err(), "nobody knows such an account");
+    assert!(
+        contract.storage(&root, &Account { proof: nodes.clone(), ..account }).is_err(),
+        "nobody knows such an account"
+    );
     let _ = contract.storage(&root, &Account { value: None, proof: nodes.clone() });
     let _ = contract.check(&root, &digests[0], &Slot { word: hash, proof: nodes.clone() });
     let _ = contract.check(&root, &digests[0], &Slot { word: Hash::new([0; 32]), proof: nodes });
     let Ok(text) = std::str::from_utf8(data) else { return };
     // A whole bundle, and the part of one in the place of a good one's.
-    let decided = |one: &Follower| digests.iter().map(|digest| one.decide(digest, *now)).collect::<Vec<_>>();
+    let decided =
+        |one: &Follower| digests.iter().map(|digest| one.decide(digest, *now)).collect::<Vec<_>>();
     let before = decided(follower);
-    // What the network itself said later is that one was revoked; nothing says that another is allowed.
+    // What the network itself said later is that one was revoked; nothing says that another is
+    // allowed.
     let denies_more = |taken: &Follower| {
         for (one, other) in decided(taken).into_iter().zip(&before) {
             assert!(one == *other || one.is_err(), "{one:?} {other:?}");
@@ -85,7 +92,9 @@ fuzz_target!(|data: &[u8]| {
     }
     if let Ok(proofs) = serde_json::from_str::<Proofs>(text) {
         let bad = Bundle { at_final: proofs, ..bundle.clone() };
-        if let Ok(taken) = Follower::new(settings.clone()).take(&serde_json::to_string(&bad).expect("JSON"), *now) {
+        if let Ok(taken) =
+            Follower::new(settings.clone()).take(&serde_json::to_string(&bad).expect("JSON"), *now)
+        {
             denies_more(&taken);
         }
     }

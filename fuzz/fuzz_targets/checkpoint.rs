@@ -12,9 +12,14 @@ fuzz_target!(|data: &[u8]| {
         assert_eq!(key.to_string(), text, "one spelling for one key");
     }
     let _ = Checkpoint::parse(text);
-    let key = |name: &str, role, n| NoteKey::new(name, role, SigningKey::from_bytes(&[n; 32]).verifying_key()).expect("a key").to_string();
+    let key = |name: &str, role, n| {
+        NoteKey::new(name, role, SigningKey::from_bytes(&[n; 32]).verifying_key())
+            .expect("a key")
+            .to_string()
+    };
     let witnesses = [key("w1.example", Role::Witness, 1), key("w2.example", Role::Witness, 2)];
-    let witnessing = Witnessing::new(&key("log.example", Role::Log, 9), &witnesses, 1, 100).expect("a policy");
+    let witnessing =
+        Witnessing::new(&key("log.example", Role::Log, 9), &witnesses, 1, 100).expect("a policy");
     let approver = measure::hex(SigningKey::from_bytes(&[3; 32]).verifying_key().as_bytes());
     let mut policy = Policy::new("home", &[approver], 1).expect("an approver");
     policy.witnessing = Some(witnessing);

@@ -17,7 +17,9 @@ mod answer;
 const LIMIT: u64 = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
+    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
+        return;
+    };
     runtime.block_on(ask(data.to_vec()));
 });
 
@@ -31,8 +33,15 @@ async fn ask(bytes: Vec<u8>) {
     });
     let Ok(request) = Request::get("/x").header(HOST, "h").body(Empty::new()) else { return };
     let Ok(response) = answer::exchange(ours, request).await else { return };
-    let host = response.headers().get(LOCATION).and_then(|v| v.to_str().ok()).map(answer::shown).unwrap_or_default();
-    if let Ok(whole) = answer::Answer::new(response, &host, Duration::from_secs(1)).whole(LIMIT).await {
+    let host = response
+        .headers()
+        .get(LOCATION)
+        .and_then(|v| v.to_str().ok())
+        .map(answer::shown)
+        .unwrap_or_default();
+    if let Ok(whole) =
+        answer::Answer::new(response, &host, Duration::from_secs(1)).whole(LIMIT).await
+    {
         assert!(whole.len() as u64 <= LIMIT);
     }
 }

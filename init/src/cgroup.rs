@@ -1,7 +1,8 @@
 //! Control groups, and the filter that keeps everything but trustd away from the TPM.
 //!
-//! Layout: `/trustd` holds trustd alone; `/node` holds everything else (init, the other services, all containers) and
-//! carries the filter, which the kernel applies to every group below it, whatever filters those add themselves.
+//! Layout: `/trustd` holds trustd alone; `/node` holds everything else (init, the other services,
+//! all containers) and carries the filter, which the kernel applies to every group below it,
+//! whatever filters those add themselves.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
@@ -15,7 +16,9 @@ const NODE: &str = "/sys/fs/cgroup/node";
 const CONTROLLERS: &str = "+cpu +io +memory +pids";
 
 pub(crate) fn prepare() -> Result<(), Fatal> {
-    for dir in ["/sys/fs/cgroup/trustd", NODE, "/sys/fs/cgroup/node/init", "/sys/fs/cgroup/node/modules"] {
+    for dir in
+        ["/sys/fs/cgroup/trustd", NODE, "/sys/fs/cgroup/node/init", "/sys/fs/cgroup/node/modules"]
+    {
         std::fs::create_dir(dir).map_err(Fatal::io(format!("make {dir}")))?;
     }
     join("node/init")?;
@@ -23,7 +26,9 @@ pub(crate) fn prepare() -> Result<(), Fatal> {
         let file = format!("{dir}/cgroup.subtree_control");
         std::fs::write(&file, CONTROLLERS).map_err(Fatal::io(format!("write {file}")))?;
     }
-    let number = |path: &str| std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}"))).map(|m| m.rdev());
+    let number = |path: &str| {
+        std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}"))).map(|m| m.rdev())
+    };
     let (raw, managed) = (number("/dev/tpm0")?, number("/dev/tpmrm0")?);
     let raw = (nix::sys::stat::major(raw) as u32, nix::sys::stat::minor(raw) as u32);
     let group = File::open(NODE).map_err(Fatal::io(format!("open {NODE}")))?;
@@ -38,7 +43,8 @@ pub(crate) fn join(group: &str) -> Result<(), Fatal> {
     std::fs::write(&file, "0").map_err(Fatal::io(format!("write {file}")))
 }
 
-/// Kills every process in a group and below it. A service's group, and one that holds such a group, is not to be had.
+/// Kills every process in a group and below it. A service's group, and one that holds such a group,
+/// is not to be had.
 pub(crate) fn end(group: &str, services: &[&str]) -> Result<(), String> {
     may_end(group, services)?;
     // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill".
@@ -50,7 +56,9 @@ fn may_end(group: &str, services: &[&str]) -> Result<(), String> {
     if group.split('/').any(|part| ["", ".", ".."].contains(&part)) {
         return Err("it is no group's path".into());
     }
-    let holds = |service: &str| service == group || service.strip_prefix(group).is_some_and(|rest| rest.starts_with('/'));
+    let holds = |service: &str| {
+        service == group || service.strip_prefix(group).is_some_and(|rest| rest.starts_with('/'))
+    };
     match services.iter().chain(&["node/init"]).find(|service| holds(service)) {
         Some(service) => Err(format!("it is or holds {service}")),
         None => Ok(()),
@@ -62,17 +70,27 @@ pub(crate) fn prove_denied() -> Result<(), String> {
     for path in ["/dev/tpm0", "/dev/tpmrm0"] {
         match File::options().read(true).write(true).open(path) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-            Err(error) => return Err(format!("opening {path} should be denied by the device filter (EPERM), found: {error}")),
-            Ok(_) => return Err(format!("opening {path} should be denied by the device filter, and it can be opened")),
+            Err(error) => {
+                return Err(format!(
+                    "opening {path} should be denied by the device filter (EPERM), found: {error}"
+                ));
+            }
+            Ok(_) => {
+                return Err(format!(
+                    "opening {path} should be denied by the device filter, and it can be opened"
+                ));
+            }
         }
     }
     Ok(())
 }
 
-/// The filter: a program of the cgroup device type that returns 0 for the TPM's character devices and 1 for all others.
+/// The filter: a program of the cgroup device type that returns 0 for the TPM's character devices
+/// and 1 for all others.
 ///
-/// The major number of `/dev/tpmrm0` is the TPM's alone, and every further TPM's (one that was unbound and bound again comes
-/// back as `tpm1`) are under it. Only `/dev/tpm0` has a number among the miscellaneous devices (kernel: drivers/char/tpm/tpm-chip.c).
+/// The major number of `/dev/tpmrm0` is the TPM's alone, and every further TPM's (one that was
+/// unbound and bound again comes back as `tpm1`) are under it. Only `/dev/tpm0` has a number among
+/// the miscellaneous devices (kernel: drivers/char/tpm/tpm-chip.c).
 fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
     const LOAD: u8 = 0x61; // dst = *(u32 *)(src + offset)
     const AND: u8 = 0x54;
@@ -82,7 +100,11 @@ fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
     const EXIT: u8 = 0x95;
     const CHAR: i32 = 2;
     let ins = |code: u8, dst: u64, src: u64, offset: i16, value: i32| {
-        u64::from(code) | dst << 8 | src << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
+        u64::from(code)
+            | dst << 8
+            | src << 12
+            | u64::from(offset as u16) << 16
+            | u64::from(value as u32) << 32
     };
     vec![
         // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx
@@ -111,7 +133,18 @@ mod tests {
         for group in ["default/x", "default/.x", "node/modules/abc", "node/dockerd2"] {
             assert_eq!(may_end(group, &services), Ok(()), "{group}");
         }
-        for group in ["", "/", "trustd", "node", "node/init", "node/dockerd", "../x", "node/../trustd", "/trustd", "node//dockerd"] {
+        for group in [
+            "",
+            "/",
+            "trustd",
+            "node",
+            "node/init",
+            "node/dockerd",
+            "../x",
+            "node/../trustd",
+            "/trustd",
+            "node//dockerd",
+        ] {
             assert!(may_end(group, &services).is_err(), "{group}");
         }
     }
@@ -122,7 +155,8 @@ mod tests {
         let mut at = 0;
         loop {
             let i = program[at];
-            let (dst, offset, value) = ((i >> 8 & 15) as usize, (i >> 16) as u16 as i16, (i >> 32) as u32);
+            let (dst, offset, value) =
+                ((i >> 8 & 15) as usize, (i >> 16) as u16 as i16, (i >> 32) as u32);
             at += 1;
             let jump = match i as u8 {
                 0x61 => {

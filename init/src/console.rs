@@ -3,7 +3,9 @@
 use std::io::Write as _;
 
 pub(crate) fn say(text: &str) {
-    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME).map(std::time::Duration::from).unwrap_or_default();
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME)
+        .map(std::time::Duration::from)
+        .unwrap_or_default();
     // A console that cannot be written to is no reason to stop.
     let _ = writeln!(std::io::stdout(), "basalt[{:8.3}] {text}", now.as_secs_f64());
 }

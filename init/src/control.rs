@@ -1,4 +1,5 @@
-//! What trustd may ask of init, one datagram a wish: `reboot`, `poweroff`, `restart NAME`, `kill NAME`, `end GROUP`.
+//! What trustd may ask of init, one datagram a wish: `reboot`, `poweroff`, `restart NAME`, `kill
+//! NAME`, `end GROUP`.
 //!
 //! The socket lies in a folder that only root and trustd can enter.
 
@@ -25,7 +26,9 @@ pub(crate) fn open() -> Result<UnixDatagram, Fatal> {
     let socket = UnixDatagram::bind(SOCKET).map_err(Fatal::io(format!("listen on {SOCKET}")))?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(SOCKET, private)
-        .and_then(|()| std::os::unix::fs::chown(SOCKET, Some(service::TRUSTD), Some(service::TRUSTD)))
+        .and_then(|()| {
+            std::os::unix::fs::chown(SOCKET, Some(service::TRUSTD), Some(service::TRUSTD))
+        })
         .and_then(|()| socket.set_nonblocking(true))
         .map_err(Fatal::io(format!("prepare {SOCKET}")))?;
     Ok(socket)
@@ -46,7 +49,9 @@ fn parse(message: &[u8]) -> Result<Wish, String> {
         Some(("restart", name)) => Ok(Wish::Restart(name.to_owned())),
         Some(("kill", name)) => Ok(Wish::Kill(name.to_owned())),
         Some(("end", group)) => Ok(Wish::End(group.to_owned())),
-        _ => Err(format!("{text:?} is none of reboot, poweroff, restart NAME, kill NAME, end GROUP")),
+        _ => {
+            Err(format!("{text:?} is none of reboot, poweroff, restart NAME, kill NAME, end GROUP"))
+        }
     }
 }
 

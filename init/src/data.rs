@@ -18,8 +18,18 @@ pub(crate) fn mount(machine: &Machine) -> Result<(), Fatal> {
     grow_partition(machine)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
     let partition = machine.partition(DATA);
-    nix::mount::mount(Some(partition.as_str()), "/data", Some("ext4"), flags, Some("errors=remount-ro"))
-        .map_err(|e| Fatal::io(format!("mount {partition} at /data; if the card is damaged, flash it again"))(e.into()))?;
+    nix::mount::mount(
+        Some(partition.as_str()),
+        "/data",
+        Some("ext4"),
+        flags,
+        Some("errors=remount-ro"),
+    )
+    .map_err(|e| {
+        Fatal::io(format!("mount {partition} at /data; if the card is damaged, flash it again"))(
+            e.into(),
+        )
+    })?;
     let size = partition_size(&partition)?;
     let data = File::open("/data").map_err(Fatal::io("open /data"))?;
     sys::ext4_grow(&data, size / 4096).map_err(Fatal::io("grow the data file system"))?;
@@ -30,21 +40,26 @@ pub(crate) fn mount(machine: &Machine) -> Result<(), Fatal> {
     Ok(())
 }
 
-/// Takes away what the engine kept: it is rebuilt from verified archives, so nothing that was altered or planted there
-/// between boots can run. Renamed first: after a power cut the next boot finds only leftovers.
+/// Takes away what the engine kept: it is rebuilt from verified archives, so nothing that was
+/// altered or planted there between boots can run. Renamed first: after a power cut the next boot
+/// finds only leftovers.
 fn empty_engine() -> Result<(), Fatal> {
     let attic = std::path::Path::new("/data/attic");
     for name in ["engine", "containerd"] {
         let from = std::path::Path::new("/data").join(name);
         if from.symlink_metadata().is_ok() {
             std::fs::create_dir_all(attic).map_err(Fatal::io("make /data/attic"))?;
-            let to = (0u32..).map(|n| attic.join(n.to_string())).find(|p| p.symlink_metadata().is_err());
+            let to =
+                (0u32..).map(|n| attic.join(n.to_string())).find(|p| p.symlink_metadata().is_err());
             let to = to.ok_or_else(|| Fatal::State("/data/attic is full".into()))?;
-            std::fs::rename(&from, to).map_err(Fatal::io(format!("put {} away", from.display())))?;
+            std::fs::rename(&from, to)
+                .map_err(Fatal::io(format!("put {} away", from.display())))?;
         }
     }
     match std::fs::remove_dir_all(attic) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Fatal::io("empty /data/attic")(error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Fatal::io("empty /data/attic")(error))
+        }
         _ => Ok(()),
     }
 }
@@ -54,25 +69,37 @@ fn partition_size(partition: &str) -> Result<u64, Fatal> {
     sys::block_size(&device).map_err(Fatal::io(format!("read the size of {partition}")))
 }
 
-/// Lets the last partition reach the end of the disk: one sector is written, so a power cut leaves the old or the new table.
+/// Lets the last partition reach the end of the disk: one sector is written, so a power cut leaves
+/// the old or the new table.
 fn grow_partition(machine: &Machine) -> Result<(), Fatal> {
-    let disk = File::options().read(true).write(true).open(&machine.disk).map_err(Fatal::io(format!("open {}", machine.disk)))?;
-    let sectors = sys::block_size(&disk).map_err(Fatal::io(format!("read the size of {}", machine.disk)))? / SECTOR;
+    let disk = File::options()
+        .read(true)
+        .write(true)
+        .open(&machine.disk)
+        .map_err(Fatal::io(format!("open {}", machine.disk)))?;
+    let sectors = sys::block_size(&disk)
+        .map_err(Fatal::io(format!("read the size of {}", machine.disk)))?
+        / SECTOR;
     let mut table = [0; 512];
-    disk.read_exact_at(&mut table, 0).map_err(Fatal::io(format!("read the partition table of {}", machine.disk)))?;
-    let Some((start, length)) = grown(&table, DATA, sectors).map_err(Fatal::State)? else { return Ok(()) };
+    disk.read_exact_at(&mut table, 0)
+        .map_err(Fatal::io(format!("read the partition table of {}", machine.disk)))?;
+    let Some((start, length)) = grown(&table, DATA, sectors).map_err(Fatal::State)? else {
+        return Ok(());
+    };
     let entry = 446 + 16 * usize::from(DATA - 1);
     table[entry + 12..entry + 16].copy_from_slice(&length.to_le_bytes());
     disk.write_all_at(&table, 0)
         .and_then(|()| disk.sync_all())
         .map_err(Fatal::io(format!("write the partition table of {}", machine.disk)))?;
     let (from, size) = (u64::from(start) * SECTOR, u64::from(length) * SECTOR);
-    sys::resize_partition(&disk, DATA, from, size).map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
+    sys::resize_partition(&disk, DATA, from, size)
+        .map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
     console::say(&format!("the data partition now has {} MiB", size >> 20));
     Ok(())
 }
 
-/// Start and new length (in sectors) of a partition that can grow; `None` if it reaches the end already.
+/// Start and new length (in sectors) of a partition that can grow; `None` if it reaches the end
+/// already.
 fn grown(table: &[u8; 512], number: u8, disk_sectors: u64) -> Result<Option<(u32, u32)>, String> {
     if table[510..] != [0x55, 0xaa] || !(1..=4).contains(&number) {
         return Err("the disk has no MBR partition table".into());

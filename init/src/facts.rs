@@ -20,13 +20,16 @@ pub(crate) fn device_tree() -> Result<Digest, Fatal> {
     measure::device_tree_digest(&blob).map_err(|e| Fatal::State(format!("/sys/firmware/fdt: {e}")))
 }
 
-/// The root hash that the kernel was told, once it is sure that the root is that very verity device.
+/// The root hash that the kernel was told, once it is sure that the root is that very verity
+/// device.
 pub(crate) fn verity_root(command_line: &str) -> Result<String, Fatal> {
     let device = std::fs::metadata("/").map_err(Fatal::io("look at /"))?.dev();
     let (major, minor) = (nix::sys::stat::major(device), nix::sys::stat::minor(device));
     let name = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/dm/name"));
     if !name.as_deref().is_ok_and(|n| n.trim() == "root") {
-        return Err(Fatal::State(format!("the root (device {major}:{minor}) is not the verity device named \"root\"")));
+        return Err(Fatal::State(format!(
+            "the root (device {major}:{minor}) is not the verity device named \"root\""
+        )));
     }
     measure::verity_root(command_line)
         .map(str::to_owned)
@@ -57,19 +60,21 @@ pub(crate) fn configuration() -> Result<Digest, Fatal> {
     Ok(list.digest())
 }
 
-/// The disk has the partitions that the build wrote and no other, and the firmware started from the first, where it says so:
-/// what is measured there is then what ran.
+/// The disk has the partitions that the build wrote and no other, and the firmware started from the
+/// first, where it says so: what is measured there is then what ran.
 pub(crate) fn partitions(disk: &str) -> Result<(), Fatal> {
     let mut table = [0; 512];
     let read = std::fs::File::open(disk).and_then(|mut file| file.read_exact(&mut table));
     read.map_err(Fatal::io(format!("read the partition table of {disk}")))?;
     if !as_built(&table) {
-        return Err(Fatal::State(format!("the partition table of {disk} is not the one that the image came with; flash the card again")));
+        return Err(Fatal::State(format!(
+            "the partition table of {disk} is not the one that the image came with; flash the card again"
+        )));
     }
     match std::fs::read("/proc/device-tree/chosen/bootloader/partition") {
-        Ok(number) if number != [0, 0, 0, 1] && number != [0, 0, 0, 0] => {
-            Err(Fatal::State(format!("the firmware started from another partition than the first: {number:?}")))
-        }
+        Ok(number) if number != [0, 0, 0, 1] && number != [0, 0, 0, 0] => Err(Fatal::State(
+            format!("the firmware started from another partition than the first: {number:?}"),
+        )),
         _ => Ok(()),
     }
 }
@@ -97,19 +102,23 @@ pub(crate) struct BootPartition {
 
 /// Looks at the boot partition, which is there only meanwhile.
 ///
-/// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that the card is the published one.
+/// Firmware, kernel and their settings ran before init and could lie to it; what this shows is that
+/// the card is the published one.
 pub(crate) fn boot_partition(device: &str) -> Result<BootPartition, Fatal> {
     let mounted = crate::mounts::BootPartition::mount(device)?;
     let found = files_apart(Path::new(mounted.path()));
-    let found = found.map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
+    let found =
+        found.map_err(Fatal::io(format!("read the files of the boot partition {device}")))?;
     mounted.unmount()?;
     Ok(found)
 }
 
 fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
-    let (mut list, mut settings, mut ledger, mut policies) = (FileList::default(), None, None, None);
+    let (mut list, mut settings, mut ledger, mut policies) =
+        (FileList::default(), None, None, None);
     visit(dir, &mut |path| {
-        // FAT does not tell capitals from small letters. Names are as the build sees them, wherever the partition is mounted.
+        // FAT does not tell capitals from small letters. Names are as the build sees them, wherever
+        // the partition is mounted.
         let inside = path.strip_prefix(dir).unwrap_or(path);
         if measure::left_by_a_computer(inside) {
             return Ok(());
@@ -125,7 +134,9 @@ fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
         std::fs::File::open(path)?.take(largest + 1).read_to_end(&mut bytes)?;
         if bytes.len() as u64 > largest && name != measure::SETTINGS {
             // Nobody has to vouch for these, so they must not stop a node either.
-            crate::console::say(&format!("{name} has more than {largest} bytes and is passed over"));
+            crate::console::say(&format!(
+                "{name} has more than {largest} bytes and is passed over"
+            ));
             return Ok(());
         }
         if bytes.len() as u64 > largest {
@@ -140,7 +151,9 @@ fn files_apart(dir: &Path) -> std::io::Result<BootPartition> {
 }
 
 fn add_files(dir: &Path, list: &mut FileList) -> std::io::Result<()> {
-    visit(dir, &mut |path| list.add_digest(&path.to_string_lossy(), digest(path)?).map_err(std::io::Error::other))
+    visit(dir, &mut |path| {
+        list.add_digest(&path.to_string_lossy(), digest(path)?).map_err(std::io::Error::other)
+    })
 }
 
 /// All regular files below a folder.
@@ -175,14 +188,25 @@ mod tests {
         assert_eq!(bare.settings, None);
         write("Node.TOML", b"hostname = \"a\"");
         let with = found().unwrap();
-        assert_eq!((with.files, with.settings.as_deref()), (bare.files, Some(&b"hostname = \"a\""[..])));
+        assert_eq!(
+            (with.files, with.settings.as_deref()),
+            (bare.files, Some(&b"hostname = \"a\""[..]))
+        );
         write("ledger.jsonl", b"{}\n");
         let ledger = found().unwrap();
-        assert_eq!((ledger.files, ledger.ledger.as_deref()), (bare.files, Some(&b"{}\n"[..])), "not measured");
+        assert_eq!(
+            (ledger.files, ledger.ledger.as_deref()),
+            (bare.files, Some(&b"{}\n"[..])),
+            "not measured"
+        );
         std::fs::remove_file(dir.path().join("ledger.jsonl")).unwrap();
         write("policies.json", b"{}");
         let policies = found().unwrap();
-        assert_eq!((policies.files, policies.policies.as_deref()), (bare.files, Some(&b"{}"[..])), "not measured");
+        assert_eq!(
+            (policies.files, policies.policies.as_deref()),
+            (bare.files, Some(&b"{}"[..])),
+            "not measured"
+        );
         write("policies.json", &vec![b' '; (1 << 16) + 1]);
         assert_eq!(found().unwrap().policies, None, "passed over");
         std::fs::remove_file(dir.path().join("policies.json")).unwrap();

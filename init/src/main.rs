@@ -1,8 +1,10 @@
 //! PID 1 of a Basalt node.
 //!
 //! Invariants:
-//! - Nothing is started before every boot event is in the TPM; any failure until then stops the node with one line.
-//! - After the handover init extends nothing more and, like everything but trustd, cannot open the TPM.
+//! - Nothing is started before every boot event is in the TPM; any failure until then stops the
+//!   node with one line.
+//! - After the handover init extends nothing more and, like everything but trustd, cannot open the
+//!   TPM.
 //! - init never returns and reaps every child.
 #![deny(unsafe_code)]
 
@@ -62,7 +64,8 @@ fn main() {
 
 fn boot() -> Result<std::convert::Infallible, Fatal> {
     mounts::early()?;
-    let text = std::fs::read_to_string("/etc/basalt/boot.toml").map_err(Fatal::io("read /etc/basalt/boot.toml"))?;
+    let text = std::fs::read_to_string("/etc/basalt/boot.toml")
+        .map_err(Fatal::io("read /etc/basalt/boot.toml"))?;
     let boot: Boot = config::parse("/etc/basalt/boot.toml", &text)?;
     let command_line = facts::command_line()?;
     let machine = Machine::from_command_line(&command_line)?;

@@ -13,7 +13,8 @@ use crate::{Fatal, facts};
 /// The platform's log; trustd appends nothing to it.
 const LOG: &str = "/run/measure/platform.log";
 
-/// What was on the boot partition, for netd and trustd: the owner's settings, a log of approvals, policies for the root key.
+/// What was on the boot partition, for netd and trustd: the owner's settings, a log of approvals,
+/// policies for the root key.
 const CONFIG: &str = "/run/config";
 const SETTINGS: &str = "/run/config/node.toml";
 const LEDGER: &str = "/run/config/ledger.jsonl";
@@ -33,8 +34,10 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
         let mut tpm = Tpm::open(Duration::from_secs(machine.tpm_wait_s))?;
         untouched(&mut tpm)?;
         let (device_tree, verity_root) = (facts::device_tree()?, facts::verity_root(command_line)?);
-        let (init, engine) = (facts::file("/proc/self/exe")?, facts::file("/usr/share/basalt/engine.list")?);
-        let (configuration, trustd, boot_partition) = (facts::configuration()?, joined(trustd)?, joined(boot_partition)?);
+        let (init, engine) =
+            (facts::file("/proc/self/exe")?, facts::file("/usr/share/basalt/engine.list")?);
+        let (configuration, trustd, boot_partition) =
+            (facts::configuration()?, joined(trustd)?, joined(boot_partition)?);
         let events = boot_events(&BootFacts {
             variant: &boot.variant,
             machine: &machine.name,
@@ -46,7 +49,8 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
             configuration,
             trustd,
             boot_partition: boot_partition.files,
-            node_settings: Sha256::digest(boot_partition.settings.as_deref().unwrap_or_default()).into(),
+            node_settings: Sha256::digest(boot_partition.settings.as_deref().unwrap_or_default())
+                .into(),
         });
         Ok::<_, Fatal>((tpm, events, boot_partition))
     })?;
@@ -56,7 +60,11 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
         bytes.map_or(Ok(()), |bytes| hand_over(path, &bytes))?;
     }
     crate::mounts::make_dir("/run/measure", 0o755, None)?;
-    let mut log = std::fs::File::options().create_new(true).append(true).open(LOG).map_err(Fatal::io(format!("create {LOG}")))?;
+    let mut log = std::fs::File::options()
+        .create_new(true)
+        .append(true)
+        .open(LOG)
+        .map_err(Fatal::io(format!("create {LOG}")))?;
     extend(&mut tpm, &events, &mut log)?;
     Ok(node)
 }
@@ -64,8 +72,10 @@ pub(crate) fn measure(boot: &Boot, machine: &Machine, command_line: &str) -> Res
 /// What the node goes by from here on; services find what the boot partition said under /run.
 fn go_by(settings: Option<Vec<u8>>) -> Result<Node, Fatal> {
     let settings = settings.map(String::from_utf8).transpose();
-    let settings = settings.map_err(|e| Fatal::State(format!("node.toml on the boot partition is not UTF-8: {e}")))?;
-    let image = std::fs::read_to_string("/etc/basalt/node.toml").map_err(Fatal::io("read /etc/basalt/node.toml"))?;
+    let settings = settings
+        .map_err(|e| Fatal::State(format!("node.toml on the boot partition is not UTF-8: {e}")))?;
+    let image = std::fs::read_to_string("/etc/basalt/node.toml")
+        .map_err(Fatal::io("read /etc/basalt/node.toml"))?;
     let node = config::node(&image, settings.as_deref())?;
     if let Some(settings) = settings {
         hand_over(SETTINGS, settings.as_bytes())?;
@@ -79,7 +89,9 @@ fn hand_over(path: &str, bytes: &[u8]) -> Result<(), Fatal> {
 }
 
 fn joined<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T, Fatal>>) -> Result<T, Fatal> {
-    thread.join().unwrap_or_else(|_| Err(Fatal::State("a thread that reads for a measurement panicked".into())))
+    thread.join().unwrap_or_else(|_| {
+        Err(Fatal::State("a thread that reads for a measurement panicked".into()))
+    })
 }
 
 /// Nobody measured before init: what is in the registers then would be unexplained.
@@ -97,10 +109,15 @@ fn untouched(tpm: &mut Tpm<impl Read + Write>) -> Result<(), Fatal> {
 }
 
 /// Every event is extended, then logged; the first failure ends it.
-fn extend(tpm: &mut Tpm<impl Read + Write>, events: &[Event], log: &mut impl Write) -> Result<(), Fatal> {
+fn extend(
+    tpm: &mut Tpm<impl Read + Write>,
+    events: &[Event],
+    log: &mut impl Write,
+) -> Result<(), Fatal> {
     for (n, event) in events.iter().enumerate() {
         tpm.extend(event.pcr, &event.digest())?;
-        log.write_all(Record::new(n as u64, event).line().as_bytes()).map_err(Fatal::io(format!("write {LOG}")))?;
+        log.write_all(Record::new(n as u64, event).line().as_bytes())
+            .map_err(Fatal::io(format!("write {LOG}")))?;
     }
     Ok(())
 }
@@ -112,7 +129,11 @@ mod tests {
     use measure::{parse_log, replay};
 
     fn events() -> Vec<Event> {
-        vec![Event::new(PLATFORM_PCR, "one", "1"), Event::new(PLATFORM_PCR, "two", "2"), Event::new(MODULES_PCR, "handover", "")]
+        vec![
+            Event::new(PLATFORM_PCR, "one", "1"),
+            Event::new(PLATFORM_PCR, "two", "2"),
+            Event::new(MODULES_PCR, "handover", ""),
+        ]
     }
 
     #[test]
@@ -145,7 +166,11 @@ mod tests {
         let mut tpm = swtpm.connect();
         let mut log = Vec::new();
         // There is no PCR 99: the TPM refuses.
-        let events = [Event::new(PLATFORM_PCR, "one", ""), Event::new(99, "two", ""), Event::new(PLATFORM_PCR, "three", "")];
+        let events = [
+            Event::new(PLATFORM_PCR, "one", ""),
+            Event::new(99, "two", ""),
+            Event::new(PLATFORM_PCR, "three", ""),
+        ];
         let said = extend(&mut tpm, &events, &mut log).unwrap_err().to_string();
         assert!(said.contains("refused PCR_Extend"), "{said}");
         assert_eq!(String::from_utf8(log).unwrap().lines().count(), 1);

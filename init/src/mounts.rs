@@ -22,7 +22,8 @@ impl BootPartition {
     const PLACE: &str = "/boot";
 
     pub(crate) fn mount(device: &str) -> Result<Self, Fatal> {
-        let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+        let flags =
+            MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
         on(device, Self::PLACE, "vfat", flags, "")?;
         Ok(Self)
     }
@@ -32,7 +33,8 @@ impl BootPartition {
     }
 
     pub(crate) fn unmount(self) -> Result<(), Fatal> {
-        nix::mount::umount(Self::PLACE).map_err(|e| Fatal::io("unmount the boot partition")(e.into()))
+        nix::mount::umount(Self::PLACE)
+            .map_err(|e| Fatal::io("unmount the boot partition")(e.into()))
     }
 }
 
@@ -43,7 +45,13 @@ pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
     for dir in ["/dev/pts", "/dev/shm"] {
         make_dir(dir, 0o755, None)?;
     }
-    on("devpts", "/dev/pts", "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "ptmxmode=0666,mode=620")?;
+    on(
+        "devpts",
+        "/dev/pts",
+        "devpts",
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        "ptmxmode=0666,mode=620",
+    )?;
     on("tmpfs", "/dev/shm", "tmpfs", quiet, "mode=1777,size=10%")?;
     on("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, "nsdelegate")?;
     // Where services meet. The engine's socket is trustd's alone; so is the way to init.
@@ -54,7 +62,8 @@ pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
     make_dir("/run/trustd", 0o750, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/modules", 0o711, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/net", 0o755, None)?;
-    std::fs::write("/run/resolv.conf", "# netd writes this file when it has an address\n").map_err(Fatal::io("write /run/resolv.conf"))?;
+    std::fs::write("/run/resolv.conf", "# netd writes this file when it has an address\n")
+        .map_err(Fatal::io("write /run/resolv.conf"))?;
     nix::unistd::sethostname(hostname).map_err(|e| Fatal::io("set the host name")(e.into()))?;
     sys::loopback_up().map_err(Fatal::io("bring lo up"))?;
     for name in ["tpm0", "tpmrm0"] {
@@ -68,11 +77,13 @@ pub(crate) fn make_dir(path: &str, mode: u32, owner: Option<(u32, u32)>) -> Resu
     let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
     made.map_err(Fatal::io(format!("make {path}")))?;
     if let Some((uid, gid)) = owner {
-        chown(path, Some(uid), Some(gid)).map_err(Fatal::io(format!("give {path} to {uid}:{gid}")))?;
+        chown(path, Some(uid), Some(gid))
+            .map_err(Fatal::io(format!("give {path} to {uid}:{gid}")))?;
     }
     Ok(())
 }
 
 fn on(source: &str, target: &str, kind: &str, flags: MsFlags, options: &str) -> Result<(), Fatal> {
-    mount(Some(source), target, Some(kind), flags, Some(options)).map_err(|e| Fatal::io(format!("mount {target}"))(e.into()))
+    mount(Some(source), target, Some(kind), flags, Some(options))
+        .map_err(|e| Fatal::io(format!("mount {target}"))(e.into()))
 }

@@ -16,7 +16,8 @@ pub(crate) fn load() -> Result<Vec<(String, Service)>, Fatal> {
     let mut found = BTreeMap::new();
     for entry in std::fs::read_dir(DIR).map_err(Fatal::io(format!("list {DIR}")))? {
         let path = entry.map_err(Fatal::io(format!("list {DIR}")))?.path();
-        let text = std::fs::read_to_string(&path).map_err(Fatal::io(format!("read {}", path.display())))?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(Fatal::io(format!("read {}", path.display())))?;
         let service: Service = config::parse(&path.to_string_lossy(), &text)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         found.insert(name, service);
@@ -33,7 +34,10 @@ fn order(mut services: BTreeMap<String, Service>) -> Result<Vec<(String, Service
             .map(|(name, _)| name.clone());
         let Some(name) = next else {
             let left: Vec<_> = services.keys().cloned().collect();
-            return Err(format!("{DIR}: these services need each other or one that is not there: {}", left.join(", ")));
+            return Err(format!(
+                "{DIR}: these services need each other or one that is not there: {}",
+                left.join(", ")
+            ));
         };
         if let Some(service) = services.remove(&name) {
             ordered.push((name, service));
@@ -48,16 +52,32 @@ mod tests {
 
     fn service(needs: &[&str]) -> Service {
         let needs: Vec<String> = needs.iter().map(|n| format!("\"{n}\"")).collect();
-        config::parse("s", &format!("exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n", needs.join(",")))
-            .unwrap()
+        config::parse(
+            "s",
+            &format!(
+                "exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n",
+                needs.join(",")
+            ),
+        )
+        .unwrap()
     }
 
     #[test]
     fn services_start_after_what_they_need() {
-        let ordered = order([("a".into(), service(&["c"])), ("b".into(), service(&[])), ("c".into(), service(&["b"]))].into()).unwrap();
+        let ordered = order(
+            [
+                ("a".into(), service(&["c"])),
+                ("b".into(), service(&[])),
+                ("c".into(), service(&["b"])),
+            ]
+            .into(),
+        )
+        .unwrap();
         let names: Vec<_> = ordered.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["b", "c", "a"]);
-        assert!(order([("a".into(), service(&["b"])), ("b".into(), service(&["a"]))].into()).is_err());
+        assert!(
+            order([("a".into(), service(&["b"])), ("b".into(), service(&["a"]))].into()).is_err()
+        );
         assert!(order([("a".into(), service(&["gone"]))].into()).unwrap_err().contains('a'));
     }
 }

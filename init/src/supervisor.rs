@@ -1,4 +1,5 @@
-//! Starts services in order, watches them, starts them again, reaps everything, and ends it all in order.
+//! Starts services in order, watches them, starts them again, reaps everything, and ends it all in
+//! order.
 
 use std::convert::Infallible;
 use std::io::Read as _;
@@ -24,7 +25,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const STABLE: Duration = Duration::from_secs(30);
 /// How long a service may take to end when the node stops.
 const STOP_WITHIN: Duration = Duration::from_secs(25);
-/// How long the kernel may take to end what was killed; a process that waits for a disk cannot be waited for.
+/// How long the kernel may take to end what was killed; a process that waits for a disk cannot be
+/// waited for.
 const KILL_WITHIN: Duration = Duration::from_secs(3);
 const TICK_MS: u16 = 50;
 const KEPT_LOG: u64 = 256 * 1024;
@@ -68,7 +70,15 @@ pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, Fatal>
     let control = control::open()?;
     let units = services
         .into_iter()
-        .map(|(name, service)| Unit { name, service, state: State::Waiting, pid: None, output: Vec::new(), pause: FIRST_PAUSE, started: 0 })
+        .map(|(name, service)| Unit {
+            name,
+            service,
+            state: State::Waiting,
+            pid: None,
+            output: Vec::new(),
+            pause: FIRST_PAUSE,
+            started: 0,
+        })
         .collect();
     let mut supervisor = Supervisor { units, announced: false };
     loop {
@@ -96,7 +106,9 @@ pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, Fatal>
 fn reap(supervisor: &mut Supervisor) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) => supervisor.ended(pid, &format!("exit code {code}")),
+            Ok(WaitStatus::Exited(pid, code)) => {
+                supervisor.ended(pid, &format!("exit code {code}"))
+            }
             Ok(WaitStatus::Signaled(pid, signal, _)) => supervisor.ended(pid, signal.as_str()),
             Ok(WaitStatus::StillAlive) | Err(_) => return,
             Ok(_) => {}
@@ -118,9 +130,11 @@ impl Supervisor {
         self.relay(timeout, &[signals.as_fd(), control.as_fd()]);
     }
 
-    /// Passes on what services say, until one does, one of `others` can be read, or the time is over.
+    /// Passes on what services say, until one does, one of `others` can be read, or the time is
+    /// over.
     fn relay(&mut self, timeout: PollTimeout, others: &[BorrowedFd<'_>]) {
-        let mut sources: Vec<PollFd<'_>> = others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
+        let mut sources: Vec<PollFd<'_>> =
+            others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
         for output in self.units.iter().flat_map(|u| &u.output) {
             let fd = match &output.source {
                 Source::Out(out) => out.as_fd(),
@@ -131,33 +145,44 @@ impl Supervisor {
         if poll(&mut sources, timeout).is_err() {
             return;
         }
-        let speaking: Vec<bool> = sources[others.len()..].iter().map(|s| s.revents().is_some_and(|r| !r.is_empty())).collect();
+        let speaking: Vec<bool> = sources[others.len()..]
+            .iter()
+            .map(|s| s.revents().is_some_and(|r| !r.is_empty()))
+            .collect();
         let mut speaking = speaking.into_iter();
         for unit in &mut self.units {
             let name = unit.name.clone();
-            unit.output.retain_mut(|output| !speaking.next().unwrap_or(false) || output.relay(&name));
+            unit.output
+                .retain_mut(|output| !speaking.next().unwrap_or(false) || output.relay(&name));
         }
     }
 
     /// Moves every service one step further.
     fn step(&mut self) {
         for n in 0..self.units.len() {
-            let needs_met = self.units[n]
-                .service
-                .needs
-                .iter()
-                .all(|need| self.units.iter().any(|u| u.name == *need && matches!(u.state, State::Ready { .. })));
+            let needs_met = self.units[n].service.needs.iter().all(|need| {
+                self.units.iter().any(|u| u.name == *need && matches!(u.state, State::Ready { .. }))
+            });
             let unit = &mut self.units[n];
             match unit.state {
                 State::Waiting if needs_met => unit.start(),
                 State::Pause { until } if Instant::now() >= until => unit.start(),
                 State::Starting { since, .. } if unit.is_ready() => {
                     unit.state = State::Ready { since };
-                    console::say(&format!("{} is ready after {:.2} s", unit.name, since.elapsed().as_secs_f64()));
+                    console::say(&format!(
+                        "{} is ready after {:.2} s",
+                        unit.name,
+                        since.elapsed().as_secs_f64()
+                    ));
                 }
-                State::Starting { since, late: false } if since.elapsed().as_secs() >= unit.service.ready_within_s => {
+                State::Starting { since, late: false }
+                    if since.elapsed().as_secs() >= unit.service.ready_within_s =>
+                {
                     unit.state = State::Starting { since, late: true };
-                    console::say(&format!("{} is not ready after {} s and is ended", unit.name, unit.service.ready_within_s));
+                    console::say(&format!(
+                        "{} is not ready after {} s and is ended",
+                        unit.name, unit.service.ready_within_s
+                    ));
                     unit.signal(Signal::SIGKILL);
                 }
                 _ => {}
@@ -178,13 +203,18 @@ impl Supervisor {
         if ran >= STABLE {
             unit.pause = FIRST_PAUSE;
         }
-        console::say(&format!("{} ended ({how}) and starts again in {:.1} s", unit.name, unit.pause.as_secs_f64()));
+        console::say(&format!(
+            "{} ended ({how}) and starts again in {:.1} s",
+            unit.name,
+            unit.pause.as_secs_f64()
+        ));
         unit.pid = None;
         unit.state = State::Pause { until: Instant::now() + unit.pause };
         unit.pause = (unit.pause * 2).min(LONGEST_PAUSE);
     }
 
-    /// Waits for a child to end, and reads meanwhile what all of them say: a full pipe would hold them up.
+    /// Waits for a child to end, and reads meanwhile what all of them say: a full pipe would hold
+    /// them up.
     fn gone_within(&mut self, pid: Pid, within: Duration) -> bool {
         let deadline = Instant::now() + within;
         loop {
@@ -203,10 +233,13 @@ impl Supervisor {
             Wish::Restart(name) => (name, Signal::SIGTERM),
             Wish::Kill(name) => (name, Signal::SIGKILL),
             Wish::End(group) => {
-                let services: Vec<String> = self.units.iter().map(|u| launch::group(&u.name, &u.service)).collect();
+                let services: Vec<String> =
+                    self.units.iter().map(|u| launch::group(&u.name, &u.service)).collect();
                 let services: Vec<&str> = services.iter().map(String::as_str).collect();
                 match cgroup::end(&group, &services) {
-                    Ok(()) => console::say(&format!("{group}: everything in it was killed, as trustd wished")),
+                    Ok(()) => console::say(&format!(
+                        "{group}: everything in it was killed, as trustd wished"
+                    )),
                     Err(problem) => console::say(&format!("a wish to end {group:?}: {problem}")),
                 }
                 return;
@@ -241,7 +274,9 @@ impl Supervisor {
         }
         nix::unistd::sync();
         if let Err(error) = unmount_data() {
-            console::say(&format!("/data cannot be unmounted ({error}); its journal is replayed at the next boot"));
+            console::say(&format!(
+                "/data cannot be unmounted ({error}); its journal is replayed at the next boot"
+            ));
         }
         console::say("down");
         let _ = reboot(mode);
@@ -252,7 +287,11 @@ impl Supervisor {
 /// Containers leave mounts below /data behind when they are killed.
 fn unmount_data() -> nix::Result<()> {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
-    let below: Vec<&str> = mounts.lines().filter_map(|l| l.split(' ').nth(1)).filter(|m| m.starts_with("/data/")).collect();
+    let below: Vec<&str> = mounts
+        .lines()
+        .filter_map(|l| l.split(' ').nth(1))
+        .filter(|m| m.starts_with("/data/"))
+        .collect();
     for mount in below.into_iter().rev() {
         let _ = nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH);
     }
@@ -287,8 +326,12 @@ impl Unit {
     fn adopt(&mut self, mut child: Child) {
         self.pid = Some(Pid::from_raw(child.id() as i32));
         self.state = State::Starting { since: Instant::now(), late: false };
-        self.output.extend(child.stdout.take().map(|out| Output { source: Source::Out(out), line: Vec::new() }));
-        self.output.extend(child.stderr.take().map(|err| Output { source: Source::Err(err), line: Vec::new() }));
+        self.output.extend(
+            child.stdout.take().map(|out| Output { source: Source::Out(out), line: Vec::new() }),
+        );
+        self.output.extend(
+            child.stderr.take().map(|err| Output { source: Source::Err(err), line: Vec::new() }),
+        );
     }
 
     fn is_ready(&self) -> bool {

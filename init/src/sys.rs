@@ -48,9 +48,18 @@ struct BlkpgArgument {
 
 /// Tells the kernel that a partition (in bytes) has another size; it may be in use.
 pub(crate) fn resize_partition(disk: &File, number: u8, start: u64, length: u64) -> Result<()> {
-    let mut partition = BlkpgPartition { start: start as _, length: length as _, number: number.into(), names: [0; 128] };
-    let argument =
-        BlkpgArgument { op: BLKPG_RESIZE_PARTITION, flags: 0, length: size_of::<BlkpgPartition>() as _, data: &raw mut partition };
+    let mut partition = BlkpgPartition {
+        start: start as _,
+        length: length as _,
+        number: number.into(),
+        names: [0; 128],
+    };
+    let argument = BlkpgArgument {
+        op: BLKPG_RESIZE_PARTITION,
+        flags: 0,
+        length: size_of::<BlkpgPartition>() as _,
+        data: &raw mut partition,
+    };
     // SAFETY: both structures have the kernel's layout and live until the call returns.
     checked(unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw const argument) })
 }
@@ -58,7 +67,9 @@ pub(crate) fn resize_partition(disk: &File, number: u8, start: u64, length: u64)
 /// Grows a mounted ext4 to this many blocks; nothing happens if it has them already.
 pub(crate) fn ext4_grow(mount_point: &File, blocks: u64) -> Result<()> {
     // SAFETY: the request reads one u64 from the pointer, which is valid for the call.
-    checked(unsafe { libc::ioctl(mount_point.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks) })
+    checked(unsafe {
+        libc::ioctl(mount_point.as_raw_fd(), EXT4_IOC_RESIZE_FS as _, &raw const blocks)
+    })
 }
 
 /// Brings the loopback interface up.
@@ -100,7 +111,8 @@ struct BpfAttach {
     flags: u32,
 }
 
-/// Loads a cgroup device program (eight bytes an instruction) and attaches it to a control group for as long as that exists.
+/// Loads a cgroup device program (eight bytes an instruction) and attaches it to a control group
+/// for as long as that exists.
 pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()> {
     let load = BpfLoad {
         kind: BPF_PROG_TYPE_CGROUP_DEVICE,
@@ -109,8 +121,11 @@ pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()>
         license: c"MIT".as_ptr() as u64,
         ..BpfLoad::default()
     };
-    // SAFETY: the structure has the kernel's layout (include/uapi/linux/bpf.h); what it points to lives until the call returns.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoad>()) };
+    // SAFETY: the structure has the kernel's layout (include/uapi/linux/bpf.h); what it points to
+    // lives until the call returns.
+    let fd = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoad>())
+    };
     checked(fd as libc::c_int)?;
     // SAFETY: the descriptor is new and owned by nobody else.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
@@ -121,7 +136,9 @@ pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()>
         flags: BPF_F_ALLOW_MULTI,
     };
     // SAFETY: the structure has the kernel's layout and lives until the call returns.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>()) };
+    let result = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_ATTACH, &raw const attach, size_of::<BpfAttach>())
+    };
     checked(result as libc::c_int)
 }
 

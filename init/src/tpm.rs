@@ -1,6 +1,7 @@
 //! The two TPM commands that PID 1 needs, spoken to the kernel's device.
 //!
-//! TPM 2.0 Library, Part 3: 22.2 TPM2_PCR_Extend, 22.4 TPM2_PCR_Read; Part 1, 18 for the header and the password session.
+//! TPM 2.0 Library, Part 3: 22.2 TPM2_PCR_Extend, 22.4 TPM2_PCR_Read; Part 1, 18 for the header and
+//! the password session.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -21,7 +22,9 @@ const DEVICE: &str = "/dev/tpm0";
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TpmError {
-    #[error("no TPM: /dev/tpm0 did not appear within {0} s; connect a TPM 2.0 (see docs/hardware.md) or build an image for this board")]
+    #[error(
+        "no TPM: /dev/tpm0 did not appear within {0} s; connect a TPM 2.0 (see docs/hardware.md) or build an image for this board"
+    )]
     Absent(u64),
     #[error("cannot talk to the TPM ({what}): {source}")]
     Io { what: &'static str, source: std::io::Error },
@@ -31,7 +34,8 @@ pub(crate) enum TpmError {
     Malformed { what: &'static str, length: usize },
 }
 
-/// A TPM at the other end of a byte stream: the kernel's device, or a software TPM's socket in tests.
+/// A TPM at the other end of a byte stream: the kernel's device, or a software TPM's socket in
+/// tests.
 pub(crate) struct Tpm<S = File>(S);
 
 impl Tpm {
@@ -41,10 +45,15 @@ impl Tpm {
         loop {
             match File::options().read(true).write(true).open(DEVICE) {
                 Ok(file) => return Ok(Self(file)),
-                Err(error) if Instant::now() < deadline && error.kind() != std::io::ErrorKind::PermissionDenied => {
+                Err(error)
+                    if Instant::now() < deadline
+                        && error.kind() != std::io::ErrorKind::PermissionDenied =>
+                {
                     std::thread::sleep(Duration::from_millis(20))
                 }
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(TpmError::Absent(wait.as_secs())),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(TpmError::Absent(wait.as_secs()));
+                }
                 Err(source) => return Err(TpmError::Io { what: "open", source }),
             }
         }
@@ -76,7 +85,13 @@ impl<S: Read + Write> Tpm<S> {
         parse_read(&answer).ok_or(TpmError::Malformed { what: "PCR_Read", length: answer.len() })
     }
 
-    fn command(&mut self, what: &'static str, tag: u16, code: u32, body: &[u8]) -> Result<Vec<u8>, TpmError> {
+    fn command(
+        &mut self,
+        what: &'static str,
+        tag: u16,
+        code: u32,
+        body: &[u8],
+    ) -> Result<Vec<u8>, TpmError> {
         let mut request = Vec::with_capacity(10 + body.len());
         request.extend(tag.to_be_bytes());
         request.extend((10 + body.len() as u32).to_be_bytes());
@@ -91,7 +106,9 @@ impl<S: Read + Write> Tpm<S> {
             match parse_header(&response) {
                 None => return Err(TpmError::Malformed { what, length: n }),
                 Some(0) => return Ok(response.split_off(10)),
-                Some(rc) if TRY_AGAIN.contains(&rc) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+                Some(rc) if TRY_AGAIN.contains(&rc) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20))
+                }
                 Some(code) => return Err(TpmError::Refused { what, code }),
             }
         }
@@ -133,12 +150,19 @@ pub(crate) mod tests {
 
     impl Swtpm {
         pub(crate) fn start() -> Self {
-            assert!(std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(), "this test needs the tools tree: cargo xtask test unit");
+            assert!(
+                std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(),
+                "this test needs the tools tree: cargo xtask test unit"
+            );
             let dir = tempfile::tempdir().unwrap();
             let child = Command::new("swtpm")
                 .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
                 .arg(format!("dir={}", dir.path().display()))
-                .args(["--server", &format!("type=unixio,path={}", dir.path().join("s").display()), "--ctrl"])
+                .args([
+                    "--server",
+                    &format!("type=unixio,path={}", dir.path().join("s").display()),
+                    "--ctrl",
+                ])
                 .arg(format!("type=unixio,path={}", dir.path().join("c").display()))
                 .spawn()
                 .unwrap();

@@ -10,7 +10,11 @@ use config::Subnet;
 use crate::sys::Interface;
 
 /// Gives the first interface an address of the owner's choice, for good.
-pub(crate) fn fixed(address: Subnet, gateway: Option<Ipv4Addr>, resolvers: &[Ipv4Addr]) -> Result<()> {
+pub(crate) fn fixed(
+    address: Subnet,
+    gateway: Option<Ipv4Addr>,
+    resolvers: &[Ipv4Addr],
+) -> Result<()> {
     let name = wait_for_interface()?;
     let interface = Interface::new(&name)?;
     interface.up().with_context(|| format!("bringing {name} up"))?;
@@ -23,10 +27,14 @@ pub(crate) fn fixed(address: Subnet, gateway: Option<Ipv4Addr>, resolvers: &[Ipv
 pub(crate) fn wait_for_interface() -> Result<String> {
     let mut said = false;
     loop {
-        let mut names: Vec<String> =
-            std::fs::read_dir("/sys/class/net")?.flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = std::fs::read_dir("/sys/class/net")?
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
-        let physical = names.into_iter().find(|name| Path::new("/sys/class/net").join(name).join("device").exists());
+        let physical = names
+            .into_iter()
+            .find(|name| Path::new("/sys/class/net").join(name).join("device").exists());
         if let Some(name) = physical {
             return Ok(name);
         }

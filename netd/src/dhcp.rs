@@ -1,6 +1,7 @@
 //! DHCP messages (RFC 2131, options of RFC 2132): built and parsed here, sent elsewhere.
 //!
-//! Own code instead of a crate: the maintained one brings a whole DNS library into a program that runs as root.
+//! Own code instead of a crate: the maintained one brings a whole DNS library into a program that
+//! runs as root.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -50,7 +51,12 @@ pub(crate) enum Ask<'a> {
     Renew(&'a Lease),
 }
 
-pub(crate) fn request(ask: &Ask<'_>, transaction: u32, hardware: [u8; 6], hostname: &str) -> Vec<u8> {
+pub(crate) fn request(
+    ask: &Ask<'_>,
+    transaction: u32,
+    hardware: [u8; 6],
+    hostname: &str,
+) -> Vec<u8> {
     let mut m = vec![BOOTREQUEST, 1, 6, 0];
     m.extend(transaction.to_be_bytes());
     m.extend([0, 0]);
@@ -78,8 +84,17 @@ pub(crate) fn request(ask: &Ask<'_>, transaction: u32, hardware: [u8; 6], hostna
 }
 
 /// Understands a server's answer to this client's transaction; anything else is `None`.
-pub(crate) fn parse(m: &[u8], transaction: u32, hardware: [u8; 6]) -> Option<(Kind, Option<Lease>)> {
-    if m.len() < 240 || m[0] != BOOTREPLY || m[4..8] != transaction.to_be_bytes() || m[28..34] != hardware || m[236..240] != COOKIE {
+pub(crate) fn parse(
+    m: &[u8],
+    transaction: u32,
+    hardware: [u8; 6],
+) -> Option<(Kind, Option<Lease>)> {
+    if m.len() < 240
+        || m[0] != BOOTREPLY
+        || m[4..8] != transaction.to_be_bytes()
+        || m[28..34] != hardware
+        || m[236..240] != COOKIE
+    {
         return None;
     }
     let kind = match option(m, 53)? {
@@ -91,7 +106,10 @@ pub(crate) fn parse(m: &[u8], transaction: u32, hardware: [u8; 6]) -> Option<(Ki
     let address = Ipv4Addr::new(m[16], m[17], m[18], m[19]);
     let mask = ip(option(m, 1)?)?;
     let time = u32::from_be_bytes(option(m, 51)?.try_into().ok()?).max(SHORTEST_LEASE);
-    let usable = !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !address.is_broadcast();
+    let usable = !address.is_unspecified()
+        && !address.is_multicast()
+        && !address.is_loopback()
+        && !address.is_broadcast();
     // A mask is ones, then zeros.
     let bits = u32::from(mask);
     if !usable || bits == 0 || bits.leading_ones() + bits.trailing_zeros() != 32 {
@@ -101,7 +119,9 @@ pub(crate) fn parse(m: &[u8], transaction: u32, hardware: [u8; 6]) -> Option<(Ki
         address,
         mask,
         router: option(m, 3).and_then(|o| ip(o.get(..4)?)),
-        resolvers: option(m, 6).map(|o| o.chunks_exact(4).filter_map(ip).take(3).collect()).unwrap_or_default(),
+        resolvers: option(m, 6)
+            .map(|o| o.chunks_exact(4).filter_map(ip).take(3).collect())
+            .unwrap_or_default(),
         server: ip(option(m, 54)?)?,
         time: Duration::from_secs(time.into()),
     };
@@ -141,7 +161,8 @@ mod tests {
         m[16..20].copy_from_slice(&[10, 0, 2, 15]);
         m.truncate(240);
         m.extend([
-            53, 1, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 6, 4, 10, 0, 2, 3, 51, 4, 0, 1, 0x51, 0x80, 54, 4, 10, 0, 2, 2, 255,
+            53, 1, 2, 1, 4, 255, 255, 255, 0, 3, 4, 10, 0, 2, 2, 6, 4, 10, 0, 2, 3, 51, 4, 0, 1,
+            0x51, 0x80, 54, 4, 10, 0, 2, 2, 255,
         ]);
         m
     }
@@ -151,7 +172,10 @@ mod tests {
         let (kind, lease) = parse(&answer(), 7, MAC).unwrap();
         let lease = lease.unwrap();
         assert_eq!(kind, Kind::Offer);
-        assert_eq!((lease.address, lease.router), (Ipv4Addr::new(10, 0, 2, 15), Some(Ipv4Addr::new(10, 0, 2, 2))));
+        assert_eq!(
+            (lease.address, lease.router),
+            (Ipv4Addr::new(10, 0, 2, 15), Some(Ipv4Addr::new(10, 0, 2, 2)))
+        );
         assert_eq!((lease.renew_after().as_secs(), lease.rebind_after().as_secs()), (43200, 75600));
     }
 

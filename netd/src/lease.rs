@@ -1,4 +1,5 @@
-//! Gets an address from a DHCP server and keeps it: RFC 2131, section 4.4, without the states that a reboot would need.
+//! Gets an address from a DHCP server and keeps it: RFC 2131, section 4.4, without the states that
+//! a reboot would need.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -39,7 +40,8 @@ pub(crate) fn keep(hostname: &str) -> Result<()> {
 fn hardware(name: &str) -> Result<[u8; 6]> {
     let path = format!("/sys/class/net/{name}/address");
     let text = std::fs::read_to_string(&path)?;
-    let bytes: Vec<u8> = text.trim().split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
+    let bytes: Vec<u8> =
+        text.trim().split(':').filter_map(|b| u8::from_str_radix(b, 16).ok()).collect();
     bytes.try_into().ok().with_context(|| format!("{path}: expected six bytes, found {text:?}"))
 }
 
@@ -49,7 +51,8 @@ impl Client {
         let mut patience = FIRST_PATIENCE;
         loop {
             if let Some((Kind::Offer, Some(offer))) = self.ask(&Ask::Discover, ANYONE, patience)?
-                && let Some((Kind::Ack, Some(lease))) = self.ask(&Ask::Take(&offer), ANYONE, patience)?
+                && let Some((Kind::Ack, Some(lease))) =
+                    self.ask(&Ask::Take(&offer), ANYONE, patience)?
             {
                 return Ok(lease);
             }
@@ -75,17 +78,27 @@ impl Client {
                 }
                 Ok(Some((Kind::Nak, _))) => return Ok(()),
                 // Half of what remains, as RFC 2131 section 4.4.5 has it.
-                _ => std::thread::sleep((lease.time.saturating_sub(since.elapsed()) / 2).clamp(FIRST_PATIENCE, Duration::from_secs(60))),
+                _ => std::thread::sleep(
+                    (lease.time.saturating_sub(since.elapsed()) / 2)
+                        .clamp(FIRST_PATIENCE, Duration::from_secs(60)),
+                ),
             }
         }
         Ok(())
     }
 
-    fn ask(&self, ask: &Ask<'_>, to: SocketAddr, patience: Duration) -> Result<Option<(Kind, Option<Lease>)>> {
+    fn ask(
+        &self,
+        ask: &Ask<'_>,
+        to: SocketAddr,
+        patience: Duration,
+    ) -> Result<Option<(Kind, Option<Lease>)>> {
         let mut transaction = [0; 4];
         std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut transaction)?;
         let transaction = u32::from_be_bytes(transaction);
-        if let Err(error) = self.socket.send_to(&dhcp::request(ask, transaction, self.hardware, &self.hostname), to) {
+        if let Err(error) =
+            self.socket.send_to(&dhcp::request(ask, transaction, self.hardware, &self.hostname), to)
+        {
             println!("asking for an address: {error}");
             std::thread::sleep(patience);
             return Ok(None);

@@ -1,4 +1,5 @@
-//! The simple network time protocol (RFC 4330 as far as a client needs it): one question, one answer.
+//! The simple network time protocol (RFC 4330 as far as a client needs it): one question, one
+//! answer.
 
 use std::time::Duration;
 

@@ -17,7 +17,8 @@ fn address(ip: Ipv4Addr) -> libc::sockaddr {
         sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
         sin_zero: [0; 8],
     };
-    // SAFETY: both types have 16 bytes and accept any bits; this is how the sockets interface passes an IPv4 address.
+    // SAFETY: both types have 16 bytes and accept any bits; this is how the sockets interface
+    // passes an IPv4 address.
     unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(inet) }
 }
 
@@ -43,7 +44,9 @@ impl Interface {
 
     fn ioctl<T>(&self, code: libc::c_ulong, argument: &T) -> Result<()> {
         // SAFETY: every caller passes the structure that its request reads, alive during the call.
-        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), code as _, std::ptr::from_ref(argument)) };
+        let result = unsafe {
+            libc::ioctl(self.socket.as_raw_fd(), code as _, std::ptr::from_ref(argument))
+        };
         if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -79,11 +82,19 @@ impl Interface {
     }
 }
 
-/// Ties a socket to an interface and lets it broadcast, so that it works before there is an address.
+/// Ties a socket to an interface and lets it broadcast, so that it works before there is an
+/// address.
 pub(crate) fn bind_to_device(socket: &UdpSocket, name: &str) -> Result<()> {
     socket.set_broadcast(true)?;
     // SAFETY: the option reads `name.len()` bytes from the pointer during the call.
-    let result =
-        unsafe { libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_BINDTODEVICE, name.as_ptr().cast(), name.len() as _) };
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_BINDTODEVICE,
+            name.as_ptr().cast(),
+            name.len() as _,
+        )
+    };
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }

@@ -4,7 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
-use ledger::{ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, NoteKey, Policy, Statement, Status, Witnessing};
+use ledger::{
+    ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, NoteKey, Policy,
+    Statement, Status, Witnessing,
+};
 use serde_json::json;
 use trustctl::client::Client;
 use trustctl::{keys, statement, witness};
@@ -90,7 +93,9 @@ pub(crate) enum LogCommand {
         witnesses: usize,
     },
     /// Sign a log's checkpoint and let witnesses cosign it, at once or again to stay fresh
-    #[command(after_help = "The log is written if at least one witness cosigned. Witnesses speak C2SP tlog-witness.")]
+    #[command(
+        after_help = "The log is written if at least one witness cosigned. Witnesses speak C2SP tlog-witness."
+    )]
     Cosign {
         #[command(flatten)]
         which: Which,
@@ -100,7 +105,8 @@ pub(crate) enum LogCommand {
         /// Address of a witness, without /add-checkpoint; once for each
         #[arg(long)]
         witness: Vec<String>,
-        /// A witness's key (NAME+HASH+KEY) as node.toml has it; what does not hold by one of them is left out
+        /// A witness's key (NAME+HASH+KEY) as node.toml has it; what does not hold by one of them
+        /// is left out
         #[arg(long)]
         witness_key: Vec<String>,
     },
@@ -114,7 +120,8 @@ pub(crate) enum LogCommand {
         #[arg(long, default_value = "ledger.jsonl")]
         log: PathBuf,
     },
-    /// Let the node forget how far it has seen the log: after a new card or another TPM; everybody who asks for a quote sees it
+    /// Let the node forget how far it has seen the log: after a new card or another TPM; everybody
+    /// who asks for a quote sees it
     Reset,
     /// Send a log to the node, which checks all of it
     Push {
@@ -132,7 +139,14 @@ pub(crate) fn revoke(args: &Revoke, folder: &Path, json: bool) -> Result<()> {
     image(&args.signing, folder, &args.digest, Status::Revoked, 365 * 100, json)
 }
 
-fn image(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u64, json: bool) -> Result<()> {
+fn image(
+    signing: &Signing,
+    folder: &Path,
+    digest: &str,
+    status: Status,
+    days: u64,
+    json: bool,
+) -> Result<()> {
     if digest.strip_prefix("sha256:").and_then(measure::unhex).is_none_or(|b| b.len() != 32) {
         bail!(
             "{digest:?} is not a digest: expected sha256: and 64 lower-case hex digits, as `docker images --digests` or the build print it"
@@ -140,16 +154,25 @@ fn image(signing: &Signing, folder: &Path, digest: &str, status: Status, days: u
     }
     let now = statement::now()?;
     let digest = digest.to_owned();
-    add(signing, folder, json, |seq| ImageStatement { digest, exp: now + days * 86_400, iat: now, seq, status }.into())
+    add(signing, folder, json, |seq| {
+        ImageStatement { digest, exp: now + days * 86_400, iat: now, seq, status }.into()
+    })
 }
 
 pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
     Policy::new(&args.signing.which.ledger, &args.keys, args.threshold)?;
     let (approvers, threshold, iat) = (args.keys.clone(), args.threshold, statement::now()?);
-    add(&args.signing, folder, json, |seq| ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into())
+    add(&args.signing, folder, json, |seq| {
+        ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into()
+    })
 }
 
-fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> Statement) -> Result<()> {
+fn add(
+    signing: &Signing,
+    folder: &Path,
+    json: bool,
+    make: impl FnOnce(u64) -> Statement,
+) -> Result<()> {
     let key = signer(signing, folder)?;
     let before = read(&signing.which.log)?;
     let text = statement::append(&before, &signing.which.ledger, &key, make)?;
@@ -165,9 +188,13 @@ fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> S
     let log = signing.which.log.display();
     match ledger::parts(&before).1 {
         Some(_) => {
-            println!("Next: `trustctl log sign` by further approvers, trustctl log cosign --log {log}, trustctl log push --log {log}")
+            println!(
+                "Next: `trustctl log sign` by further approvers, trustctl log cosign --log {log}, trustctl log push --log {log}"
+            )
         }
-        None => println!("Next: trustctl log push --log {log}   (or first `trustctl log sign` by further approvers)"),
+        None => println!(
+            "Next: trustctl log push --log {log}   (or first `trustctl log sign` by further approvers)"
+        ),
     }
     Ok(())
 }
@@ -175,24 +202,42 @@ fn add(signing: &Signing, folder: &Path, json: bool, make: impl FnOnce(u64) -> S
 fn shown(statement: &Statement) -> String {
     match statement {
         Statement::Image(s) => {
-            format!("{:5}  {:9}  {}  until {}", s.seq, format!("{:?}", s.status).to_lowercase(), s.digest, s.exp)
+            format!(
+                "{:5}  {:9}  {}  until {}",
+                s.seq,
+                format!("{:?}", s.status).to_lowercase(),
+                s.digest,
+                s.exp
+            )
         }
-        Statement::Approvers(s) => format!("{:5}  approvers  {} of {}", s.seq, s.threshold, s.approvers.join(" ")),
+        Statement::Approvers(s) => {
+            format!("{:5}  approvers  {} of {}", s.seq, s.threshold, s.approvers.join(" "))
+        }
     }
 }
 
 pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bool) -> Result<()> {
     match command {
         LogCommand::Show { log } => show(&read(log)?, json),
-        LogCommand::Verify { which: Which { log, ledger }, approver, threshold, checkpoint, witness, witnesses } => {
+        LogCommand::Verify {
+            which: Which { log, ledger },
+            approver,
+            threshold,
+            checkpoint,
+            witness,
+            witnesses,
+        } => {
             let mut policy = Policy::new(ledger, approver, *threshold)?;
             if let Some(key) = checkpoint {
                 policy.witnessing = Some(Witnessing::new(key, witness, *witnesses, u64::MAX)?);
             }
             let replayed = Log::replay(&policy, &read(log)?, &HighWater::default())?;
-            let (seq, witnessed) = (replayed.high_water().seq, replayed.witnessed(statement::now()?));
+            let (seq, witnessed) =
+                (replayed.high_water().seq, replayed.witnessed(statement::now()?));
             said(json, &json!({ "statements": seq, "witnessed": witnessed }), || {
-                let seen = witnessed.map_or_else(String::new, |time| format!(", seen by {witnesses} witnesses at {time} or later"));
+                let seen = witnessed.map_or_else(String::new, |time| {
+                    format!(", seen by {witnesses} witnesses at {time} or later")
+                });
                 format!("{}: {seq} statements, all in order and signed{seen}", log.display())
             });
             Ok(())
@@ -200,7 +245,10 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
         LogCommand::Cosign { which: Which { log, ledger }, key, witness, witness_key } => {
             let path = key.clone().unwrap_or_else(|| folder.join(keys::LOG));
             let (key, vkey) = keys::load_log(&path)?;
-            let named = witness_key.iter().map(|text| NoteKey::parse(text).map_err(anyhow::Error::msg)).collect::<Result<Vec<_>>>()?;
+            let named = witness_key
+                .iter()
+                .map(|text| NoteKey::parse(text).map_err(anyhow::Error::msg))
+                .collect::<Result<Vec<_>>>()?;
             if named.is_empty() && !witness.is_empty() {
                 bail!(
                     "--witness-key names no witness: whose cosignatures are to be kept? `ledger.checkpoints.witnesses` of node.toml has the keys"
@@ -240,7 +288,10 @@ pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bo
         LogCommand::Reset => {
             let answer = client.post("/v1/ledger/reset", &json!({}))?;
             said(json, &answer, || {
-                format!("the node goes by the {} statements that it has; the reset is in its audit log", answer["statements"])
+                format!(
+                    "the node goes by the {} statements that it has; the reset is in its audit log",
+                    answer["statements"]
+                )
             });
             Ok(())
         }
@@ -264,13 +315,27 @@ fn show(text: &str, json: bool) -> Result<()> {
     }
     if let Some(note) = checkpoint {
         let head = Checkpoint::parse(note).map_err(anyhow::Error::msg)?;
-        println!("checkpoint of {} statements, origin {}, root {}", head.size, head.origin, measure::hex(&head.root));
-        println!("{} signatures under it; trustctl log verify checks them", note.lines().filter(|l| l.starts_with('\u{2014}')).count());
+        println!(
+            "checkpoint of {} statements, origin {}, root {}",
+            head.size,
+            head.origin,
+            measure::hex(&head.root)
+        );
+        println!(
+            "{} signatures under it; trustctl log verify checks them",
+            note.lines().filter(|l| l.starts_with('\u{2014}')).count()
+        );
     }
     Ok(())
 }
 
-fn cosigned(log: &Path, origin: &str, done: &witness::Cosigned, asked: usize, json: bool) -> Result<()> {
+fn cosigned(
+    log: &Path,
+    origin: &str,
+    done: &witness::Cosigned,
+    asked: usize,
+    json: bool,
+) -> Result<()> {
     for (address, error) in &done.failed {
         eprintln!("warning: the witness {address} did not cosign: {error:#}");
     }
@@ -278,10 +343,17 @@ fn cosigned(log: &Path, origin: &str, done: &witness::Cosigned, asked: usize, js
         bail!("no witness cosigned; {} is as it was", log.display());
     }
     write(log, &done.log)?;
-    let failed: Vec<_> = done.failed.iter().map(|(address, why)| json!({ "witness": address, "why": format!("{why:#}") })).collect();
+    let failed: Vec<_> = done
+        .failed
+        .iter()
+        .map(|(address, why)| json!({ "witness": address, "why": format!("{why:#}") }))
+        .collect();
     said(json, &json!({ "cosigned": done.seen, "failed": failed }), || {
         let seen = done.seen.len();
-        format!("signed by the log {origin}, cosignatures of {seen} witnesses under it\nNext: trustctl log push --log {}", log.display())
+        format!(
+            "signed by the log {origin}, cosignatures of {seen} witnesses under it\nNext: trustctl log push --log {}",
+            log.display()
+        )
     });
     Ok(())
 }

@@ -52,7 +52,8 @@ pub(crate) struct Verify {
 
 #[derive(clap::Args)]
 pub(crate) struct Peers {
-    /// TOML: quorum, and of each [[node]] address, expect, and if wished settings and tpm (docs/attestation.md)
+    /// TOML: quorum, and of each [[node]] address, expect, and if wished settings and tpm
+    /// (docs/attestation.md)
     list: PathBuf,
 }
 
@@ -62,7 +63,11 @@ impl Wanted {
     }
 
     pub(crate) fn read(&self) -> Result<Expected> {
-        let measurements = self.expect.as_ref().map(|path| Expected::image(path, self.settings.as_deref())).transpose()?;
+        let measurements = self
+            .expect
+            .as_ref()
+            .map(|path| Expected::image(path, self.settings.as_deref()))
+            .transpose()?;
         Ok(Expected { measurements, authorities: self.ek_ca.clone(), tpm: self.tpm.clone() })
     }
 }
@@ -71,7 +76,8 @@ pub(crate) fn attest(args: &Attest, node: &Address, folder: &Path, as_json: bool
     let address = args.address.as_ref().unwrap_or(node);
     let (kept, verdict) = verdict::find_out(address, folder, &args.wanted.read()?)?;
     if let Some(file) = &args.save {
-        std::fs::write(file, serde_json::to_string_pretty(&kept)?).with_context(|| format!("cannot write {}", file.display()))?;
+        std::fs::write(file, serde_json::to_string_pretty(&kept)?)
+            .with_context(|| format!("cannot write {}", file.display()))?;
     }
     say(verdict, &args.wanted, as_json)?;
     if let (Some(file), false) = (&args.save, as_json) {
@@ -81,9 +87,15 @@ pub(crate) fn attest(args: &Attest, node: &Address, folder: &Path, as_json: bool
 }
 
 pub(crate) fn verify(args: &Verify, as_json: bool) -> Result<()> {
-    let text = std::fs::read_to_string(&args.evidence).with_context(|| format!("cannot read {}", args.evidence.display()))?;
-    let kept: Value = serde_json::from_str(&text).with_context(|| format!("{} is not JSON", args.evidence.display()))?;
-    let nonce = args.nonce.as_ref().map(|hex| unhex(hex).context("--nonce: expected hex digits")).transpose()?;
+    let text = std::fs::read_to_string(&args.evidence)
+        .with_context(|| format!("cannot read {}", args.evidence.display()))?;
+    let kept: Value = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not JSON", args.evidence.display()))?;
+    let nonce = args
+        .nonce
+        .as_ref()
+        .map(|hex| unhex(hex).context("--nonce: expected hex digits"))
+        .transpose()?;
     say(verdict::judge(&kept, nonce.as_deref(), &args.wanted.read()?), &args.wanted, as_json)
 }
 
@@ -120,20 +132,29 @@ fn show(verdict: &Verdict, wanted: &Wanted) {
     println!("statement  {}", checked.statement.text());
     println!("key        {}", hex(&checked.key.name()));
     match &verdict.endorsement {
-        None => println!("TPM        not said: evidence of a module's; ask its node with trustctl attest and compare the key"),
+        None => println!(
+            "TPM        not said: evidence of a module's; ask its node with trustctl attest and compare the key"
+        ),
         Some(endorsement) => {
             let vouched = match (&endorsement.certificate, verdict.vouched_for) {
                 (_, true) => "its manufacturer vouches for it",
                 (Some(_), false) => "it has a certificate, which --ek-ca DIR would check",
                 (None, false) => "it has no certificate; --tpm pins it by its name",
             };
-            let bound = if verdict.activated { "the key is in it" } else { "NOT shown that the key is in it" };
+            let bound = if verdict.activated {
+                "the key is in it"
+            } else {
+                "NOT shown that the key is in it"
+            };
             println!("TPM        {}: {bound}; {vouched}", endorsement.name());
         }
     }
     match (&wanted.expect, &checked.board) {
         (Some(file), Some(board)) => {
-            println!("The evidence holds: this boot is the image of {} on the board {board}, event by event.", file.display())
+            println!(
+                "The evidence holds: this boot is the image of {} on the board {board}, event by event.",
+                file.display()
+            )
         }
         _ => println!("The evidence holds. --expect measurements.json compares it with an image."),
     }
@@ -154,7 +175,11 @@ pub(crate) fn peers(args: &Peers, folder: &Path, as_json: bool) -> Result<()> {
     } else {
         for one in &asked {
             match &one.verdict {
-                Ok(verdict) => println!("in   {}  {}", one.address, verdict.endorsement.as_ref().map(|e| e.name()).unwrap_or_default()),
+                Ok(verdict) => println!(
+                    "in   {}  {}",
+                    one.address,
+                    verdict.endorsement.as_ref().map(|e| e.name()).unwrap_or_default()
+                ),
                 Err(error) if error.is::<Refusal>() => println!("out  {}  {error}", one.address),
                 Err(error) => println!("out  {}  {error:#}", one.address),
             }
@@ -162,7 +187,12 @@ pub(crate) fn peers(args: &Peers, folder: &Path, as_json: bool) -> Result<()> {
         println!("{holds} of {} hold, {} are needed", asked.len(), group.quorum());
     }
     if holds < group.quorum() {
-        return Err(DoesNotHold(format!("{holds} of {} nodes are what they should be; {} are needed", asked.len(), group.quorum())).into());
+        return Err(DoesNotHold(format!(
+            "{holds} of {} nodes are what they should be; {} are needed",
+            asked.len(),
+            group.quorum()
+        ))
+        .into());
     }
     Ok(())
 }

@@ -25,10 +25,15 @@ pub(crate) fn verify_image(args: &VerifyImage, folder: &Path, as_json: bool) -> 
     println!("Basalt {} ({}) for {}", manifest.version, manifest.variant, manifest.machine);
     println!("signed by {}", measure::hex(builder.as_bytes()));
     // One form of the image may be missing.
-    let there: Vec<_> = manifest.outputs.iter().filter(|(name, _)| args.dir.join(name).exists()).collect();
+    let there: Vec<_> =
+        manifest.outputs.iter().filter(|(name, _)| args.dir.join(name).exists()).collect();
     for (name, hash) in &there {
         println!("{hash}  {name}");
     }
-    println!("The image holds: {} files as signed, made in {} steps.", there.len(), manifest.inputs.len());
+    println!(
+        "The image holds: {} files as signed, made in {} steps.",
+        there.len(),
+        manifest.inputs.len()
+    );
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `trustctl chain`: the registry of an Ethereum-like chain, from the approvers' and the builders' side.
+//! `trustctl chain`: the registry of an Ethereum-like chain, from the approvers' and the builders'
+//! side.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -75,7 +76,8 @@ pub(crate) enum Command {
         #[arg(value_parser = nodes::digest)]
         digest: Vec<Hash>,
     },
-    /// Print [ledger.chain] for configs/node.toml: the network, its forks, the registry, and the final block as checkpoint
+    /// Print [ledger.chain] for configs/node.toml: the network, its forks, the registry, and the
+    /// final block as checkpoint
     Pin {
         #[command(flatten)]
         node: Node,
@@ -95,7 +97,13 @@ pub(crate) enum Command {
 #[derive(clap::Args)]
 pub(crate) struct Node {
     /// An execution node's JSON-RPC
-    #[arg(long, value_name = "URL", env = "BASALT_EXECUTION", hide_env_values = true, default_value = "http://127.0.0.1:8545")]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "BASALT_EXECUTION",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8545"
+    )]
     execution: String,
 }
 
@@ -149,15 +157,30 @@ impl AsWho {
 
     /// Says what came of it, and waits until it is final.
     fn finish(&self, node: &Execution, mined: Mined, what: &str, json_: bool) -> Result<()> {
-        let voted =
-            |mined: &Mined| if mined.changed { what } else { "the vote is counted; more approvers must vote for the same" }.to_owned();
+        let voted = |mined: &Mined| {
+            if mined.changed {
+                what
+            } else {
+                "the vote is counted; more approvers must vote for the same"
+            }
+            .to_owned()
+        };
         if !json_ {
-            println!("{} (transaction {}, block {}, {} gas)", voted(&mined), mined.hash, mined.block, mined.gas);
+            println!(
+                "{} (transaction {}, block {}, {} gas)",
+                voted(&mined),
+                mined.hash,
+                mined.block,
+                mined.gas
+            );
         }
-        let last = if self.no_wait { mined } else { wait(node, mined, Duration::from_secs(self.within), json_)? };
+        let last = if self.no_wait {
+            mined
+        } else {
+            wait(node, mined, Duration::from_secs(self.within), json_)?
+        };
         if json_ {
-            let value =
-                json!({ "transaction": last.hash, "block": last.block, "gas": last.gas, "changed": last.changed, "final": !self.no_wait });
+            let value = json!({ "transaction": last.hash, "block": last.block, "gas": last.gas, "changed": last.changed, "final": !self.no_wait });
             println!("{value}");
         } else if self.no_wait {
             println!("nodes count it once it is final: trustctl chain show");
@@ -176,7 +199,8 @@ fn wait(node: &Execution, mined: Mined, within: Duration, quiet: bool) -> Result
     let mut begun = None;
     let last = wait_final(node, mined, within, |Finality { wanted, finalized, latest }| {
         let moved = begun.replace(finalized) != Some(finalized);
-        let line = format!("waiting until block {wanted} is final: final is {finalized}, newest {latest}");
+        let line =
+            format!("waiting until block {wanted} is final: final is {finalized}, newest {latest}");
         if terminal && !quiet {
             eprint!("\r{line}\x1b[K");
             let _ = std::io::stderr().flush();
@@ -194,7 +218,13 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
     match command {
         Command::Deploy { as_who, approver, quorum, revocation_quorum } => {
             let node = Execution::new(&as_who.node.execution);
-            let (registry, mined) = Registry::deploy(&node, &as_who.signer(folder)?, approver, *quorum, *revocation_quorum)?;
+            let (registry, mined) = Registry::deploy(
+                &node,
+                &as_who.signer(folder)?,
+                approver,
+                *quorum,
+                *revocation_quorum,
+            )?;
             // Paid for already: whatever comes, it is known where it is.
             eprintln!("deployed at {} by the transaction {}", registry.address, mined.hash);
             if !as_who.no_wait {
@@ -213,12 +243,22 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
         Command::Approve { vote, proof, days, until } => {
             let node = Execution::new(&vote.as_who.node.execution);
             let registry = Registry { node: &node, address: vote.at.contract };
-            let not_after = until.unwrap_or_else(|| (now() / DAY + 1).saturating_add(*days).saturating_mul(DAY));
+            let not_after = until
+                .unwrap_or_else(|| (now() / DAY + 1).saturating_add(*days).saturating_mul(DAY));
             let approval = if *proof { Approval::Proof } else { Approval::Clear };
-            let mined = registry.approve(&vote.as_who.signer(folder)?, &vote.digest, approval, not_after)?;
+            let mined = registry.approve(
+                &vote.as_who.signer(folder)?,
+                &vote.digest,
+                approval,
+                not_after,
+            )?;
             if !mined.changed && !as_json {
-                let (digest, kind) = (measure::hex(&vote.digest.0), if *proof { " --proof" } else { "" });
-                println!("the others: trustctl chain approve sha256:{digest} --contract {}{kind} --until {not_after}", vote.at.contract);
+                let (digest, kind) =
+                    (measure::hex(&vote.digest.0), if *proof { " --proof" } else { "" });
+                println!(
+                    "the others: trustctl chain approve sha256:{digest} --contract {}{kind} --until {not_after}",
+                    vote.at.contract
+                );
             }
             vote.as_who.finish(&node, mined, &format!("approved until {not_after}"), as_json)
         }
@@ -231,18 +271,28 @@ pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bo
         Command::Approvers { as_who, at, approver, quorum, revocation_quorum } => {
             let node = Execution::new(&as_who.node.execution);
             let registry = Registry { node: &node, address: at.contract };
-            let mined = registry.set_approvers(&as_who.signer(folder)?, approver, *quorum, *revocation_quorum)?;
+            let mined = registry.set_approvers(
+                &as_who.signer(folder)?,
+                approver,
+                *quorum,
+                *revocation_quorum,
+            )?;
             as_who.finish(&node, mined, "the approvers are others now", as_json)
         }
         Command::Show { node, at, digest } => show(&node.execution, at.contract, digest, as_json),
         Command::Pin { node, at, beacon, relay } => {
-            print!("{}", pin(&Beacon::new(beacon), &Execution::new(&node.execution), at.contract, relay)?);
+            print!(
+                "{}",
+                pin(&Beacon::new(beacon), &Execution::new(&node.execution), at.contract, relay)?
+            );
             Ok(())
         }
         Command::Push { bundle } => {
             let answer = client.upload("/v1/chain", bundle)?;
             let new = answer["new"] == true;
-            said(as_json, &answer, || if new { "the node took it".into() } else { "the node knew all of it".into() });
+            said(as_json, &answer, || {
+                if new { "the node took it".into() } else { "the node knew all of it".into() }
+            });
             Ok(())
         }
     }
@@ -271,7 +321,8 @@ fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<
         }
         let last = last.ok();
         let told = |shown: &Shown| json!({ "record": shown.record, "block": shown.block, "age_s": now().saturating_sub(shown.time) });
-        value["images"][digest.to_string()] = json!({ "latest": told(&newest), "final": last.as_ref().map(told) });
+        value["images"][digest.to_string()] =
+            json!({ "latest": told(&newest), "final": last.as_ref().map(told) });
         if !as_json {
             println!("sha256:{}", measure::hex(&digest.0));
             println!("  newest {}", line(&newest));
@@ -287,8 +338,12 @@ fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<
 fn line(Shown { record, block, time }: &Shown) -> String {
     let said = match record {
         Record::Absent => "not approved".into(),
-        Record::Approved { approval: Approval::Clear, not_after, seq, .. } => format!("clear until {not_after} (change {seq})"),
-        Record::Approved { approval: Approval::Proof, not_after, seq, .. } => format!("proof until {not_after} (change {seq})"),
+        Record::Approved { approval: Approval::Clear, not_after, seq, .. } => {
+            format!("clear until {not_after} (change {seq})")
+        }
+        Record::Approved { approval: Approval::Proof, not_after, seq, .. } => {
+            format!("proof until {not_after} (change {seq})")
+        }
         Record::Revoked { seq, .. } => format!("REVOKED (change {seq})"),
     };
     format!("{said}, at block {block}, {} s ago", now().saturating_sub(*time))

@@ -1,4 +1,5 @@
-//! Speaks to a node's API: HTTP/1.1 with JSON over a Unix socket, or over TLS with the owner's certificate.
+//! Speaks to a node's API: HTTP/1.1 with JSON over a Unix socket, or over TLS with the owner's
+//! certificate.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -51,7 +52,9 @@ impl FromStr for Address {
             return Ok(Self::Unix(path.into()));
         }
         match text.rsplit_once(':') {
-            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(Self::Tls(text.to_owned())),
+            Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => {
+                Ok(Self::Tls(text.to_owned()))
+            }
             _ => Err(format!("expected HOST:PORT or unix:PATH, found {text:?}")),
         }
     }
@@ -107,7 +110,8 @@ impl Client {
         &self.address
     }
 
-    /// SHA-256 of the certificate that the node showed, hex; none before the first answer and on a Unix socket.
+    /// SHA-256 of the certificate that the node showed, hex; none before the first answer and on a
+    /// Unix socket.
     pub fn certificate(&self) -> Option<String> {
         self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
@@ -117,7 +121,12 @@ impl Client {
     }
 
     pub fn post(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(Method::POST, path, Content::Bytes(body.to_string().into_bytes()), "application/json")
+        self.send(
+            Method::POST,
+            path,
+            Content::Bytes(body.to_string().into_bytes()),
+            "application/json",
+        )
     }
 
     /// As often as the node says that others are being answered first (429), for a minute.
@@ -128,16 +137,25 @@ impl Client {
         let until = std::time::Instant::now() + TURN_WITHIN;
         loop {
             let answer = ask(self);
-            let later = |error: &anyhow::Error| error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 429);
+            let later = |error: &anyhow::Error| {
+                error.downcast_ref::<Refusal>().is_some_and(|refusal| refusal.status == 429)
+            };
             match answer {
-                Err(error) if later(&error) && std::time::Instant::now() < until => std::thread::sleep(TURN),
+                Err(error) if later(&error) && std::time::Instant::now() < until => {
+                    std::thread::sleep(TURN)
+                }
                 answer => return answer,
             }
         }
     }
 
     pub fn put(&self, path: &str, body: &Value) -> Result<Value> {
-        self.send(Method::PUT, path, Content::Bytes(body.to_string().into_bytes()), "application/json")
+        self.send(
+            Method::PUT,
+            path,
+            Content::Bytes(body.to_string().into_bytes()),
+            "application/json",
+        )
     }
 
     /// Sends a file, however large.
@@ -147,7 +165,8 @@ impl Client {
 
     /// What is meant for people or for other programs: the status page, the metrics.
     pub fn text(&self, path: &str) -> Result<String> {
-        let (status, bytes) = self.ask(Method::GET, path, Content::Bytes(Vec::new()), "text/plain")?;
+        let (status, bytes) =
+            self.ask(Method::GET, path, Content::Bytes(Vec::new()), "text/plain")?;
         if status != StatusCode::OK {
             return Err(refusal(status, &bytes)?.into());
         }
@@ -162,14 +181,21 @@ impl Client {
         json(status, &bytes)
     }
 
-    fn ask(&self, method: Method, path: &str, content: Content<'_>, kind: &str) -> Result<(StatusCode, Bytes)> {
+    fn ask(
+        &self,
+        method: Method,
+        path: &str,
+        content: Content<'_>,
+        kind: &str,
+    ) -> Result<(StatusCode, Bytes)> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let limits = if self.stranger { STRANGERS } else { OWN };
         runtime.block_on(async {
             match &self.address {
                 Address::Unix(socket) => {
-                    let stream =
-                        tokio::net::UnixStream::connect(socket).await.with_context(|| format!("cannot connect to {}", socket.display()))?;
+                    let stream = tokio::net::UnixStream::connect(socket)
+                        .await
+                        .with_context(|| format!("cannot connect to {}", socket.display()))?;
                     exchange(stream, method, path, content, kind, limits).await
                 }
                 Address::Tls(address) => {
@@ -182,9 +208,16 @@ impl Client {
         })
     }
 
-    async fn connect(&self, address: &str) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
+    async fn connect(
+        &self,
+        address: &str,
+    ) -> Result<tokio_rustls::client::TlsStream<tokio::net::TcpStream>> {
         // Who is no owner is a stranger to the node, and may still ask what it is.
-        let owner = if !self.stranger && self.folder.join("owner.key").exists() { Some(Owner::load(&self.folder)?) } else { None };
+        let owner = if !self.stranger && self.folder.join("owner.key").exists() {
+            Some(Owner::load(&self.folder)?)
+        } else {
+            None
+        };
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let seen = Arc::new(std::sync::Mutex::new(None));
         let verifier = Arc::new(Remember { provider: provider.clone(), seen: seen.clone() });
@@ -196,23 +229,27 @@ impl Client {
             Some(owner) => config.with_client_auth_cert(vec![owner.certificate], owner.key)?,
             None => config.with_no_client_auth(),
         };
-        let stream = tokio::net::TcpStream::connect(address)
-            .await
-            .with_context(|| format!("cannot connect to {address}; does the node run, and is the port forwarded?"))?;
+        let stream = tokio::net::TcpStream::connect(address).await.with_context(|| {
+            format!("cannot connect to {address}; does the node run, and is the port forwarded?")
+        })?;
         let name = ServerName::try_from("basalt-node")?;
         let stream = tokio_rustls::TlsConnector::from(Arc::new(config))
             .connect(name, stream)
             .await
             .context("the node refused the connection; is your certificate the one that its node.toml pins?")?;
-        let fingerprint =
-            seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone().context("the node showed no certificate")?;
+        let fingerprint = seen
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+            .clone()
+            .context("the node showed no certificate")?;
         known(&self.folder, address, &fingerprint)?;
         *self.shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(fingerprint);
         Ok(stream)
     }
 }
 
-/// Nodes are known by their certificate, as hosts are to ssh: remembered at first contact, compared from then on.
+/// Nodes are known by their certificate, as hosts are to ssh: remembered at first contact, compared
+/// from then on.
 fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
     let path = folder.join("known_nodes");
     let text = match std::fs::read_to_string(&path) {
@@ -228,7 +265,8 @@ fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
             path.display()
         ),
         None => {
-            std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("cannot make {}", folder.display()))?;
             eprintln!(
                 "first contact with {address}: its certificate is {fingerprint} (compare it with the console's line \"this node's certificate\")"
             );
@@ -239,7 +277,11 @@ fn known(folder: &Path, address: &str, fingerprint: &str) -> Result<()> {
                 .with_context(|| format!("cannot write {}", path.display()))?;
             std::io::Write::write_all(
                 &mut file,
-                format!("{}{address} {fingerprint}\n", if text.is_empty() || text.ends_with('\n') { "" } else { "\n" }).as_bytes(),
+                format!(
+                    "{}{address} {fingerprint}\n",
+                    if text.is_empty() || text.ends_with('\n') { "" } else { "\n" }
+                )
+                .as_bytes(),
             )?;
             Ok(())
         }
@@ -254,24 +296,36 @@ async fn exchange(
     kind: &str,
     limits: Limits,
 ) -> Result<(StatusCode, Bytes)> {
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let request =
-        Request::builder().method(method).uri(path).header("host", "basalt-node").header("content-type", kind).body(match content {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", "basalt-node")
+        .header("content-type", kind)
+        .body(match content {
             Content::Bytes(bytes) => Either::Left(Full::new(Bytes::from(bytes))),
             Content::File(path) => Either::Right(stream_file(path).await?),
         })?;
     let answer = async {
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let body = Limited::new(response.into_body(), limits.largest).collect().await.map_err(|e| anyhow::anyhow!(e))?;
+        let body = Limited::new(response.into_body(), limits.largest)
+            .collect()
+            .await
+            .map_err(|e| anyhow::anyhow!(e))?;
         Ok::<_, anyhow::Error>((status, body.to_bytes()))
     };
-    tokio::time::timeout(limits.within, answer).await.context("the node does not answer")?.context("the node broke the connection off")
+    tokio::time::timeout(limits.within, answer)
+        .await
+        .context("the node does not answer")?
+        .context("the node broke the connection off")
 }
 
 fn json(status: StatusCode, bytes: &[u8]) -> Result<Value> {
-    serde_json::from_slice(bytes).with_context(|| format!("the node's answer ({status}) is not JSON"))
+    serde_json::from_slice(bytes)
+        .with_context(|| format!("the node's answer ({status}) is not JSON"))
 }
 
 fn refusal(status: StatusCode, bytes: &[u8]) -> Result<Refusal> {
@@ -288,7 +342,9 @@ enum Content<'a> {
 
 /// A file as a body that is read while it is sent.
 async fn stream_file(path: &Path) -> Result<Channel<Bytes, std::io::Error>> {
-    let mut file = tokio::fs::File::open(path).await.with_context(|| format!("cannot read {}", path.display()))?;
+    let mut file = tokio::fs::File::open(path)
+        .await
+        .with_context(|| format!("cannot read {}", path.display()))?;
     let (mut sender, body) = Channel::new(4);
     tokio::spawn(async move {
         let mut buffer = vec![0; 1 << 17];
@@ -321,7 +377,8 @@ impl ServerCertVerifier for Remember {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(measure::hex(&Sha256::digest(certificate)));
+        *self.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(measure::hex(&Sha256::digest(certificate)));
         Ok(ServerCertVerified::assertion())
     }
 
@@ -331,7 +388,12 @@ impl ServerCertVerifier for Remember {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -340,7 +402,12 @@ impl ServerCertVerifier for Remember {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -367,6 +434,8 @@ mod tests {
         known(dir.path(), "a:1", "11").unwrap();
         known(dir.path(), "a:1", "11").unwrap();
         known(dir.path(), "b:1", "22").unwrap();
-        assert!(known(dir.path(), "a:1", "22").unwrap_err().to_string().contains("another certificate"));
+        assert!(
+            known(dir.path(), "a:1", "22").unwrap_err().to_string().contains("another certificate")
+        );
     }
 }

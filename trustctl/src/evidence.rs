@@ -1,12 +1,15 @@
-//! Checks what a node says of itself: a quote of its TPM, the logs that explain it, and what the TPM is.
+//! Checks what a node says of itself: a quote of its TPM, the logs that explain it, and what the
+//! TPM is.
 //!
-//! Invariant: nothing of an answer is believed but what follows from the TPM's signature, and that only as far as the TPM is known.
+//! Invariant: nothing of an answer is believed but what follows from the TPM's signature, and that
+//! only as far as the TPM is known.
 
 use std::collections::BTreeMap;
 
 use measure::{
-    KeyError, LogError, MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote, QuoteError, Record, Statement, StatementError,
-    TpmKey, compare, hex, replay, unhex, verify_quote,
+    KeyError, LogError, MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote,
+    QuoteError, Record, Statement, StatementError, TpmKey, compare, hex, replay, unhex,
+    verify_quote,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -43,7 +46,9 @@ pub enum Failure {
     Key(#[from] KeyError),
     #[error(transparent)]
     Log(#[from] LogError),
-    #[error("record {at} of the log has the number {found}: records are missing or in another order")]
+    #[error(
+        "record {at} of the log has the number {found}: records are missing or in another order"
+    )]
     Order { at: u64, found: u64 },
     #[error("{0}")]
     Register(String),
@@ -70,7 +75,9 @@ pub struct Mismatch {
 
 impl std::fmt::Display for Mismatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let shown = |data: &Option<String>| data.as_ref().map_or_else(|| "nothing".into(), |data| format!("{data:?}"));
+        let shown = |data: &Option<String>| {
+            data.as_ref().map_or_else(|| "nothing".into(), |data| format!("{data:?}"))
+        };
         write!(
             f,
             "this boot is not the expected image on the board {}: event {} ({}): expected {}, found {}; likely {}",
@@ -93,10 +100,16 @@ fn likely(kind: &str, found: bool) -> &'static str {
         "variant" => "another variant, or the image of another machine, was flashed",
         "kernel-command-line" => "another version of the image, or somebody edited cmdline.txt",
         "device-tree" => "a board, a revision or an overlay that these measurements do not list",
-        "boot-partition" => "a file on the boot partition was changed, added or removed; compare it with the image's manifest",
-        NODE_SETTINGS => "a node.toml on its boot partition; if you put it there, name that file with --settings",
+        "boot-partition" => {
+            "a file on the boot partition was changed, added or removed; compare it with the image's manifest"
+        }
+        NODE_SETTINGS => {
+            "a node.toml on its boot partition; if you put it there, name that file with --settings"
+        }
         "verity-root" => "another version of the image",
-        "init" | "trustd" | "engine" => "another version of this program in another root: another version of the image",
+        "init" | "trustd" | "engine" => {
+            "another version of this program in another root: another version of the image"
+        }
         "configuration" => "another version of the image, or one that was built with other keys",
         _ => "another version of Basalt, or somebody extended the register after init",
     }
@@ -123,8 +136,7 @@ impl Failure {
         let mut value = json!({ "code": self.code(), "message": self.to_string() });
         if let Self::Boot(mismatch) = self {
             let Mismatch { board, event, kind, expected, found, likely } = &**mismatch;
-            value["event"] =
-                json!({ "board": board, "number": event, "type": kind, "expected": expected, "found": found, "likely": likely });
+            value["event"] = json!({ "board": board, "number": event, "type": kind, "expected": expected, "found": found, "likely": likely });
         }
         value
     }
@@ -138,17 +150,23 @@ fn member<T: DeserializeOwned>(answer: &Value, key: &'static str) -> Result<T, F
     serde_json::from_value(answer[key].clone()).map_err(|_| Failure::Malformed(key))
 }
 
-/// The node states what the nonce is the answer to, and says so about nothing else; the signature covers that statement and the registers; the
-/// logs replay to the registers; the platform's events are the expected ones.
+/// The node states what the nonce is the answer to, and says so about nothing else; the signature
+/// covers that statement and the registers; the logs replay to the registers; the platform's events
+/// are the expected ones.
 ///
 /// # Errors
 /// [`Failure`]: the first thing that does not hold.
-pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> Result<Checked, Failure> {
+pub fn check(
+    answer: &Value,
+    nonce: &[u8],
+    expected: Option<&Measurements>,
+) -> Result<Checked, Failure> {
     let statement = Statement::read(&member::<String>(answer, "statement")?)?;
     if statement.nonce() != hex(nonce) {
         return Err(Failure::Nonce { expected: hex(nonce), found: statement.nonce().to_owned() });
     }
-    let (platform, modules): (Vec<Record>, Vec<Record>) = (member(answer, "platform_log")?, member(answer, "modules_log")?);
+    let (platform, modules): (Vec<Record>, Vec<Record>) =
+        (member(answer, "platform_log")?, member(answer, "modules_log")?);
     // Numbers say the place: none may be missing.
     for log in [&platform, &modules] {
         if let Some((at, record)) = (0u64..).zip(log).find(|(at, record)| record.recnum != *at) {
@@ -156,16 +174,29 @@ pub fn check(answer: &Value, nonce: &[u8], expected: Option<&Measurements>) -> R
         }
     }
     if let Some(record) = modules.iter().find(|r| r.pcr != MODULES_PCR) {
-        return Err(Failure::Register(format!("a module's event ({}) is not in PCR {MODULES_PCR}", record.content.kind)));
+        return Err(Failure::Register(format!(
+            "a module's event ({}) is not in PCR {MODULES_PCR}",
+            record.content.kind
+        )));
     }
     let replayed = replay(platform.iter().chain(&modules))?;
-    let pcrs: BTreeMap<u32, Pcr> =
-        [PLATFORM_PCR, MODULES_PCR].into_iter().map(|n| (n, replayed.get(&n).copied().unwrap_or_default())).collect();
+    let pcrs: BTreeMap<u32, Pcr> = [PLATFORM_PCR, MODULES_PCR]
+        .into_iter()
+        .map(|n| (n, replayed.get(&n).copied().unwrap_or_default()))
+        .collect();
     if let Some(other) = replayed.keys().find(|n| !pcrs.contains_key(n)) {
-        return Err(Failure::Register(format!("a log has events for PCR {other}, which is not {PLATFORM_PCR} or {MODULES_PCR}")));
+        return Err(Failure::Register(format!(
+            "a log has events for PCR {other}, which is not {PLATFORM_PCR} or {MODULES_PCR}"
+        )));
     }
     let key = TpmKey::attestation(&bytes(answer, "key")?)?;
-    let quote = verify_quote(&key, &bytes(answer, "attest")?, &bytes(answer, "signature")?, &statement.qualifying_data(), &pcrs)?;
+    let quote = verify_quote(
+        &key,
+        &bytes(answer, "attest")?,
+        &bytes(answer, "signature")?,
+        &statement.qualifying_data(),
+        &pcrs,
+    )?;
     same_run(&modules, &quote)?;
     let mut checked = Checked { statement, quote, key, platform, modules, pcrs, board: None };
     if let Some(expected) = expected {
@@ -196,10 +227,20 @@ fn same_run(modules: &[Record], quote: &Quote) -> Result<(), Failure> {
 }
 
 /// The board whose prediction this boot is.
-fn of_board(expected: &Measurements, platform: &[Record], pcrs: &BTreeMap<u32, Pcr>) -> Result<String, Failure> {
-    let expected = expected.board_of(platform).ok_or(Failure::Malformed("board in the measurements"))?;
+fn of_board(
+    expected: &Measurements,
+    platform: &[Record],
+    pcrs: &BTreeMap<u32, Pcr>,
+) -> Result<String, Failure> {
+    let expected =
+        expected.board_of(platform).ok_or(Failure::Malformed("board in the measurements"))?;
     if let Some(part) = compare(&expected.events, platform) {
-        let kind = part.found.as_ref().or(part.expected.as_ref()).map(|r| r.content.kind.clone()).unwrap_or_default();
+        let kind = part
+            .found
+            .as_ref()
+            .or(part.expected.as_ref())
+            .map(|r| r.content.kind.clone())
+            .unwrap_or_default();
         return Err(Failure::Boot(Box::new(Mismatch {
             board: expected.board.clone(),
             event: part.recnum,
@@ -212,6 +253,9 @@ fn of_board(expected: &Measurements, platform: &[Record], pcrs: &BTreeMap<u32, P
     let found = hex(&pcrs[&PLATFORM_PCR].0);
     match expected.pcrs.get(&PLATFORM_PCR.to_string()) {
         Some(value) if *value == found => Ok(expected.board.clone()),
-        other => Err(Failure::Register(format!("PCR {PLATFORM_PCR}: expected {}, found {found}", other.map_or("none", String::as_str)))),
+        other => Err(Failure::Register(format!(
+            "PCR {PLATFORM_PCR}: expected {}, found {found}",
+            other.map_or("none", String::as_str)
+        ))),
     }
 }

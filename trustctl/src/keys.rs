@@ -8,7 +8,9 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
-use ed25519_dalek::pkcs8::{DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding};
+use ed25519_dalek::pkcs8::{
+    DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding,
+};
 use ed25519_dalek::{SigningKey, VerifyingKey};
 use ledger::{NoteKey, Role};
 use policy::RecoveryKey;
@@ -24,9 +26,11 @@ pub fn folder() -> Result<PathBuf> {
     }
     let base = match std::env::var_os("XDG_CONFIG_HOME") {
         Some(dir) => PathBuf::from(dir),
-        None => {
-            PathBuf::from(std::env::var_os("HOME").context("HOME is not set; BASALT_CONFIG names the folder for keys")?).join(".config")
-        }
+        None => PathBuf::from(
+            std::env::var_os("HOME")
+                .context("HOME is not set; BASALT_CONFIG names the folder for keys")?,
+        )
+        .join(".config"),
     };
     Ok(base.join("basalt"))
 }
@@ -45,7 +49,12 @@ impl Owner {
 
     pub fn load(dir: &Path) -> Result<Self> {
         let (crt, key) = (dir.join("owner.crt"), dir.join("owner.key"));
-        let hint = || format!("no usable owner's key in {}; make one with `trustctl key new owner`", dir.display());
+        let hint = || {
+            format!(
+                "no usable owner's key in {}; make one with `trustctl key new owner`",
+                dir.display()
+            )
+        };
         Ok(Self {
             certificate: CertificateDer::from_pem_file(&crt).with_context(hint)?,
             key: PrivateKeyDer::from_pem_file(&key).with_context(hint)?,
@@ -57,12 +66,17 @@ impl Owner {
     /// Signs with the certificate's key, as a node checks it.
     pub fn sign(&self, wish: &Wish) -> Result<Signed> {
         let text = wish.text();
-        let key = rustls::crypto::ring::sign::any_supported_type(&self.key).context("the owner's key is of no kind that signs")?;
+        let key = rustls::crypto::ring::sign::any_supported_type(&self.key)
+            .context("the owner's key is of no kind that signs")?;
         let signer = key
             .choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519])
             .context("the owner's key signs neither with ECDSA P-256 nor with Ed25519")?;
         let signature = signer.sign(&wish::signed_bytes(&text))?;
-        Ok(Signed { certificate: measure::hex(&self.certificate), signature: measure::hex(&signature), wish: text })
+        Ok(Signed {
+            certificate: measure::hex(&self.certificate),
+            signature: measure::hex(&signature),
+            wish: text,
+        })
     }
 }
 
@@ -100,9 +114,12 @@ pub fn load_approver(path: &Path) -> Result<SigningKey> {
 }
 
 pub fn load(path: &Path, who: &str) -> Result<SigningKey> {
-    let text = std::fs::read_to_string(path)
-        .with_context(|| format!("no {who}'s key at {}; make one with `trustctl key new {who}`", path.display()))?;
-    SigningKey::from_pkcs8_pem(&text).map_err(|e| anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display()))
+    let text = std::fs::read_to_string(path).with_context(|| {
+        format!("no {who}'s key at {}; make one with `trustctl key new {who}`", path.display())
+    })?;
+    SigningKey::from_pkcs8_pem(&text).map_err(|e| {
+        anyhow::anyhow!("{} is not an Ed25519 key in PKCS #8 PEM: {e}", path.display())
+    })
 }
 
 /// Who signs policies for what is built with this key.
@@ -122,8 +139,9 @@ pub fn new_recovery(dir: &Path) -> Result<RecoveryKey> {
 
 pub fn load_recovery(dir: &Path) -> Result<RecoveryKey> {
     let path = dir.join(RECOVERY);
-    let text = std::fs::read_to_string(&path)
-        .with_context(|| format!("no recovery key at {}; make one with `trustctl key new recovery`", path.display()))?;
+    let text = std::fs::read_to_string(&path).with_context(|| {
+        format!("no recovery key at {}; make one with `trustctl key new recovery`", path.display())
+    })?;
     RecoveryKey::from_hex(text.trim()).with_context(|| path.display().to_string())
 }
 
@@ -143,7 +161,8 @@ pub fn new_chain(dir: &Path) -> Result<String> {
 /// The file of a log's key; the name that the key has as a C2SP vkey is beside it.
 pub const LOG: &str = "log.key";
 
-/// Makes the key of a log. Without an origin the log is named after its key, in the form that sigsum's witnesses want.
+/// Makes the key of a log. Without an origin the log is named after its key, in the form that
+/// sigsum's witnesses want.
 pub fn new_log(dir: &Path, origin: Option<&str>) -> Result<NoteKey> {
     // A bad name is refused before there is a key.
     let named = |key: &SigningKey| {
@@ -164,8 +183,11 @@ fn sigsum_origin(key: &SigningKey) -> String {
 pub fn load_log(path: &Path) -> Result<(SigningKey, NoteKey)> {
     let key = load(path, "log")?;
     let beside = path.with_extension("vkey");
-    let text = std::fs::read_to_string(&beside).with_context(|| format!("cannot read {}, the log's public key", beside.display()))?;
-    let vkey = NoteKey::parse(text.trim()).map_err(anyhow::Error::msg).with_context(|| beside.display().to_string())?;
+    let text = std::fs::read_to_string(&beside)
+        .with_context(|| format!("cannot read {}, the log's public key", beside.display()))?;
+    let vkey = NoteKey::parse(text.trim())
+        .map_err(anyhow::Error::msg)
+        .with_context(|| beside.display().to_string())?;
     if vkey.key != key.verifying_key() {
         bail!("{} is not the public key of {}", beside.display(), path.display());
     }
@@ -179,7 +201,9 @@ pub fn public_hex(key: &SigningKey) -> String {
 
 /// The inverse of [`public_hex`].
 pub fn public(text: &str) -> Result<VerifyingKey> {
-    let bytes = measure::unhex(text).and_then(|b| <[u8; 32]>::try_from(b).ok()).context("expected 64 lower-case hex digits")?;
+    let bytes = measure::unhex(text)
+        .and_then(|b| <[u8; 32]>::try_from(b).ok())
+        .context("expected 64 lower-case hex digits")?;
     VerifyingKey::from_bytes(&bytes).context("this is no Ed25519 key")
 }
 
@@ -187,7 +211,9 @@ pub fn public(text: &str) -> Result<VerifyingKey> {
 pub fn builder(named: Option<&str>, folder: &Path) -> Result<VerifyingKey> {
     match named {
         Some(text) => public(text).context("--builder"),
-        None => Ok(load(&folder.join(BUILDER), "builder").context("whose image is it? --builder names the key")?.verifying_key()),
+        None => Ok(load(&folder.join(BUILDER), "builder")
+            .context("whose image is it? --builder names the key")?
+            .verifying_key()),
     }
 }
 
@@ -223,7 +249,9 @@ mod tests {
         let approver = new_approver(dir.path()).unwrap();
         assert_eq!(load_approver(&dir.path().join("approver.key")).unwrap(), approver);
         for name in ["owner.key", "approver.key"] {
-            let mode = std::os::unix::fs::PermissionsExt::mode(&dir.path().join(name).metadata().unwrap().permissions());
+            let mode = std::os::unix::fs::PermissionsExt::mode(
+                &dir.path().join(name).metadata().unwrap().permissions(),
+            );
             assert_eq!(mode & 0o777, 0o600);
         }
         assert!(new_owner(dir.path()).is_err());

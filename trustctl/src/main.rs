@@ -53,7 +53,8 @@ enum Command {
     Approve(approver::Approve),
     /// Revoke an image in a log; that is final
     Revoke(approver::Revoke),
-    /// Change who approves from here on, in a log; as many of those before must sign it as an approval needs
+    /// Change who approves from here on, in a log; as many of those before must sign it as an
+    /// approval needs
     Approvers(approver::Approvers),
     /// Show, check, sign, cosign or send a log
     Log {
@@ -62,7 +63,8 @@ enum Command {
     },
     /// What the node is and how it is
     Status {
-        /// Write the node's status page into this file instead: one HTML document that loads nothing
+        /// Write the node's status page into this file instead: one HTML document that loads
+        /// nothing
         #[arg(long, value_name = "FILE")]
         html: Option<PathBuf>,
     },
@@ -82,7 +84,8 @@ enum Command {
     },
     /// What happened to modules since the boot
     Audit,
-    /// Find out what a node is: a fresh quote, its logs, its TPM, compared with an image's measurements
+    /// Find out what a node is: a fresh quote, its logs, its TPM, compared with an image's
+    /// measurements
     #[command(alias = "quote")]
     Attest(attest::Attest),
     /// Check evidence that was saved, or that a module of a node gave
@@ -132,7 +135,8 @@ enum KeyCommand {
     New {
         #[arg(value_enum)]
         whose: Whose,
-        /// What a log is called, like example.org/fleet [default: one made from the key, as sigsum's witnesses want it]
+        /// What a log is called, like example.org/fleet [default: one made from the key, as
+        /// sigsum's witnesses want it]
         #[arg(long)]
         origin: Option<String>,
     },
@@ -177,7 +181,9 @@ fn run(cli: Cli) -> Result<()> {
     let folder = cli.keys.clone().map_or_else(keys::folder, Ok)?;
     let client = Client::new(cli.node.clone(), &folder);
     match cli.command {
-        Command::Key { command: KeyCommand::New { whose, origin } } => new_key(whose, origin.as_deref(), &folder, cli.json),
+        Command::Key { command: KeyCommand::New { whose, origin } } => {
+            new_key(whose, origin.as_deref(), &folder, cli.json)
+        }
         Command::Key { command: KeyCommand::Show } => show_keys(&folder, cli.json),
         Command::Approve(args) => approver::approve(&args, &folder, cli.json),
         Command::Revoke(args) => approver::revoke(&args, &folder, cli.json),
@@ -227,7 +233,12 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
         }
         Whose::Builder => {
             let key = keys::public_hex(&keys::new_signing(folder, "builder")?);
-            (key.clone(), format!("{key}\nWho checks your images names it: trustctl verify-image DIR --builder KEY"))
+            (
+                key.clone(),
+                format!(
+                    "{key}\nWho checks your images names it: trustctl verify-image DIR --builder KEY"
+                ),
+            )
         }
         Whose::Recovery => {
             let key = keys::new_recovery(folder)?.public()?.to_string();
@@ -240,10 +251,13 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
         }
         #[cfg(feature = "chain")]
         Whose::Chain => {
-            let address = trustctl::chain::Signer::from_hex(&keys::new_chain(folder)?)?.address().to_string();
+            let address =
+                trustctl::chain::Signer::from_hex(&keys::new_chain(folder)?)?.address().to_string();
             (
                 address.clone(),
-                format!("{address}\nAn approver's account: it needs some of the network's currency to vote (trustctl chain --help)."),
+                format!(
+                    "{address}\nAn approver's account: it needs some of the network's currency to vote (trustctl chain --help)."
+                ),
             )
         }
         Whose::Log => {
@@ -262,21 +276,37 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
     Ok(())
 }
 
-const PINS: &str = "Put the line above into configs/node.toml; an image that names none pins your keys by itself.";
+const PINS: &str =
+    "Put the line above into configs/node.toml; an image that names none pins your keys by itself.";
 
 fn show_keys(folder: &std::path::Path, json: bool) -> Result<()> {
     let shown = [
         ("owner", keys::Owner::load(folder).map(|o| o.fingerprint())),
-        ("approver", keys::load_approver(&folder.join("approver.key")).map(|k| keys::public_hex(&k))),
-        ("builder", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::public_hex(&k))),
-        ("signer", keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::policy_signer(&k).public().hex())),
+        (
+            "approver",
+            keys::load_approver(&folder.join("approver.key")).map(|k| keys::public_hex(&k)),
+        ),
+        (
+            "builder",
+            keys::load(&folder.join(keys::BUILDER), "builder").map(|k| keys::public_hex(&k)),
+        ),
+        (
+            "signer",
+            keys::load(&folder.join(keys::BUILDER), "builder")
+                .map(|k| keys::policy_signer(&k).public().hex()),
+        ),
         ("recovery", keys::load_recovery(folder).and_then(|k| Ok(k.public()?.to_string()))),
         #[cfg(feature = "chain")]
-        ("chain", trustctl::chain::Signer::load(&folder.join(keys::CHAIN)).map(|signer| signer.address().to_string())),
+        (
+            "chain",
+            trustctl::chain::Signer::load(&folder.join(keys::CHAIN))
+                .map(|signer| signer.address().to_string()),
+        ),
         ("log", keys::load_log(&folder.join(keys::LOG)).map(|(_, vkey)| vkey.to_string())),
     ];
     if json {
-        let keys: serde_json::Map<_, _> = shown.into_iter().map(|(who, key)| (who.to_owned(), key.ok().into())).collect();
+        let keys: serde_json::Map<_, _> =
+            shown.into_iter().map(|(who, key)| (who.to_owned(), key.ok().into())).collect();
         println!("{}", serde_json::Value::Object(keys));
         return Ok(());
     }

@@ -30,7 +30,15 @@ pub fn send(client: &Client, keys: &Path, module: &str, aim: Aim, toml: &str) ->
 pub fn view(client: &Client, name: &str) -> Result<Value> {
     let answer = client.get("/v1/modules")?;
     let found = answer["modules"].as_array().into_iter().flatten().find(|m| m["name"] == name);
-    let names = || answer["modules"].as_array().into_iter().flatten().filter_map(|m| m["name"].as_str()).collect::<Vec<_>>().join(", ");
+    let names = || {
+        answer["modules"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|m| m["name"].as_str())
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
     match found {
         Some(module) => Ok(module.clone()),
         None => bail!("the node has no module {name}; it has: {}", names()),
@@ -39,7 +47,10 @@ pub fn view(client: &Client, name: &str) -> Result<Value> {
 
 /// The module's file as it is in force.
 pub fn current(client: &Client, name: &str) -> Result<String> {
-    Ok(view(client, name)?["toml"].as_str().context("the node does not show the module's file")?.to_owned())
+    Ok(view(client, name)?["toml"]
+        .as_str()
+        .context("the node does not show the module's file")?
+        .to_owned())
 }
 
 /// The module's file of the version before.

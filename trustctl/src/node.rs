@@ -50,7 +50,8 @@ pub(crate) enum ModuleCommand {
 
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Send an image to the node: an OCI layout as one tar (skopeo copy docker://… oci-archive:FILE)
+    /// Send an image to the node: an OCI layout as one tar (skopeo copy docker://…
+    /// oci-archive:FILE)
     Push { archive: PathBuf },
 }
 
@@ -91,8 +92,11 @@ fn text(value: &Value) -> String {
 }
 
 pub(crate) fn page(client: &Client, file: &Path, as_json: bool) -> Result<()> {
-    std::fs::write(file, client.text("/")?).with_context(|| format!("cannot write {}", file.display()))?;
-    said(as_json, &json!({ "written": file }), || format!("written to {}; open it in a browser", file.display()));
+    std::fs::write(file, client.text("/")?)
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    said(as_json, &json!({ "written": file }), || {
+        format!("written to {}; open it in a browser", file.display())
+    });
     Ok(())
 }
 
@@ -129,21 +133,36 @@ pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
         Some(problem) => println!("chain    {problem}"),
         None if chain.is_object() => println!(
             "chain    block {} is final, {} s ago (it counts for {} s); attested is {}; {} images known",
-            chain["block"], chain["age_s"], chain["max_age_s"], chain["attested_block"], chain["records"]
+            chain["block"],
+            chain["age_s"],
+            chain["max_age_s"],
+            chain["attested_block"],
+            chain["records"]
         ),
         None => {}
     }
     heard(&s["ledger"]["relays"]);
     let free = |key: &str| s["memory"][key].as_u64().unwrap_or_default() / 1024;
-    println!("memory   {} MiB, {} MiB available, {} processes", free("total_kb"), free("available_kb"), s["processes"]);
+    println!(
+        "memory   {} MiB, {} MiB available, {} processes",
+        free("total_kb"),
+        free("available_kb"),
+        s["processes"]
+    );
     Ok(())
 }
 
 /// How old the ledger is, where witnesses are asked for.
 fn age(status: &Value) -> String {
     let number = |value: &Value| value.as_u64();
-    match (number(&status["time"]), number(&status["ledger"]["witnessed"]), number(&status["ledger"]["max_age_s"])) {
-        (Some(now), Some(witnessed), Some(most)) => format!(", witnessed {} s ago (it counts for {most} s)", now.saturating_sub(witnessed)),
+    match (
+        number(&status["time"]),
+        number(&status["ledger"]["witnessed"]),
+        number(&status["ledger"]["max_age_s"]),
+    ) {
+        (Some(now), Some(witnessed), Some(most)) => {
+            format!(", witnessed {} s ago (it counts for {most} s)", now.saturating_sub(witnessed))
+        }
         _ => String::new(),
     }
 }
@@ -154,7 +173,12 @@ pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {
         return print_json(&answer);
     }
     for m in answer["modules"].as_array().into_iter().flatten() {
-        println!("{:16} {:9} {}", text(&m["name"]), text(&m["status"]["state"]), text(&m["digest"]));
+        println!(
+            "{:16} {:9} {}",
+            text(&m["name"]),
+            text(&m["status"]["state"]),
+            text(&m["digest"])
+        );
         for part in m["progress"]["layers"].as_array().into_iter().flatten() {
             let number = |key: &str| part[key].as_u64().unwrap_or_default() as f64 / 1e6;
             println!(
@@ -167,7 +191,9 @@ pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {
         }
         let mut said = Vec::new();
         for reason in [&m["status"]["reason"], &m["trouble"], &m["ledger"]["reason"]] {
-            if let Some(reason) = reason.as_str().filter(|r| !said.iter().any(|s: &&str| s.contains(r))) {
+            if let Some(reason) =
+                reason.as_str().filter(|r| !said.iter().any(|s: &&str| s.contains(r)))
+            {
                 println!("{:16} {reason}", "");
                 said.push(reason);
             }
@@ -187,7 +213,12 @@ pub(crate) fn image(client: &Client, command: &ImageCommand, as_json: bool) -> R
     Ok(())
 }
 
-pub(crate) fn module(client: &Client, keys: &Path, command: &ModuleCommand, as_json: bool) -> Result<()> {
+pub(crate) fn module(
+    client: &Client,
+    keys: &Path,
+    command: &ModuleCommand,
+    as_json: bool,
+) -> Result<()> {
     let done = |name: &str, what: &str| {
         if as_json {
             return print_json(&json!({ "module": name, "done": what }));
@@ -197,7 +228,8 @@ pub(crate) fn module(client: &Client, keys: &Path, command: &ModuleCommand, as_j
     };
     match command {
         ModuleCommand::Apply { name, file, archive, wait } => {
-            let toml = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let toml = std::fs::read_to_string(file)
+                .with_context(|| format!("cannot read {}", file.display()))?;
             if let Some(archive) = archive {
                 module::push(client, archive)?;
             }
@@ -242,8 +274,11 @@ fn wait_for(client: &Client, name: &str, within: Duration, as_json: bool) -> Res
         let view = module::view(client, name)?;
         let state = text(&view["status"]["state"]);
         match view["trouble"].as_str() {
-            // An upgrade that is refused leaves the old version running: that is not what was waited for.
-            Some(trouble) if state != "fetching" => return Err(DoesNotHold(format!("{name}: {trouble}")).into()),
+            // An upgrade that is refused leaves the old version running: that is not what was
+            // waited for.
+            Some(trouble) if state != "fetching" => {
+                return Err(DoesNotHold(format!("{name}: {trouble}")).into());
+            }
             None if view["settled"] == true => {
                 return if as_json {
                     print_json(&view)
@@ -259,7 +294,12 @@ fn wait_for(client: &Client, name: &str, within: Duration, as_json: bool) -> Res
             said = state;
         }
         if Instant::now() >= deadline {
-            return Err(DoesNotHold(format!("{name} does not run within {} s; it is {}", within.as_secs(), view["status"])).into());
+            return Err(DoesNotHold(format!(
+                "{name} does not run within {} s; it is {}",
+                within.as_secs(),
+                view["status"]
+            ))
+            .into());
         }
         std::thread::sleep(Duration::from_millis(500));
     }
@@ -271,16 +311,30 @@ pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {
         return print_json(&answer);
     }
     for e in answer["events"].as_array().into_iter().flatten() {
-        println!("{:5}  {:18} {}", e["recnum"].to_string(), text(&e["content"]["type"]), text(&e["content"]["data"]));
+        println!(
+            "{:5}  {:18} {}",
+            e["recnum"].to_string(),
+            text(&e["content"]["type"]),
+            text(&e["content"]["data"])
+        );
     }
     Ok(())
 }
 
 pub(crate) fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
-    let bytes = |what: &str, text: &str| unhex(text).with_context(|| format!("--{what}: expected hex digits"));
-    let suite: vrf::Suite = serde_json::from_value(json!(args.suite)).with_context(|| format!("--suite {:?}", args.suite))?;
-    let (key, alpha, pi) = (bytes("public-key", &args.public_key)?, bytes("alpha", &args.alpha)?, bytes("pi", &args.pi)?);
-    let beta = vrf::PublicKey::new(suite, &key).and_then(|key| key.verify(&alpha, &pi)).map_err(|e| DoesNotHold(e.to_string()))?;
+    let bytes = |what: &str, text: &str| {
+        unhex(text).with_context(|| format!("--{what}: expected hex digits"))
+    };
+    let suite: vrf::Suite = serde_json::from_value(json!(args.suite))
+        .with_context(|| format!("--suite {:?}", args.suite))?;
+    let (key, alpha, pi) = (
+        bytes("public-key", &args.public_key)?,
+        bytes("alpha", &args.alpha)?,
+        bytes("pi", &args.pi)?,
+    );
+    let beta = vrf::PublicKey::new(suite, &key)
+        .and_then(|key| key.verify(&alpha, &pi))
+        .map_err(|e| DoesNotHold(e.to_string()))?;
     let Some(beta) = beta else { return Err(DoesNotHold("the proof does not hold".into()).into()) };
     if as_json {
         return print_json(&json!({ "valid": true, "beta": hex(&beta) }));

@@ -46,14 +46,28 @@ impl Group {
     /// # Errors
     /// That the file cannot be read, or says what cannot be meant.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let group: Self = toml::from_str(&text).with_context(|| format!("{} is not a list of nodes", path.display()))?;
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}", path.display()))?;
+        let group: Self = toml::from_str(&text)
+            .with_context(|| format!("{} is not a list of nodes", path.display()))?;
         let n = group.node.len();
         ensure!(n > 0, "{}: no [[node]]", path.display());
-        ensure!((1..=n).contains(&group.quorum()), "{}: quorum: expected 1 to {n}, found {}", path.display(), group.quorum());
+        ensure!(
+            (1..=n).contains(&group.quorum()),
+            "{}: quorum: expected 1 to {n}, found {}",
+            path.display(),
+            group.quorum()
+        );
         for (at, peer) in group.node.iter().enumerate() {
-            let twice = group.node[..at].iter().any(|p| p.address == peer.address || p.tpm.is_some() && p.tpm == peer.tpm);
-            ensure!(!twice, "{}: {} is there twice, by its address or its TPM", path.display(), peer.address);
+            let twice = group.node[..at]
+                .iter()
+                .any(|p| p.address == peer.address || p.tpm.is_some() && p.tpm == peer.tpm);
+            ensure!(
+                !twice,
+                "{}: {} is there twice, by its address or its TPM",
+                path.display(),
+                peer.address
+            );
         }
         Ok(group)
     }
@@ -68,25 +82,42 @@ impl Group {
         let ask = |peer: &Peer| -> Result<Verdict> {
             let address: Address = peer.address.parse().map_err(anyhow::Error::msg)?;
             let expected = Expected {
-                measurements: Some(Expected::image(&folder.join(&peer.expect), peer.settings.as_ref().map(|p| folder.join(p)).as_deref())?),
+                measurements: Some(Expected::image(
+                    &folder.join(&peer.expect),
+                    peer.settings.as_ref().map(|p| folder.join(p)).as_deref(),
+                )?),
                 authorities: self.ek_ca.as_ref().map(|dir| folder.join(dir)),
                 tpm: peer.tpm.clone(),
             };
             verdict::find_out(&address, keys, &expected)?.1
         };
         let mut asked: Vec<Asked> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self.node.iter().map(|peer| (peer, scope.spawn(move || ask(peer)))).collect();
+            let threads: Vec<_> =
+                self.node.iter().map(|peer| (peer, scope.spawn(move || ask(peer)))).collect();
             let answer = |thread: std::thread::ScopedJoinHandle<'_, Result<Verdict>>| {
                 thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
             };
-            threads.into_iter().map(|(peer, thread)| Asked { address: peer.address.clone(), verdict: answer(thread) }).collect()
+            threads
+                .into_iter()
+                .map(|(peer, thread)| Asked {
+                    address: peer.address.clone(),
+                    verdict: answer(thread),
+                })
+                .collect()
         });
         // One TPM is one voice, however many addresses it has.
         let mut seen = std::collections::BTreeSet::new();
         for one in &mut asked {
-            let name = one.verdict.as_ref().ok().and_then(|v| v.endorsement.as_ref()).map(crate::endorsement::Endorsement::name);
+            let name = one
+                .verdict
+                .as_ref()
+                .ok()
+                .and_then(|v| v.endorsement.as_ref())
+                .map(crate::endorsement::Endorsement::name);
             if let Some(name) = name.filter(|name| !seen.insert(name.clone())) {
-                one.verdict = Err(anyhow::anyhow!("it is the same TPM as another node's of this list: {name}"));
+                one.verdict = Err(anyhow::anyhow!(
+                    "it is the same TPM as another node's of this list: {name}"
+                ));
             }
         }
         asked

@@ -57,7 +57,8 @@ struct To {
 pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let relay = Relay::new(&args.beacon, &args.execution, args.contract, args.mapping_slot)?;
     if let Some(address) = args.to.listen {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         return runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(address).await.with_context(|| format!("cannot listen on {address}"))?;
             let at = listener.local_addr()?;
@@ -69,15 +70,25 @@ pub(crate) fn run(args: &Args, json: bool) -> Result<()> {
     let from = match (args.checkpoint, args.period) {
         (Some(root), _) => From::Checkpoint(root),
         (None, Some(period)) => From::Period(period),
-        (None, None) => anyhow::bail!("--out needs --checkpoint ROOT (or --period NUMBER): from where the nodes follow the chain"),
+        (None, None) => anyhow::bail!(
+            "--out needs --checkpoint ROOT (or --period NUMBER): from where the nodes follow the chain"
+        ),
     };
     let ask = Ask { from, digests: args.digest.clone() };
     loop {
         let written = write(&relay, &ask, path);
         match (&written, args.every) {
-            (Ok((slot, size)), _) => said(json, &serde_json::json!({ "written": path, "slot": slot, "bytes": size }), || {
-                format!("{}: final slot {slot}, {size} bytes, {} records", path.display(), ask.digests.len())
-            }),
+            (Ok((slot, size)), _) => said(
+                json,
+                &serde_json::json!({ "written": path, "slot": slot, "bytes": size }),
+                || {
+                    format!(
+                        "{}: final slot {slot}, {size} bytes, {} records",
+                        path.display(),
+                        ask.digests.len()
+                    )
+                },
+            ),
             (Err(error), Some(_)) => eprintln!("{error:#}; trying again"),
             (Err(_), None) => {}
         }
@@ -92,8 +103,12 @@ fn write(relay: &Relay, ask: &Ask, path: &std::path::Path) -> Result<(u64, usize
     let bundle = relay.bundle(ask)?;
     let text = serde_json::to_string(&bundle)?;
     // A node that reads it in between sees the old one or the new one.
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(std::path::Path::new("."));
-    let mut file = tempfile::NamedTempFile::new_in(dir).with_context(|| format!("cannot write into {}", dir.display()))?;
+    let dir = path
+        .parent()
+        .filter(|dir| !dir.as_os_str().is_empty())
+        .unwrap_or(std::path::Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(dir)
+        .with_context(|| format!("cannot write into {}", dir.display()))?;
     std::io::Write::write_all(&mut file, text.as_bytes())?;
     #[cfg(unix)]
     std::fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;

@@ -1,4 +1,5 @@
-//! A node's evidence from the question to the verdict, and as a file that can be checked again offline.
+//! A node's evidence from the question to the verdict, and as a file that can be checked again
+//! offline.
 
 use std::path::{Path, PathBuf};
 
@@ -28,12 +29,15 @@ impl Expected {
     /// # Errors
     /// That one of the files cannot be read.
     pub fn image(path: &Path, settings: Option<&Path>) -> Result<Measurements> {
-        let read = |path: &Path| std::fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-        let mut expected: Measurements =
-            serde_json::from_slice(&read(path)?).with_context(|| format!("{} is not a measurements.json", path.display()))?;
+        let read = |path: &Path| {
+            std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let mut expected: Measurements = serde_json::from_slice(&read(path)?)
+            .with_context(|| format!("{} is not a measurements.json", path.display()))?;
         if let Some(settings) = settings {
             let settings = read(settings)?;
-            expected.boards = expected.boards.iter().map(|board| board.with_settings(&settings)).collect();
+            expected.boards =
+                expected.boards.iter().map(|board| board.with_settings(&settings)).collect();
         }
         Ok(expected)
     }
@@ -45,7 +49,8 @@ pub struct Verdict {
     pub endorsement: Option<Endorsement>,
     /// The manufacturer's certificate leads to a known authority.
     pub vouched_for: bool,
-    /// The attestation key proved to be in the TPM with that endorsement key; when it was asked for, that is.
+    /// The attestation key proved to be in the TPM with that endorsement key; when it was asked
+    /// for, that is.
     pub activated: bool,
 }
 
@@ -53,10 +58,15 @@ pub struct Verdict {
 ///
 /// # Errors
 /// As [`ask`].
-pub fn find_out(address: &Address, keys: &Path, expected: &Expected) -> Result<(Value, Result<Verdict>)> {
+pub fn find_out(
+    address: &Address,
+    keys: &Path,
+    expected: &Expected,
+) -> Result<(Value, Result<Verdict>)> {
     match ask(&Client::stranger(address.clone(), keys), expected) {
         Err(error) if !error.is::<Refusal>() && keys.join("owner.key").exists() => {
-            ask(&Client::new(address.clone(), keys), expected).map_err(|as_owner| as_owner.context(format!("{error:#}")))
+            ask(&Client::new(address.clone(), keys), expected)
+                .map_err(|as_owner| as_owner.context(format!("{error:#}")))
         }
         answer => answer,
     }
@@ -79,11 +89,13 @@ pub fn ask(client: &Client, expected: &Expected) -> Result<(Value, Result<Verdic
         "node": client.address().to_string(),
         "nonce": hex(&nonce),
     });
-    // Only the node's own word is asked on: a module's quote for this nonce would be of the node behind it.
-    let activated = evidence::check(&answer, &nonce, None).map_err(anyhow::Error::from).and_then(|checked| {
-        own(&checked.statement, &kept)?;
-        Endorsement::read(&endorsement)?.holds(&checked.key, client)
-    });
+    // Only the node's own word is asked on: a module's quote for this nonce would be of the node
+    // behind it.
+    let activated =
+        evidence::check(&answer, &nonce, None).map_err(anyhow::Error::from).and_then(|checked| {
+            own(&checked.statement, &kept)?;
+            Endorsement::read(&endorsement)?.holds(&checked.key, client)
+        });
     kept["activated"] = json!(activated.is_ok());
     let verdict = activated.and_then(|()| judge(&kept, None, expected));
     Ok((kept, verdict))
@@ -95,7 +107,9 @@ fn own(statement: &Statement, kept: &Value) -> Result<(), Failure> {
         return Err(Failure::Kind { expected: "the node itself", found: "a module of some node" });
     };
     match kept["certificate"].as_str() {
-        Some(shown) if found != shown => Err(Failure::Certificate { expected: shown.to_owned(), found: found.clone() }),
+        Some(shown) if found != shown => {
+            Err(Failure::Certificate { expected: shown.to_owned(), found: found.clone() })
+        }
         // On a Unix socket there is none to be shown.
         _ => Ok(()),
     }
@@ -107,12 +121,21 @@ fn own(statement: &Statement, kept: &Value) -> Result<(), Failure> {
 /// A [`Failure`] if the evidence does not hold.
 pub fn judge(kept: &Value, nonce: Option<&[u8]>, expected: &Expected) -> Result<Verdict> {
     let sent = kept["nonce"].as_str().and_then(unhex);
-    let nonce = nonce.map(<[u8]>::to_vec).or(sent).context("the nonce that was sent is not in the file: name it with --nonce")?;
+    let nonce = nonce
+        .map(<[u8]>::to_vec)
+        .or(sent)
+        .context("the nonce that was sent is not in the file: name it with --nonce")?;
     let mut checked = evidence::check(&kept["evidence"], &nonce, None)?;
-    let endorsement = if kept["endorsement"].is_null() { None } else { Some(Endorsement::read(&kept["endorsement"])?) };
+    let endorsement = if kept["endorsement"].is_null() {
+        None
+    } else {
+        Some(Endorsement::read(&kept["endorsement"])?)
+    };
     let activated = kept["activated"] == true;
     let known = || {
-        endorsement.as_ref().filter(|_| activated).ok_or_else(|| Failure::Tpm("nothing shows that the key that signed is in a TPM".into()))
+        endorsement.as_ref().filter(|_| activated).ok_or_else(|| {
+            Failure::Tpm("nothing shows that the key that signed is in a TPM".into())
+        })
     };
     // A module's evidence says whose it is; a node's own has to be whole.
     if endorsement.is_some() || matches!(checked.statement, Statement::Node { .. }) {

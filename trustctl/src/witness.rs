@@ -23,11 +23,19 @@ pub struct Cosigned {
     pub failed: Vec<(String, anyhow::Error)>,
 }
 
-/// Puts a checkpoint of all its statements under a log: signed by the log's key, then seen by each witness that can be reached.
+/// Puts a checkpoint of all its statements under a log: signed by the log's key, then seen by each
+/// witness that can be reached.
 ///
-/// What does not hold as a cosignature by one of `keys` is left out, whoever sent it; of each witness the newest stays.
-/// `leaves` are those of the log ([`crate::statement::leaves`]).
-pub fn cosign(log: &str, leaves: &[Hash], origin: &str, key: &SigningKey, witnesses: &[String], keys: &[NoteKey]) -> Result<Cosigned> {
+/// What does not hold as a cosignature by one of `keys` is left out, whoever sent it; of each
+/// witness the newest stays. `leaves` are those of the log ([`crate::statement::leaves`]).
+pub fn cosign(
+    log: &str,
+    leaves: &[Hash],
+    origin: &str,
+    key: &SigningKey,
+    witnesses: &[String],
+    keys: &[NoteKey],
+) -> Result<Cosigned> {
     let tree: Tree = leaves.iter().copied().collect();
     let checkpoint = Checkpoint { origin: origin.to_owned(), size: tree.size(), root: tree.root() };
     let note = checkpoint.sign(key).map_err(anyhow::Error::msg)?;
@@ -36,7 +44,12 @@ pub fn cosign(log: &str, leaves: &[Hash], origin: &str, key: &SigningKey, witnes
     for witness in witnesses {
         match ask(witness, &note, leaves) {
             Ok(answer) if ledger::cosignatures(&note, &answer, keys).is_empty() => {
-                failed.push((witness.clone(), anyhow::anyhow!("nothing that it answers is a cosignature by a witness that was named")));
+                failed.push((
+                    witness.clone(),
+                    anyhow::anyhow!(
+                        "nothing that it answers is a cosignature by a witness that was named"
+                    ),
+                ));
             }
             Ok(answer) => answers = format!("{answers}\n{answer}"),
             Err(error) => failed.push((witness.clone(), error)),
@@ -50,16 +63,22 @@ pub fn cosign(log: &str, leaves: &[Hash], origin: &str, key: &SigningKey, witnes
         }
     }
     let lines: String = newest.values().map(|(_, line)| format!("{line}\n")).collect();
-    Ok(Cosigned { log: format!("{statements}\n{note}{lines}"), seen: newest.into_keys().collect(), failed })
+    Ok(Cosigned {
+        log: format!("{statements}\n{note}{lines}"),
+        seen: newest.into_keys().collect(),
+        failed,
+    })
 }
 
-/// What a log's key signed last, beside the key: it signs nothing that does not continue it, since no witness would cosign it again.
+/// What a log's key signed last, beside the key: it signs nothing that does not continue it, since
+/// no witness would cosign it again.
 pub fn continues(seen: &Path, leaves: &[Hash]) -> Result<()> {
     let text = match std::fs::read_to_string(seen) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.with_context(|| format!("cannot read {}", seen.display()))?,
     };
-    let damaged = || format!("{} is damaged: expected a number of statements and a root", seen.display());
+    let damaged =
+        || format!("{} is damaged: expected a number of statements and a root", seen.display());
     let (size, root) = text.trim().split_once(' ').with_context(damaged)?;
     let size: usize = size.parse().with_context(damaged)?;
     if leaves.get(..size).map(root_of).as_deref() != Some(root) {
@@ -72,7 +91,8 @@ pub fn continues(seen: &Path, leaves: &[Hash]) -> Result<()> {
 
 /// Remembers what is about to be signed.
 pub fn remember(seen: &Path, leaves: &[Hash]) -> Result<()> {
-    std::fs::write(seen, format!("{} {}\n", leaves.len(), root_of(leaves))).with_context(|| format!("cannot write {}", seen.display()))
+    std::fs::write(seen, format!("{} {}\n", leaves.len(), root_of(leaves)))
+        .with_context(|| format!("cannot write {}", seen.display()))
 }
 
 fn root_of(leaves: &[Hash]) -> String {
@@ -81,14 +101,22 @@ fn root_of(leaves: &[Hash]) -> String {
 
 /// Shows a witness the checkpoint, and that it continues what the witness saw before.
 fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<String> {
-    let agent: ureq::Agent =
-        ureq::Agent::config_builder().timeout_global(Some(ANSWER_WITHIN)).http_status_as_error(false).max_redirects(0).build().into();
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .timeout_global(Some(ANSWER_WITHIN))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .build()
+        .into();
     let url = format!("{}/add-checkpoint", witness.trim_end_matches('/'));
     // What the witness has seen is asked for by a first guess, which it corrects.
     let mut old = 0;
     for _ in 0..3 {
-        let proof = merkle::consistency(leaves, old)
-            .with_context(|| format!("it has seen {old} statements and this log has only {}: fetch the newer one", leaves.len()))?;
+        let proof = merkle::consistency(leaves, old).with_context(|| {
+            format!(
+                "it has seen {old} statements and this log has only {}: fetch the newer one",
+                leaves.len()
+            )
+        })?;
         let proof: String = proof.iter().map(|hash| STANDARD.encode(hash) + "\n").collect();
         let mut answer = agent.post(&url).send(format!("old {old}\n{proof}\n{note}"))?;
         let status = answer.status().as_u16();
@@ -96,14 +124,22 @@ fn ask(witness: &str, note: &str, leaves: &[Hash]) -> Result<String> {
         match status {
             200 => return Ok(text),
             409 => {
-                let size: usize = text.trim().parse().with_context(|| format!("it answers 409 without a size: {}", printable(&text)))?;
+                let size: usize = text.trim().parse().with_context(|| {
+                    format!("it answers 409 without a size: {}", printable(&text))
+                })?;
                 if size == old {
-                    bail!("it has seen another log of {size} statements than this: the log was forked");
+                    bail!(
+                        "it has seen another log of {size} statements than this: the log was forked"
+                    );
                 }
                 old = size;
             }
-            404 => bail!("it does not know this log (404); give it the log's key: trustctl key show"),
-            403 => bail!("it does not take the log's signature (403); is its key of this log another one?"),
+            404 => {
+                bail!("it does not know this log (404); give it the log's key: trustctl key show")
+            }
+            403 => bail!(
+                "it does not take the log's signature (403); is its key of this log another one?"
+            ),
             422 => bail!("it has seen {old} other statements than these (422): the log was forked"),
             other => bail!("it answers {other}: {}", printable(&text)),
         }

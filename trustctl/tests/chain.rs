@@ -17,7 +17,8 @@ use trustctl::chain::{Beacon, Execution, Registry, Relay, Signer, pin};
 
 type Answers = Arc<dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync>;
 
-/// A node that answers by a script: JSON-RPC by its method, anything else by its path. What it was asked.
+/// A node that answers by a script: JSON-RPC by its method, anything else by its path. What it was
+/// asked.
 struct Scripted {
     url: String,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
@@ -55,14 +56,24 @@ impl Scripted {
                 let (status, value) = answers(&what, &body["params"]);
                 let text = value.to_string();
                 let mut stream = stream;
-                let _ = write!(stream, "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}", text.len());
+                let _ = write!(
+                    stream,
+                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
+                    text.len()
+                );
             }
         });
         Self { url, asked }
     }
 
     fn asked(&self, what: &str) -> Vec<Value> {
-        self.asked.lock().unwrap().iter().filter(|(name, _)| name == what).map(|(_, params)| params.clone()).collect()
+        self.asked
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|(name, _)| name == what)
+            .map(|(_, params)| params.clone())
+            .collect()
     }
 }
 
@@ -86,11 +97,15 @@ fn usual(method: &str) -> (u16, Value) {
         "eth_call" => json!("0x"),
         "eth_estimateGas" => json!("0x11170"),
         "eth_chainId" => json!("0x7e7e"),
-        "eth_getBlockByNumber" => json!({ "number": "0xa", "baseFeePerGas": "0x64", "timestamp": "0x1" }),
+        "eth_getBlockByNumber" => {
+            json!({ "number": "0xa", "baseFeePerGas": "0x64", "timestamp": "0x1" })
+        }
         "eth_maxPriorityFeePerGas" => json!("0xffffffffffff"),
         "eth_getTransactionCount" => json!("0x3"),
         "eth_sendTransaction" | "eth_sendRawTransaction" => json!(hash(7)),
-        "eth_getTransactionReceipt" => json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1234", "logs": [] }),
+        "eth_getTransactionReceipt" => {
+            json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1234", "logs": [] })
+        }
         _ => Value::Null,
     })
 }
@@ -105,9 +120,15 @@ fn a_signer_of_somebody_elses_is_told_the_whole_transaction() {
     assert_eq!((mined.block, mined.changed, mined.hash), (10, false, hash(7)));
     let sent = &node.asked("eth_sendTransaction")[0][0];
     assert_eq!(sent["from"], json!(Hex([9; 20])));
-    assert_eq!((&sent["to"], &sent["value"], &sent["chainId"]), (&json!(Hex([3; 20])), &json!("0x0"), &json!("0x7e7e")));
+    assert_eq!(
+        (&sent["to"], &sent["value"], &sent["chainId"]),
+        (&json!(Hex([3; 20])), &json!("0x0"), &json!("0x7e7e"))
+    );
     // Twice the base fee and the tip, of which no node may ask more than 100 gwei.
-    assert_eq!((&sent["maxPriorityFeePerGas"], &sent["maxFeePerGas"]), (&json!("0x174876e800"), &json!("0x174876e8c8")));
+    assert_eq!(
+        (&sent["maxPriorityFeePerGas"], &sent["maxFeePerGas"]),
+        (&json!("0x174876e800"), &json!("0x174876e8c8"))
+    );
     let data = sent["data"].as_str().unwrap();
     assert_eq!(data.len(), 2 + 8 + 3 * 64);
     let gas = |sent: &Value| u64::from_str_radix(&sent["gas"].as_str().unwrap()[2..], 16).unwrap();
@@ -131,21 +152,31 @@ fn final_is_the_transaction_and_not_the_number_of_a_block() {
             ("eth_getTransactionReceipt", _) => {
                 *step += 1;
                 let block = match *step {
-                    1 => json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1", "logs": [] }),
+                    1 => {
+                        json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1", "logs": [] })
+                    }
                     2 => Value::Null,
-                    _ => json!({ "blockNumber": "0xc", "status": "0x1", "gasUsed": "0x1", "logs": [] }),
+                    _ => {
+                        json!({ "blockNumber": "0xc", "status": "0x1", "gasUsed": "0x1", "logs": [] })
+                    }
                 };
                 result(block)
             }
-            ("eth_getBlockByNumber", Some("finalized")) if *step == 1 => (200, json!({ "error": { "message": "nothing is final" } })),
-            ("eth_getBlockByNumber", Some("finalized")) => result(json!({ "number": if *step < 4 { "0xb" } else { "0xc" } })),
+            ("eth_getBlockByNumber", Some("finalized")) if *step == 1 => {
+                (200, json!({ "error": { "message": "nothing is final" } }))
+            }
+            ("eth_getBlockByNumber", Some("finalized")) => {
+                result(json!({ "number": if *step < 4 { "0xb" } else { "0xc" } }))
+            }
             _ => result(json!({ "number": "0xd" })),
         }
     });
     let mined = registry::Mined { hash: hash(7), block: 10, gas: 1, address: None, changed: true };
     let mut heard = Vec::new();
-    let last =
-        wait_final(&Execution::new(&node.url), mined, Duration::from_secs(60), |now| heard.push((now.wanted, now.finalized))).unwrap();
+    let last = wait_final(&Execution::new(&node.url), mined, Duration::from_secs(60), |now| {
+        heard.push((now.wanted, now.finalized))
+    })
+    .unwrap();
     assert_eq!((last.block, last.changed), (12, false));
     assert_eq!(heard, [(10, 0), (10, 11), (12, 11), (12, 12)]);
 
@@ -153,7 +184,9 @@ fn final_is_the_transaction_and_not_the_number_of_a_block() {
         "eth_getTransactionReceipt" => result(json!({ "blockNumber": "0xc", "status": "0x0" })),
         _ => usual(method),
     });
-    let error = wait_final(&Execution::new(&failed.url), mined, Duration::from_secs(60), |_| ()).unwrap_err().to_string();
+    let error = wait_final(&Execution::new(&failed.url), mined, Duration::from_secs(60), |_| ())
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("failed in block 12"), "{error}");
 }
 
@@ -167,41 +200,53 @@ fn an_answer_that_is_none_is_an_error_and_says_which() {
         (500, json!({ "result": "0x1" }), "500"),
     ] {
         let node = Scripted::start(move |_, _| (status, answer.clone()));
-        let error = Execution::new(&format!("{}/v3/KEY?key=KEY", node.url)).call("eth_chainId", json!([])).unwrap_err();
+        let error = Execution::new(&format!("{}/v3/KEY?key=KEY", node.url))
+            .call("eth_chainId", json!([]))
+            .unwrap_err();
         assert!(!format!("{error:#}").contains("KEY"), "{error:#}");
         let error = error.to_string();
         assert!(error.contains(says), "{error}");
     }
-    let other = Scripted::start(|method, _| if method == "eth_getCode" { result(json!("0x6001")) } else { usual(method) });
+    let other = Scripted::start(|method, _| {
+        if method == "eth_getCode" { result(json!("0x6001")) } else { usual(method) }
+    });
     let execution = Execution::new(&other.url);
     let registry = Registry { node: &execution, address: Hex([3; 20]) };
     let signer = Signer::from_hex(&"1".repeat(64)).unwrap();
-    assert!(registry.revoke(&signer, &hash(1)).unwrap_err().to_string().contains("is not the registry"));
+    assert!(
+        registry.revoke(&signer, &hash(1)).unwrap_err().to_string().contains("is not the registry")
+    );
     assert!(other.asked("eth_sendRawTransaction").is_empty());
 }
 
 fn spec(slots: &str) -> (u16, Value) {
-    let spec =
-        json!({ "SLOTS_PER_EPOCH": slots, "EPOCHS_PER_SYNC_COMMITTEE_PERIOD": "8", "SYNC_COMMITTEE_SIZE": "32", "SECONDS_PER_SLOT": "12" });
+    let spec = json!({ "SLOTS_PER_EPOCH": slots, "EPOCHS_PER_SYNC_COMMITTEE_PERIOD": "8", "SYNC_COMMITTEE_SIZE": "32", "SECONDS_PER_SLOT": "12" });
     (200, json!({ "data": spec }))
 }
 
 #[test]
 fn a_relay_tells_strangers_nothing_of_its_nodes_and_takes_no_nonsense() {
-    let node = Scripted::start(|path, _| if path.ends_with("/config/spec") { spec("8") } else { (404, json!({ "message": "no" })) });
+    let node = Scripted::start(|path, _| {
+        if path.ends_with("/config/spec") { spec("8") } else { (404, json!({ "message": "no" })) }
+    });
     let secret = format!("{}/KEY-OF-AN-ACCOUNT", node.url);
     let relay = Relay::new(&secret, &secret, Hex([3; 20]), 0).unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     runtime.spawn(serve(Arc::new(relay), listener));
-    let agent: ureq::Agent = ureq::Agent::config_builder().http_status_as_error(false).build().into();
+    let agent: ureq::Agent =
+        ureq::Agent::config_builder().http_status_as_error(false).build().into();
     let get = |path: &str| {
         let mut answer = agent.get(format!("{url}{path}")).call().unwrap();
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     };
     let (status, text) = get(&format!("{PATH}?period=1"));
-    assert!(status == 502 && !text.contains("KEY-OF-AN-ACCOUNT") && !text.contains("127.0.0.1"), "{status} {text}");
+    assert!(
+        status == 502 && !text.contains("KEY-OF-AN-ACCOUNT") && !text.contains("127.0.0.1"),
+        "{status} {text}"
+    );
     assert_eq!(get(PATH).0, 400);
     assert_eq!(get(&format!("{PATH}?period=x")).0, 400);
     assert_eq!(get("/").0, 404);
@@ -212,12 +257,18 @@ fn a_relay_tells_strangers_nothing_of_its_nodes_and_takes_no_nonsense() {
 fn a_network_of_other_sizes_is_not_pinned() {
     let execution = Scripted::start(|method, _| usual(method));
     let beacon = Scripted::start(|path, _| match path {
-        "/eth/v1/beacon/genesis" => (200, json!({ "data": { "genesis_validators_root": hash(1), "genesis_time": "1" } })),
-        "/eth/v1/beacon/states/head/finality_checkpoints" => (200, json!({ "data": { "finalized": { "root": hash(2) } } })),
+        "/eth/v1/beacon/genesis" => {
+            (200, json!({ "data": { "genesis_validators_root": hash(1), "genesis_time": "1" } }))
+        }
+        "/eth/v1/beacon/states/head/finality_checkpoints" => {
+            (200, json!({ "data": { "finalized": { "root": hash(2) } } }))
+        }
         "/eth/v1/config/spec" => spec("16"),
         _ => (200, json!({ "data": {} })),
     });
-    let error = pin(&Beacon::new(&beacon.url), &Execution::new(&execution.url), Hex([3; 20]), &[]).unwrap_err().to_string();
+    let error = pin(&Beacon::new(&beacon.url), &Execution::new(&execution.url), Hex([3; 20]), &[])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("neither the sizes"), "{error}");
 }
 
@@ -237,16 +288,36 @@ fn who_votes_on_the_same_day_votes_for_the_same_and_the_others_are_told_how() {
     };
     let digest = format!("sha256:{}", "cd".repeat(32));
     let contract = format!("0x{}", "03".repeat(20));
-    let approve = ["chain", "approve", &digest, "--contract", &contract, "--days", "10", "--no-wait"];
+    let approve =
+        ["chain", "approve", &digest, "--contract", &contract, "--days", "10", "--no-wait"];
     let (status, _, said) = run(&approve);
     assert!(status == 1 && said.contains("trustctl key new chain"), "{said}");
     assert_eq!(run(&["key", "new", "chain"]).0, 0);
     let (status, said, _) = run(&approve);
     assert_eq!(status, 0, "{said}");
-    let until: u64 = said.lines().find_map(|line| line.split_once("--until ")).unwrap().1.trim().parse().unwrap();
+    let until: u64 = said
+        .lines()
+        .find_map(|line| line.split_once("--until "))
+        .unwrap()
+        .1
+        .trim()
+        .parse()
+        .unwrap();
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
-    assert!(until.is_multiple_of(86_400) && (now + 10 * 86_400..=now + 12 * 86_400).contains(&until), "{until}");
-    let (_, again, _) = run(&["--json", "chain", "approve", &digest, "--contract", &contract, "--until", "4000000000"]);
+    assert!(
+        until.is_multiple_of(86_400) && (now + 10 * 86_400..=now + 12 * 86_400).contains(&until),
+        "{until}"
+    );
+    let (_, again, _) = run(&[
+        "--json",
+        "chain",
+        "approve",
+        &digest,
+        "--contract",
+        &contract,
+        "--until",
+        "4000000000",
+    ]);
     let again: Value = serde_json::from_str(&again).unwrap();
     assert_eq!((&again["changed"], &again["final"]), (&json!(false), &json!(true)));
     assert_eq!(node.asked("eth_sendRawTransaction").len(), 2);

@@ -1,10 +1,14 @@
-//! The ledger on this node: where its log lies, how far this node has seen it and its chain, what they decide.
+//! The ledger on this node: where its log lies, how far this node has seen it and its chain, what
+//! they decide.
 //!
 //! Invariants:
-//! - An image is allowed where the log allows it and, if a chain is asked for, the chain's final state does too.
-//! - The high water mark is on disk, and the TPM's counter moved, before a longer log or a changed state of the chain is used.
-//! - The mark carries a tag under a key that the TPM seals, and the value of the counter: neither an older mark nor one of
-//!   somebody's own making counts, even when the whole data partition is put back. Without its mark nothing is approved.
+//! - An image is allowed where the log allows it and, if a chain is asked for, the chain's final
+//!   state does too.
+//! - The high water mark is on disk, and the TPM's counter moved, before a longer log or a changed
+//!   state of the chain is used.
+//! - The mark carries a tag under a key that the TPM seals, and the value of the counter: neither
+//!   an older mark nor one of somebody's own making counts, even when the whole data partition is
+//!   put back. Without its mark nothing is approved.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -76,10 +80,19 @@ impl Approvals {
         self.policy.identity()
     }
 
-    /// Never fails for the ledger's sake: one that cannot be used denies everything, with its reason.
-    pub async fn open(node: &Node, etc: &Path, data: &Path, floor: u64, tpm: Tpm, root: Arc<RootKey>) -> Result<Self, LogError> {
+    /// Never fails for the ledger's sake: one that cannot be used denies everything, with its
+    /// reason.
+    pub async fn open(
+        node: &Node,
+        etc: &Path,
+        data: &Path,
+        floor: u64,
+        tpm: Tpm,
+        root: Arc<RootKey>,
+    ) -> Result<Self, LogError> {
         let Ledger { revocation_grace_s, checkpoints, chain, .. } = &node.ledger;
-        let stale_grace_s = checkpoints.as_ref().map_or(0, |Checkpoints { stale_grace_s, .. }| *stale_grace_s);
+        let stale_grace_s =
+            checkpoints.as_ref().map_or(0, |Checkpoints { stale_grace_s, .. }| *stale_grace_s);
         let approvals = Self {
             policy: Policy::try_from(&node.ledger)?,
             state: RwLock::new(Err("it was not read yet".into())),
@@ -125,11 +138,14 @@ impl Approvals {
                 Decision::Allow(evidence)
             }
             (denied, Ok(_)) => denied,
-            (decision, Err(reason)) => self.sterner(decision, Reason::Chain { digest: digest.to_owned(), reason }),
+            (decision, Err(reason)) => {
+                self.sterner(decision, Reason::Chain { digest: digest.to_owned(), reason })
+            }
         }
     }
 
-    /// Of two denials the one that lets what runs go on for less long: a grace never hides what has none.
+    /// Of two denials the one that lets what runs go on for less long: a grace never hides what has
+    /// none.
     pub fn sterner(&self, decision: Decision, other: Reason) -> Decision {
         Decision::Deny(match decision {
             Decision::Deny(reason) if self.grace(&reason) <= self.grace(&other) => reason,
@@ -140,16 +156,25 @@ impl Approvals {
     /// How long what runs may go on after it was found to be forbidden.
     pub fn grace(&self, reason: &Reason) -> Duration {
         match reason {
-            Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => self.grace,
+            Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => {
+                self.grace
+            }
             // Counted from when it became too old, whatever was restarted since.
-            Reason::Stale { witnessed, now, max_age } => over(*witnessed, *now, *max_age, self.stale_grace),
+            Reason::Stale { witnessed, now, max_age } => {
+                over(*witnessed, *now, *max_age, self.stale_grace)
+            }
             // Of what ran before a restart not all was kept; the relays are being asked.
             Reason::Chain { reason: ChainReason::NotAsked, .. } => ASKED_WITHIN,
             Reason::Chain { digest, reason: ChainReason::Stale { time, now, max_age, .. } } => {
                 let chain = self.chain.as_ref();
-                let grace = over(*time, *now, *max_age, chain.map_or(Duration::ZERO, Chain::stale_grace));
+                let grace =
+                    over(*time, *now, *max_age, chain.map_or(Duration::ZERO, Chain::stale_grace));
                 // What was kept before a restart may be older than what was known then.
-                if chain.is_some_and(|chain| chain.heard(digest)) { grace } else { grace.max(ASKED_WITHIN) }
+                if chain.is_some_and(|chain| chain.heard(digest)) {
+                    grace
+                } else {
+                    grace.max(ASKED_WITHIN)
+                }
             }
             _ => Duration::ZERO,
         }
@@ -169,18 +194,29 @@ impl Approvals {
         let Held { log, .. } = state.as_ref().map_err(Clone::clone)?;
         let (HighWater { seq, root }, (approvers, threshold)) = (log.high_water(), log.approvers());
         let witnessed = log.witnessed(now());
-        let max_age_s = self.policy.witnessing.as_ref().filter(|_| witnessed.is_some()).map(|w| w.max_age);
+        let max_age_s =
+            self.policy.witnessing.as_ref().filter(|_| witnessed.is_some()).map(|w| w.max_age);
         let chain = self.chain.as_ref().map(|chain| chain.view(now()));
-        Ok(View { statements: seq, root: measure::hex(&root), approvers, threshold, witnessed, max_age_s, chain })
+        Ok(View {
+            statements: seq,
+            root: measure::hex(&root),
+            approvers,
+            threshold,
+            witnessed,
+            max_age_s,
+            chain,
+        })
     }
 
-    /// Takes a longer log, or a fresher one: all of it is checked, and it must continue the one that this node has. Says how
-    /// many statements there are now, and whether anything is new.
+    /// Takes a longer log, or a fresher one: all of it is checked, and it must continue the one
+    /// that this node has. Says how many statements there are now, and whether anything is new.
     pub async fn extend(&self, fresh: &str) -> Result<(u64, bool), ApprovalError> {
         let _alone = self.alone.lock().await;
         let known = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             // Sources say the same again and again.
-            Ok(held) if held.kept && held.text == fresh => return Ok((held.log.high_water().seq, false)),
+            Ok(held) if held.kept && held.text == fresh => {
+                return Ok((held.log.high_water().seq, false));
+            }
             Ok(held) => Some((held.log.clone(), held.marked.clone(), held.kept)),
             Err(_) => None,
         };
@@ -194,20 +230,29 @@ impl Approvals {
         let log = Log::replay(&self.policy, fresh, &seen)?;
         let (high_water, path) = (log.high_water(), log_path(self.marks.data()));
         // An older cosignature of the same statements must not make the ledger older.
-        if known.is_some_and(|(known, _, kept)| kept && known.high_water() == high_water && !log.better_than(&known, now())) {
+        if known.is_some_and(|(known, _, kept)| {
+            kept && known.high_water() == high_water && !log.better_than(&known, now())
+        }) {
             return Ok((high_water.seq, false));
         }
-        let mut kept = files::write(&path, fresh.as_bytes()).map_err(|source| ApprovalError::Io { path, source });
+        let mut kept = files::write(&path, fresh.as_bytes())
+            .map_err(|source| ApprovalError::Io { path, source });
         if kept.is_ok() && high_water != marked {
             kept = match self.chain_mark().await {
                 Ok(chain) => self.marks.write(&Seen { log: high_water.clone(), chain }).await,
                 Err(error) => Err(error),
             };
         }
-        // A full disk must not keep a revocation from taking effect; an approval waits until it is kept, and so does who sent it.
+        // A full disk must not keep a revocation from taking effect; an approval waits until it is
+        // kept, and so does who sent it.
         self.set(Ok(match &kept {
             Ok(()) => Held { text: fresh.to_owned(), log, marked: high_water.clone(), kept: true },
-            Err(_) => Held { text: fresh.to_owned(), log: log.without_approvals_after(marked.seq), marked, kept: false },
+            Err(_) => Held {
+                text: fresh.to_owned(),
+                log: log.without_approvals_after(marked.seq),
+                marked,
+                kept: false,
+            },
         }));
         kept.map(|()| (high_water.seq, true))
     }
@@ -218,11 +263,17 @@ impl Approvals {
         let chain = self.chain.as_ref().ok_or(ApprovalError::NoChain)?;
         if !chain.usable() {
             // What could not be read may be readable now; what is not what was marked is not.
-            chain.open(self.marks.read().await.map(|seen| seen.chain).map_err(|error| error.to_string()));
+            chain.open(
+                self.marks.read().await.map(|seen| seen.chain).map_err(|error| error.to_string()),
+            );
         }
         let (known, kept) = chain.known()?;
-        let (text, asked, now, before) = (bundle.to_owned(), chain.asked_for(), now(), known.clone());
-        let checked = background::run(move || before.take_for(&text, now, &|digest| asked.contains(digest) || before.has(digest))).await;
+        let (text, asked, now, before) =
+            (bundle.to_owned(), chain.asked_for(), now(), known.clone());
+        let checked = background::run(move || {
+            before.take_for(&text, now, &|digest| asked.contains(digest) || before.has(digest))
+        })
+        .await;
         let news = checked.map_err(|error| ChainError::Saved(error.to_string()))??;
         chain.hear(&news);
         // What could not be kept is tried again.
@@ -250,14 +301,21 @@ impl Approvals {
 
     /// Up to where the log is marked.
     async fn marked(&self) -> Result<HighWater, ApprovalError> {
-        let held = self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|held| held.marked.clone());
+        let held = self
+            .state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .ok()
+            .map(|held| held.marked.clone());
         match held {
             Some(marked) => Ok(marked),
             None => Ok(self.marks.read().await?.log),
         }
     }
 
-    /// What is kept of the chain; of one that cannot be used, or is not followed any more, too: its mark is not to be lost.
+    /// What is kept of the chain; of one that cannot be used, or is not followed any more, too: its
+    /// mark is not to be lost.
     async fn chain_mark(&self) -> Result<Option<measure::Digest>, ApprovalError> {
         match self.chain.as_ref().and_then(Chain::mark) {
             Some(mark) => Ok(mark),
@@ -265,16 +323,21 @@ impl Approvals {
         }
     }
 
-    /// Why what stands in an approved image must not run: it was revoked, or nobody can tell. Not that nobody approved it by itself.
+    /// Why what stands in an approved image must not run: it was revoked, or nobody can tell. Not
+    /// that nobody approved it by itself.
     pub fn forbids(&self, digest: &str) -> Option<Reason> {
         if let Decision::Deny(reason) = self.decide(digest) {
             match reason {
-                Reason::Revoked { .. } | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => return Some(reason),
+                Reason::Revoked { .. }
+                | Reason::Chain { reason: ChainReason::Revoked { .. }, .. } => return Some(reason),
                 _ => {}
             }
         }
         let reason = self.chain.as_ref()?.decide(digest, now()).err()?;
-        let of_the_index = matches!(reason, ChainReason::Absent { .. } | ChainReason::Expired { .. } | ChainReason::NoProof { .. });
+        let of_the_index = matches!(
+            reason,
+            ChainReason::Absent { .. } | ChainReason::Expired { .. } | ChainReason::NoProof { .. }
+        );
         (!of_the_index).then(|| Reason::Chain { digest: digest.to_owned(), reason })
     }
 
@@ -288,8 +351,8 @@ impl Approvals {
         self.chain.as_ref().map(Chain::asked)
     }
 
-    /// Takes the log that is here for the beginning, whatever was seen before, and follows the chain from its checkpoint again. The
-    /// caller records it.
+    /// Takes the log that is here for the beginning, whatever was seen before, and follows the
+    /// chain from its checkpoint again. The caller records it.
     pub async fn reset(&self) -> Result<HighWater, ApprovalError> {
         let _alone = self.alone.lock().await;
         let held = self.read(&Seen::default(), true).await?;
@@ -301,19 +364,24 @@ impl Approvals {
         Ok(mark)
     }
 
-    /// The longer of the image's log and the one that was kept; of two that are as long, the one that can be used. `anew`: the mark is made in any case.
+    /// The longer of the image's log and the one that was kept; of two that are as long, the one
+    /// that can be used. `anew`: the mark is made in any case.
     async fn read(&self, seen: &Seen, anew: bool) -> Result<Held, ApprovalError> {
         let text = |path: PathBuf| match std::fs::read_to_string(&path) {
             Ok(text) => Ok(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
             Err(source) => Err(ApprovalError::Io { path, source }),
         };
-        let (shipped, kept) = (text(self.etc.join("ledger.jsonl"))?, text(log_path(self.marks.data()))?);
+        let (shipped, kept) =
+            (text(self.etc.join("ledger.jsonl"))?, text(log_path(self.marks.data()))?);
         let text = ledger::longer(&kept, &shipped).ok_or(ApprovalError::Fork)?;
         let (text, log) = match Log::replay(&self.policy, text, &seen.log) {
             Ok(log) => (text, log),
             // An update of the image can ask for more than the kept one has, and ship it.
-            Err(error) => (shipped.as_str(), Log::replay(&self.policy, &shipped, &seen.log).map_err(|_| error)?),
+            Err(error) => (
+                shipped.as_str(),
+                Log::replay(&self.policy, &shipped, &seen.log).map_err(|_| error)?,
+            ),
         };
         let found = log.high_water();
         if anew || found != seen.log {

@@ -1,11 +1,13 @@
 //! What trustd does to modules: extended into PCR 15, logged, and kept.
 //!
 //! Invariants:
-//! - intent → extend → log → clear. After a kill at any point, [`Audit::open`] finishes the step or drops it, so that the
-//!   log always replays to the register.
-//! - An extend that is not ours is never adopted: then this module refuses to work, and with it the gate.
-//! - A TPM that began anew while the node ran is not gone on with: the next step finds another value in the register; where somebody made that
-//!   look the same, the next quote finds other counts, and no step follows.
+//! - intent → extend → log → clear. After a kill at any point, [`Audit::open`] finishes the step or
+//!   drops it, so that the log always replays to the register.
+//! - An extend that is not ours is never adopted: then this module refuses to work, and with it the
+//!   gate.
+//! - A TPM that began anew while the node ran is not gone on with: the next step finds another
+//!   value in the register; where somebody made that look the same, the next quote finds other
+//!   counts, and no step follows.
 //! - Quote and logs of one answer are of one moment: both are made under the same lock.
 
 use std::collections::BTreeMap;
@@ -35,7 +37,9 @@ pub enum AuditError {
         expected.reset, expected.restart, found.reset, found.restart
     )]
     Reset { expected: Resets, found: Resets },
-    #[error("PCR {pcr} is not what the logs say: expected {expected}, found {found}; somebody else extended it, reboot the node")]
+    #[error(
+        "PCR {pcr} is not what the logs say: expected {expected}, found {found}; somebody else extended it, reboot the node"
+    )]
     Foreign { pcr: u32, expected: String, found: String },
 }
 
@@ -77,22 +81,35 @@ struct State {
 
 impl State {
     fn same_run(&self) -> Result<(), AuditError> {
-        self.other_run.map_or(Ok(()), |(expected, found)| Err(AuditError::Reset { expected, found }))
+        self.other_run
+            .map_or(Ok(()), |(expected, found)| Err(AuditError::Reset { expected, found }))
     }
 }
 
 impl Audit {
     /// Reads the logs, compares them with the registers, and finishes what a kill interrupted.
-    pub async fn open(tpm: Tpm, platform_log: &Path, run: &Path, data: &Path) -> Result<Self, AuditError> {
+    pub async fn open(
+        tpm: Tpm,
+        platform_log: &Path,
+        run: &Path,
+        data: &Path,
+    ) -> Result<Self, AuditError> {
         let platform = read_log(platform_log)?;
         let found = tpm.read(PLATFORM_PCR).await?;
         let register = values(platform_log, &platform, &[])?.0;
         same(PLATFORM_PCR, register, found)?;
         let kept = data.join("audit.jsonl");
         let text = std::fs::read_to_string(&kept).unwrap_or_default();
-        let head = text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
+        let head =
+            text.split_inclusive('\n').fold(String::new(), |head, line| chained(&head, line));
         let audit = Self {
-            state: Mutex::new(State { records: Vec::new(), register: Pcr::default(), head, unsure: true, other_run: None }),
+            state: Mutex::new(State {
+                records: Vec::new(),
+                register: Pcr::default(),
+                head,
+                unsure: true,
+                other_run: None,
+            }),
             tpm,
             platform,
             register,
@@ -103,11 +120,20 @@ impl Audit {
         audit.recover(&mut state).await?;
         let known = resets(&state.records);
         drop(state);
-        let found = audit.tpm.quote(Statement::Node { certificate: String::new(), nonce: String::new() }.qualifying_data()).await?.resets;
+        let found = audit
+            .tpm
+            .quote(
+                Statement::Node { certificate: String::new(), nonce: String::new() }
+                    .qualifying_data(),
+            )
+            .await?
+            .resets;
         match known {
             // The first start after a boot.
             None => audit.record(TPM_CLOCK, &serde_json::json!(found)).await?,
-            Some(expected) if expected != found => return Err(AuditError::Reset { expected, found }),
+            Some(expected) if expected != found => {
+                return Err(AuditError::Reset { expected, found });
+            }
             Some(_) => {}
         }
         Ok(audit)
@@ -121,7 +147,8 @@ impl Audit {
         let mut register = values(&log, &self.platform, &records)?.1;
         let mut finished = None;
         if let Ok(text) = std::fs::read_to_string(&intent) {
-            // A kill while the intent was written leaves the old one or none: files::write is whole or nothing.
+            // A kill while the intent was written leaves the old one or none: files::write is whole
+            // or nothing.
             if let Ok([record]) = parse_log(&text, records.len() as u64).as_deref() {
                 let mut after = register;
                 after.extend(&record.event().digest());
@@ -147,7 +174,8 @@ impl Audit {
     pub async fn record(&self, kind: &str, data: &serde_json::Value) -> Result<(), AuditError> {
         let mut state = self.state.lock().await;
         state.same_run()?;
-        // Nobody else extends it, and a TPM that was reset has another value: what is decided after that is not in any quote.
+        // Nobody else extends it, and a TPM that was reset has another value: what is decided after
+        // that is not in any quote.
         if state.unsure {
             self.recover(&mut state).await?;
         } else {
@@ -158,7 +186,8 @@ impl Audit {
         let (intent, log) = (self.run.join("intent"), self.run.join("modules.log"));
         // Until the end it is open how far this got; after an error the next call finds out.
         state.unsure = true;
-        files::write(&intent, record.line().as_bytes()).map_err(|source| AuditError::Io { path: intent.clone(), source })?;
+        files::write(&intent, record.line().as_bytes())
+            .map_err(|source| AuditError::Io { path: intent.clone(), source })?;
         self.tpm.extend(MODULES_PCR, event.digest()).await?;
         append(&log, &record)?;
         files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
@@ -170,11 +199,17 @@ impl Audit {
         Ok(())
     }
 
-    /// The log that outlives boots: each line carries the hash of all before it. The registers do not depend on it, so a
-    /// full disk is said and not held against the step.
+    /// The log that outlives boots: each line carries the hash of all before it. The registers do
+    /// not depend on it, so a full disk is said and not held against the step.
     fn keep(&self, state: &mut State, kind: &str, data: &str) {
-        let time = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let line = serde_json::json!({ "before": state.head, "data": data, "kind": kind, "time": time }).to_string() + "\n";
+        let time = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .unwrap_or_default()
+            .as_secs();
+        let line =
+            serde_json::json!({ "before": state.head, "data": data, "kind": kind, "time": time })
+                .to_string()
+                + "\n";
         match files::append(&self.kept, line.as_bytes()) {
             Ok(()) => state.head = chained(&state.head, &line),
             Err(error) => println!("audit: {} cannot be written: {error}", self.kept.display()),
@@ -186,7 +221,8 @@ impl Audit {
         if state.unsure {
             self.recover(&mut state).await?;
         }
-        let SignedQuote { attest, signature, key, resets: found } = self.tpm.quote(statement.qualifying_data()).await?;
+        let SignedQuote { attest, signature, key, resets: found } =
+            self.tpm.quote(statement.qualifying_data()).await?;
         if let Some(expected) = resets(&state.records).filter(|expected| *expected != found) {
             state.other_run = Some((expected, found));
         }
@@ -246,7 +282,8 @@ fn chained(head: &str, line: &str) -> String {
     hex(&Sha256::new().chain_update(head.as_bytes()).chain_update(line.as_bytes()).finalize())
 }
 
-/// A kill while a line was appended leaves a part of it; the intent beside it says what it was to be.
+/// A kill while a line was appended leaves a part of it; the intent beside it says what it was to
+/// be.
 fn read_whole_lines(path: &Path) -> Result<Vec<Record>, AuditError> {
     let io = |source| AuditError::Io { path: path.to_owned(), source };
     let text = std::fs::read_to_string(path).map_err(io)?;
@@ -258,17 +295,20 @@ fn read_whole_lines(path: &Path) -> Result<Vec<Record>, AuditError> {
 }
 
 fn append(log: &Path, record: &Record) -> Result<(), AuditError> {
-    files::append(log, record.line().as_bytes()).map_err(|source| AuditError::Io { path: log.to_owned(), source })
+    files::append(log, record.line().as_bytes())
+        .map_err(|source| AuditError::Io { path: log.to_owned(), source })
 }
 
 fn read_log(path: &Path) -> Result<Vec<Record>, AuditError> {
-    let text = std::fs::read_to_string(path).map_err(|source| AuditError::Io { path: path.to_owned(), source })?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| AuditError::Io { path: path.to_owned(), source })?;
     parse_log(&text, 0).map_err(|source| AuditError::Log { path: path.to_owned(), source })
 }
 
 /// What PCR 14 and 15 should be.
 fn values(path: &Path, platform: &[Record], modules: &[Record]) -> Result<(Pcr, Pcr), AuditError> {
-    let pcrs = replay(platform.iter().chain(modules)).map_err(|source| AuditError::Log { path: path.to_owned(), source })?;
+    let pcrs = replay(platform.iter().chain(modules))
+        .map_err(|source| AuditError::Log { path: path.to_owned(), source })?;
     let value = |n| pcrs.get(&n).copied().unwrap_or_default();
     Ok((value(PLATFORM_PCR), value(MODULES_PCR)))
 }

@@ -1,8 +1,9 @@
 //! The chain as this node follows it, and what is kept of it over a restart.
 //!
 //! Invariants:
-//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put back. Its file is named after that; an
-//!   older one is removed only after the mark, so that a kill or a fault at any moment leaves the one that is marked.
+//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put
+//!   back. Its file is named after that; an older one is removed only after the mark, so that a
+//!   kill or a fault at any moment leaves the one that is marked.
 //! - What could not be kept may only deny.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -132,7 +133,8 @@ impl Chain {
             )
         };
         let bytes = bytes.ok_or_else(other)?;
-        let saved = serde_json::from_slice(&bytes).map_err(|error| ChainError::Saved(error.to_string()).to_string())?;
+        let saved = serde_json::from_slice(&bytes)
+            .map_err(|error| ChainError::Saved(error.to_string()).to_string())?;
         let follower = Follower::restore(settings, saved).map_err(|error| error.to_string())?;
         Ok(Held { essence: follower.essence(), follower, ahead: None, mark: Some(mark) })
     }
@@ -140,7 +142,9 @@ impl Chain {
     /// What there is to go on from, and whether all of it is kept.
     pub(crate) fn known(&self) -> Result<(Follower, bool), ApprovalError> {
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(held) => Ok((held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none())),
+            Ok(held) => {
+                Ok((held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none()))
+            }
             Err(problem) => Err(ChainError::Saved(problem.clone()).into()),
         }
     }
@@ -153,7 +157,8 @@ impl Chain {
     pub(crate) fn prepare(&self, news: &Follower) -> Result<Option<Kept>, ApprovalError> {
         let same = matches!(&*self.state.read().unwrap_or_else(PoisonError::into_inner), Ok(held) if held.essence == news.essence());
         let Some(saved) = news.saved().filter(|_| !same) else { return Ok(None) };
-        let text = serde_json::to_vec(&saved).map_err(|error| ChainError::Saved(error.to_string()))?;
+        let text =
+            serde_json::to_vec(&saved).map_err(|error| ChainError::Saved(error.to_string()))?;
         let mark = Sha256::digest(&text).into();
         let path = self.path(&mark);
         if let Err(source) = files::write(&path, &text) {
@@ -187,7 +192,12 @@ impl Chain {
 
     /// What is kept; none where that cannot be told.
     pub(crate) fn mark(&self) -> Option<Option<measure::Digest>> {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().map(|held| held.mark)
+        self.state
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .ok()
+            .map(|held| held.mark)
     }
 
     /// Begins anew from the checkpoint.
@@ -206,11 +216,16 @@ impl Chain {
         self.ask(hash, now);
         match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
             Ok(Held { follower, ahead, .. }) => {
-                let (found, ahead) = (follower.decide(&hash, now), ahead.as_ref().map(|ahead| ahead.decide(&hash, now)));
+                let (found, ahead) = (
+                    follower.decide(&hash, now),
+                    ahead.as_ref().map(|ahead| ahead.decide(&hash, now)),
+                );
                 match (found, ahead) {
                     (Ok(_), Some(Err(reason))) => Err(reason),
                     // What only waits for news hides none; what is not kept makes no grace longer.
-                    (Err(waits), Some(Err(reason))) if may_wait(&waits) && !may_wait(&reason) => Err(reason),
+                    (Err(waits), Some(Err(reason))) if may_wait(&waits) && !may_wait(&reason) => {
+                        Err(reason)
+                    }
                     (found, _) => found,
                 }
             }
@@ -239,7 +254,9 @@ impl Chain {
 
     /// Whether a bundle had this image since this process began.
     pub(crate) fn heard(&self, digest: &str) -> bool {
-        hash_of(digest).is_ok_and(|hash| self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash))
+        hash_of(digest).is_ok_and(|hash| {
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash)
+        })
     }
 
     pub(crate) fn wanted(&self, now: u64) -> Wanted {
@@ -271,13 +288,20 @@ impl Chain {
             (Ok(_), None) => Some("no relay gave a bundle that holds yet".into()),
             _ => None,
         };
-        View { age_s: at.as_ref().map(|at| now.saturating_sub(at.time)), at, max_age_s: self.max_age, problem }
+        View {
+            age_s: at.as_ref().map(|at| now.saturating_sub(at.time)),
+            at,
+            max_age_s: self.max_age,
+            problem,
+        }
     }
 }
 
 fn hash_of(digest: &str) -> Result<Hash, ChainReason> {
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
-    format!("0x{hex}").parse().map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))
+    format!("0x{hex}")
+        .parse()
+        .map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))
 }
 
 /// Denials that can have a grace for the relays' sake.

@@ -21,7 +21,8 @@ pub fn at(path: &Path) -> impl FnOnce(std::io::Error) -> PathError {
 
 pub fn write(path: &Path, data: &[u8]) -> Result<()> {
     let temporary = path.with_extension("new");
-    let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+    let mut file =
+        File::options().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
     file.write_all(data)?;
     file.sync_all()?;
     std::fs::rename(&temporary, path)?;

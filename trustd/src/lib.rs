@@ -1,7 +1,8 @@
 //! The trust engine of a Basalt node.
 //!
-//! It alone speaks to the TPM (after init's handover) and to the Docker Engine; it lets the engine run what the ledger
-//! approves, records what it does in PCR 15, and gives modules their cryptography.
+//! It alone speaks to the TPM (after init's handover) and to the Docker Engine; it lets the engine
+//! run what the ledger approves, records what it does in PCR 15, and gives modules their
+//! cryptography.
 #![forbid(unsafe_code)]
 
 pub mod api;
@@ -50,18 +51,31 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 /// Runs until it is told to stop.
 pub async fn run(settings: Settings) -> Result<()> {
     let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
-    let machine = config::Machine::from_command_line(&std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?)?;
+    let machine = config::Machine::from_command_line(
+        &std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?,
+    )?;
     for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
         std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     }
     let tpm = tpm::Tpm::open(&settings.tcti).await.context("the TPM")?;
-    let audit = Arc::new(audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await?);
+    let audit = Arc::new(
+        audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data)
+            .await?,
+    );
     let own = settings::own(&settings.own, audit.platform())?;
     let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let tls_dir = settings.data.join("tls");
     let secret = vault::of_this_tpm(&tpm, &tls_dir.join("node.sealed")).await?;
-    let tls = TlsListener::bind(&node.api, &node.owner.certificates, &tls_dir, &secret.own()).await?;
-    let vault = vault::Vault::new(tpm.clone(), audit.platform_register(), &boot, &node.keys, &settings.data, &settings.policies)?;
+    let tls =
+        TlsListener::bind(&node.api, &node.owner.certificates, &tls_dir, &secret.own()).await?;
+    let vault = vault::Vault::new(
+        tpm.clone(),
+        audit.platform_register(),
+        &boot,
+        &node.keys,
+        &settings.data,
+        &settings.policies,
+    )?;
     let opened = vault.open().await;
     let base = Arc::new(Base {
         boot,
@@ -80,17 +94,37 @@ pub async fn run(settings: Settings) -> Result<()> {
 }
 
 /// A node that has its root key.
-async fn open(settings: Settings, node: config::Node, tpm: tpm::Tpm, root: RootKey, base: Arc<Base>, tls: TlsListener) -> Result<()> {
+async fn open(
+    settings: Settings,
+    node: config::Node,
+    tpm: tpm::Tpm,
+    root: RootKey,
+    base: Arc<Base>,
+    tls: TlsListener,
+) -> Result<()> {
     let (root, built) = (Arc::new(root), base.boot.built);
-    let approvals = Arc::new(approvals::Approvals::open(&node, &settings.etc, &settings.data, built, tpm.clone(), root.clone()).await?);
+    let approvals = Arc::new(
+        approvals::Approvals::open(
+            &node,
+            &settings.etc,
+            &settings.data,
+            built,
+            tpm.clone(),
+            root.clone(),
+        )
+        .await?,
+    );
     let tickets = Arc::new(engine::Tickets::default());
     engine::serve(tickets.clone(), &settings.plugin)?;
     let fetcher = fetcher(&node, &settings.data)?;
-    let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone()).map_err(anyhow::Error::msg)?;
+    let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone())
+        .map_err(anyhow::Error::msg)?;
     let sources = Arc::new(sources);
-    let relays = Arc::new(relays::Relays::new(&node, fetcher.client().clone()).map_err(anyhow::Error::msg)?);
+    let relays =
+        Arc::new(relays::Relays::new(&node, fetcher.client().clone()).map_err(anyhow::Error::msg)?);
     let started = Arc::new(started::Ledger::open(&settings.run)?);
-    let shared = Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
+    let shared =
+        Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
     let modules = Arc::new(modules::Modules::open(modules::Parts {
         approvals: approvals.clone(),
         audit: base.audit.clone(),
@@ -99,7 +133,13 @@ async fn open(settings: Settings, node: config::Node, tpm: tpm::Tpm, root: RootK
         tickets: tickets.clone(),
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),
-        taken: node.api.listen.parse::<std::net::SocketAddr>().map(|a| a.port()).into_iter().collect(),
+        taken: node
+            .api
+            .listen
+            .parse::<std::net::SocketAddr>()
+            .map(|a| a.port())
+            .into_iter()
+            .collect(),
     })?);
     let this = owner::Node {
         base: base.clone(),
@@ -148,7 +188,8 @@ async fn serve(
     let doors = Doors { owner: router.clone(), stranger: attest::router(base) };
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
-    let local = UnixListener::bind(&path).with_context(|| format!("cannot listen on {}", path.display()))?;
+    let local = UnixListener::bind(&path)
+        .with_context(|| format!("cannot listen on {}", path.display()))?;
     let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
     tokio::select! {
         served = axum::serve(local, router).into_future() => served.context("the local API ended"),
@@ -160,7 +201,11 @@ async fn serve(
 
 /// Where images come from, and where they are kept.
 pub fn fetcher(node: &config::Node, data: &Path) -> Result<fetch::Fetcher> {
-    let store = store::Store::open(&data.join("store"), node.store.quota_mib << 20, oci::Limits::default())?;
+    let store = store::Store::open(
+        &data.join("store"),
+        node.store.quota_mib << 20,
+        oci::Limits::default(),
+    )?;
     let client = fetch::Client::new(&node.registries, fetch::PATIENCE)?;
     let architecture = match std::env::consts::ARCH {
         "aarch64" => "arm64",

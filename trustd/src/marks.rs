@@ -1,6 +1,8 @@
-//! How far this node has seen its ledger, in a file that nobody else can write and that cannot be put back.
+//! How far this node has seen its ledger, in a file that nobody else can write and that cannot be
+//! put back.
 //!
-//! Invariant: the file is on disk before the TPM's counter moves, and only the file of the counter's present step counts.
+//! Invariant: the file is on disk before the TPM's counter moves, and only the file of the
+//! counter's present step counts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -79,11 +81,18 @@ impl Marks {
         let (text, counter) = match (text, self.tpm.counter().await?) {
             // Neither: this node has seen nothing yet.
             (None, None) => return Ok(Seen::default()),
-            (None, Some(counter)) => return Err(unusable(format!("it is not there, and the TPM has counted to {counter}"))),
-            (Some(_), None) => return Err(unusable("the TPM never counted; is it another one?".into())),
+            (None, Some(counter)) => {
+                return Err(unusable(format!(
+                    "it is not there, and the TPM has counted to {counter}"
+                )));
+            }
+            (Some(_), None) => {
+                return Err(unusable("the TPM never counted; is it another one?".into()));
+            }
             (Some(text), Some(counter)) => (text, counter),
         };
-        let mark: Mark = serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
+        let mark: Mark =
+            serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
         if mark.tag != self.tag(&mark) {
             return Err(unusable("this node did not write it".into()));
         }
@@ -95,7 +104,10 @@ impl Marks {
             // Killed between the file and the counter.
             self.tpm.increment().await?;
         } else if mark.counter != counter {
-            return Err(unusable(format!("it is of step {}, the TPM has counted to {counter}: an older state was put back", mark.counter)));
+            return Err(unusable(format!(
+                "it is of step {}, the TPM has counted to {counter}: an older state was put back",
+                mark.counter
+            )));
         }
         Ok(Seen { log: HighWater { seq: mark.seq, root }, chain })
     }
@@ -107,11 +119,18 @@ impl Marks {
             None => self.tpm.increment().await?,
         };
         let chain = seen.chain.map(|digest| measure::hex(&digest));
-        let mut mark = Mark { counter: before + 1, root: measure::hex(&seen.log.root), seq: seen.log.seq, chain, tag: String::new() };
+        let mut mark = Mark {
+            counter: before + 1,
+            root: measure::hex(&seen.log.root),
+            seq: seen.log.seq,
+            chain,
+            tag: String::new(),
+        };
         mark.tag = self.tag(&mark);
         let path = self.path();
         let text = serde_json::to_string(&mark).unwrap_or_default();
-        files::write(&path, text.as_bytes()).map_err(|source| ApprovalError::Io { path, source })?;
+        files::write(&path, text.as_bytes())
+            .map_err(|source| ApprovalError::Io { path, source })?;
         crate::steps::step("marked");
         self.tpm.increment().await?;
         Ok(())

@@ -1,7 +1,9 @@
-//! Asking relays for bundles of the chain, again and again, and at once when an image comes that nobody asked for before.
+//! Asking relays for bundles of the chain, again and again, and at once when an image comes that
+//! nobody asked for before.
 //!
-//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, slow or gives half of it is named; all are
-//! asked, each in its own time, so that none can hide or hold up what another has.
+//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, slow or gives half of it
+//! is named; all are asked, each in its own time, so that none can hide or hold up what another
+//! has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,7 +35,8 @@ pub struct Relays {
 
 impl Relays {
     pub fn new(node: &Node, client: Client) -> Result<Self, String> {
-        let (relays, poll_s) = node.ledger.chain.as_ref().map_or((&[][..], 1), |chain| (&chain.relays, chain.poll_s));
+        let (relays, poll_s) =
+            node.ledger.chain.as_ref().map_or((&[][..], 1), |chain| (&chain.relays, chain.poll_s));
         let list = relays.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         Ok(Self { list, period: Duration::from_secs(poll_s), client, heard: Hearing::default() })
     }
@@ -43,7 +46,8 @@ impl Relays {
         self.heard.all()
     }
 
-    /// Asks without end; `wake` when something is new. Each in its own time: a slow one holds up nobody's news.
+    /// Asks without end; `wake` when something is new. Each in its own time: a slow one holds up
+    /// nobody's news.
     pub async fn keep(self: Arc<Self>, approvals: Arc<Approvals>, wake: impl Fn()) {
         join_all(self.list.iter().map(|relay| self.follow(relay, &approvals, &wake))).await;
     }
@@ -69,16 +73,22 @@ impl Relays {
 
     /// Whether something is new, and whether all that it gave holds.
     async fn ask(&self, relay: &LogSource, approvals: &Approvals) -> (bool, bool) {
-        let (mut new, mut failed, deadline) = (false, false, tokio::time::Instant::now() + PASS_WITHIN);
+        let (mut new, mut failed, deadline) =
+            (false, false, tokio::time::Instant::now() + PASS_WITHIN);
         let digests = approvals.wanted().map(|wanted| wanted.digests).unwrap_or_default();
-        let groups: Vec<_> = if digests.is_empty() { vec![&[][..]] } else { digests.chunks(AT_ONCE).collect() };
+        let groups: Vec<_> =
+            if digests.is_empty() { vec![&[][..]] } else { digests.chunks(AT_ONCE).collect() };
         for group in groups {
             // Where this node is changes with the first bundle.
             let Some(Wanted { from, .. }) = approvals.wanted() else { return (new, false) };
             let digests: String = group.iter().map(|digest| format!("&digest={digest}")).collect();
             let asked = with(relay, &format!("{from}{digests}"));
             let late = || format!("it did not answer all within {} s", PASS_WITHIN.as_secs());
-            let text = tokio::time::timeout_at(deadline, read(&self.client, &asked, LARGEST_BUNDLE as u64)).await;
+            let text = tokio::time::timeout_at(
+                deadline,
+                read(&self.client, &asked, LARGEST_BUNDLE as u64),
+            )
+            .await;
             let mut behind = false;
             let taken = match text.unwrap_or_else(|_| Err(late())) {
                 Ok(text) => approvals.take(&text).await.map_err(|error| {

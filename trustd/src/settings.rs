@@ -14,7 +14,8 @@ pub struct Settings {
     pub own: PathBuf,
     /// A log from the boot partition, where there is one: nobody vouches for it but its signatures.
     pub boot_log: PathBuf,
-    /// Policies for the root key from the boot partition, where there are any: the TPM checks their signatures.
+    /// Policies for the root key from the boot partition, where there are any: the TPM checks their
+    /// signatures.
     pub policies: PathBuf,
     /// What lasts: ledger, keys, audit log, uploaded modules.
     pub data: PathBuf,
@@ -29,7 +30,8 @@ pub struct Settings {
     pub tcti: String,
     /// Where the engine asks for leave: the socket of its authorization plugin.
     pub plugin: PathBuf,
-    /// The control groups, to be searched for what runs without the engine's knowledge; and those that services have.
+    /// The control groups, to be searched for what runs without the engine's knowledge; and those
+    /// that services have.
     pub groups: Option<PathBuf>,
     pub services: Vec<String>,
 }
@@ -59,15 +61,18 @@ impl Settings {
 /// The control groups that init gives its services (init/src/launch.rs), and its own.
 fn services(dir: &Path) -> Vec<String> {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = names.filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned));
+    let names = names
+        .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned));
     // trustd is outside of what the TPM is denied to.
     let groups = names.map(|name| if name == "trustd" { name } else { format!("node/{name}") });
     groups.chain(["node/init".to_owned()]).collect()
 }
 
-/// The owner's settings from the boot partition, if there are any: those that init measured and no others.
+/// The owner's settings from the boot partition, if there are any: those that init measured and no
+/// others.
 ///
-/// init leaves them under /run, where whoever is root can write; `platform` is the log that replays to the TPM's register.
+/// init leaves them under /run, where whoever is root can write; `platform` is the log that replays
+/// to the TPM's register.
 pub fn own(path: &Path, platform: &[Record]) -> Result<Option<String>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
@@ -92,13 +97,24 @@ mod tests {
     fn only_the_measured_settings_are_gone_by() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
-        let log = |bytes: &[u8]| vec![Record::new(0, &Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &Sha256::digest(bytes).into()))];
+        let log = |bytes: &[u8]| {
+            vec![Record::new(
+                0,
+                &Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &Sha256::digest(bytes).into()),
+            )]
+        };
         assert_eq!(own(&path, &log(b"")).unwrap(), None);
         assert!(own(&path, &log(b"a")).is_err(), "taken away");
         std::fs::write(&path, "a").unwrap();
         assert_eq!(own(&path, &log(b"a")).unwrap().as_deref(), Some("a"));
-        assert!(own(&path, &log(b"")).unwrap_err().to_string().contains("not what was measured"), "put there");
+        assert!(
+            own(&path, &log(b"")).unwrap_err().to_string().contains("not what was measured"),
+            "put there"
+        );
         assert!(own(&path, &[]).is_err());
-        assert!(own(dir.path(), &log(b"")).is_err(), "what cannot be read is not what is not there");
+        assert!(
+            own(dir.path(), &log(b"")).is_err(),
+            "what cannot be read is not what is not there"
+        );
     }
 }

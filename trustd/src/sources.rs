@@ -1,7 +1,8 @@
 //! Looking for newer logs where node.toml says, and on the boot partition.
 //!
-//! No source is trusted: what it gives is checked like what the owner sends. One that lies, is behind or does not answer is
-//! named and the next one asked; all are asked each time, so that none can hide what another has.
+//! No source is trusted: what it gives is checked like what the owner sends. One that lies, is
+//! behind or does not answer is named and the next one asked; all are asked each time, so that none
+//! can hide what another has.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -21,7 +22,8 @@ use crate::unapproved::ApprovalError;
 const LARGEST_LOG: u64 = 16 << 20;
 /// A silent source holds the others up for so long.
 const WITHIN: Duration = Duration::from_secs(120);
-/// Until a first log was had over the network, which may not be there yet: then twice as long each time.
+/// Until a first log was had over the network, which may not be there yet: then twice as long each
+/// time.
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_secs(5);
 /// What a source makes of an error is cut to so much.
 const LONGEST_PROBLEM: usize = 300;
@@ -48,10 +50,13 @@ impl Hearing {
     /// Says so once, until it changes.
     pub(crate) fn note(&self, of: &str, source: &LogSource, problem: Option<String>) {
         // What somebody else wrote comes to consoles and terminals.
-        let problem = problem.map(|text| text.chars().filter(|c| !c.is_control()).take(LONGEST_PROBLEM).collect::<String>());
+        let problem = problem.map(|text| {
+            text.chars().filter(|c| !c.is_control()).take(LONGEST_PROBLEM).collect::<String>()
+        });
         let asked = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let heard = Heard { asked, problem: problem.clone() };
-        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(source.to_string(), heard);
+        let before =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(source.to_string(), heard);
         if before.and_then(|b| b.problem) != problem {
             println!("{of}: {source}: {}", problem.as_deref().unwrap_or("good again"));
         }
@@ -59,7 +64,11 @@ impl Hearing {
 }
 
 /// A text of at most `largest` bytes.
-pub(crate) async fn read(client: &Client, source: &LogSource, largest: u64) -> Result<String, String> {
+pub(crate) async fn read(
+    client: &Client,
+    source: &LogSource,
+    largest: u64,
+) -> Result<String, String> {
     let reading = async {
         match source {
             LogSource::File(path) => {
@@ -100,7 +109,8 @@ impl Sources {
     /// `boot` is what init found on the boot partition, if anything.
     pub fn new(node: &Node, boot: &Path, client: Client) -> Result<Self, String> {
         let Ledger { sources, poll_s, .. } = &node.ledger;
-        let mut list: Vec<LogSource> = sources.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let mut list: Vec<LogSource> =
+            sources.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
         if boot.exists() {
             list.push(LogSource::File(boot.to_owned()));
         }
@@ -143,7 +153,9 @@ impl Sources {
 
 fn said(error: &ApprovalError) -> String {
     match error {
-        ApprovalError::Log(LogError::RolledBack { seen, found }) => format!("it is behind: {found} statements, this node has {seen}"),
+        ApprovalError::Log(LogError::RolledBack { seen, found }) => {
+            format!("it is behind: {found} statements, this node has {seen}")
+        }
         other => other.to_string(),
     }
 }

@@ -1,4 +1,5 @@
-//! Which containers trustd started in this boot. The folder is on a tmpfs: after a reboot there are none.
+//! Which containers trustd started in this boot. The folder is on a tmpfs: after a reboot there are
+//! none.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -51,7 +52,8 @@ impl Ledger {
         for name in names(&self.containers)? {
             let path = self.containers.join(&name);
             let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-            // A file that is being written has another name; one of another form counts for nothing.
+            // A file that is being written has another name; one of another form counts for
+            // nothing.
             if let Ok(started) = serde_json::from_str(&text) {
                 all.insert(name, started);
             }
@@ -66,7 +68,8 @@ impl Ledger {
 
     pub fn remember(&self, container: &str, started: &Started) -> Result<(), PathError> {
         let path = self.containers.join(container);
-        files::write(&path, serde_json::to_string(started).unwrap_or_default().as_bytes()).map_err(at(&path))
+        files::write(&path, serde_json::to_string(started).unwrap_or_default().as_bytes())
+            .map_err(at(&path))
     }
 
     pub fn forget(&self, container: &str) -> Result<(), PathError> {
@@ -94,7 +97,9 @@ impl Ledger {
 fn names(dir: &Path) -> Result<Vec<String>, PathError> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(at(dir))? {
-        found.extend(entry.map_err(at(dir))?.file_name().into_string().ok().filter(|n| !n.contains('.')));
+        found.extend(
+            entry.map_err(at(dir))?.file_name().into_string().ok().filter(|n| !n.contains('.')),
+        );
     }
     Ok(found)
 }

@@ -1,12 +1,14 @@
 //! The blobs of images on the data partition, each under its digest.
 //!
 //! Invariants:
-//! - A file under `blobs/` had the bytes of its name when it was put there. Whoever reads it checks that again (`oci::Checked`):
-//!   the partition is not trusted between two readings.
+//! - A file under `blobs/` had the bytes of its name when it was put there. Whoever reads it checks
+//!   that again (`oci::Checked`): the partition is not trusted between two readings.
 //! - What is pinned is never removed to make room. Nothing is written beyond the quota.
-//! - What was received is on the medium after [`Store::sync`], not before: whoever promises that it lasts calls that first. What a power
-//!   cut spoils is found by the hash when it is read, and is fetched again.
-//! - What was fetched in part stays under `partial/` and is gone on with, unless it turned out to be something else.
+//! - What was received is on the medium after [`Store::sync`], not before: whoever promises that it
+//!   lasts calls that first. What a power cut spoils is found by the hash when it is read, and is
+//!   fetched again.
+//! - What was fetched in part stays under `partial/` and is gone on with, unless it turned out to
+//!   be something else.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -61,7 +63,13 @@ impl Store {
             let path = dir.join(sub);
             std::fs::create_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
         }
-        Ok(Self { dir: dir.to_owned(), quota, limits, state: Mutex::default(), syncing: Mutex::default() })
+        Ok(Self {
+            dir: dir.to_owned(),
+            quota,
+            limits,
+            state: Mutex::default(),
+            syncing: Mutex::default(),
+        })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -70,7 +78,10 @@ impl Store {
 
     fn path(&self, folder: &str, digest: &str) -> io::Result<PathBuf> {
         if !oci::is_digest(digest) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{digest:?} is not a digest")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{digest:?} is not a digest"),
+            ));
         }
         Ok(self.dir.join(folder).join(&digest["sha256:".len()..]))
     }
@@ -104,14 +115,19 @@ impl Store {
     pub fn remove(&self, digest: &str) -> Result<(), StoreError> {
         self.state().facts.remove(digest);
         for folder in ["blobs", "partial"] {
-            let path = self.path(folder, digest).map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
+            let path = self
+                .path(folder, digest)
+                .map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
             files::remove(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         Ok(())
     }
 
     /// Path, size, age and digest of everything that is not being written.
-    fn list(&self, state: &State) -> Result<Vec<(PathBuf, u64, std::time::SystemTime, String)>, StoreError> {
+    fn list(
+        &self,
+        state: &State,
+    ) -> Result<Vec<(PathBuf, u64, std::time::SystemTime, String)>, StoreError> {
         let mut list = Vec::new();
         for folder in ["partial", "blobs"] {
             let dir = self.dir.join(folder);
@@ -122,7 +138,12 @@ impl Store {
                 let Ok(metadata) = entry.metadata() else { continue };
                 let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
                 if !state.writing.contains_key(&digest) {
-                    list.push((entry.path(), metadata.len(), metadata.modified().unwrap_or(std::time::UNIX_EPOCH), digest));
+                    list.push((
+                        entry.path(),
+                        metadata.len(),
+                        metadata.modified().unwrap_or(std::time::UNIX_EPOCH),
+                        digest,
+                    ));
                 }
             }
         }
@@ -133,7 +154,8 @@ impl Store {
     fn reserve(&self, digest: &str, size: u64) -> Result<Writing<'_>, StoreError> {
         let mut state = self.state();
         if state.writing.contains_key(digest) {
-            let source = io::Error::new(io::ErrorKind::ResourceBusy, "it is being received already");
+            let source =
+                io::Error::new(io::ErrorKind::ResourceBusy, "it is being received already");
             return Err(StoreError::Io { path: self.dir.join(digest), source });
         }
         let mut list = self.list(&state)?;
@@ -149,7 +171,10 @@ impl Store {
             if !state.pins.values().any(|pinned| pinned.contains(&digest)) {
                 match files::remove(&path) {
                     Ok(()) => used -= size,
-                    Err(error) => println!("store: {} cannot be removed to make room: {error}", path.display()),
+                    Err(error) => println!(
+                        "store: {} cannot be removed to make room: {error}",
+                        path.display()
+                    ),
                 }
                 state.facts.remove(&digest);
             }
@@ -163,15 +188,30 @@ impl Store {
         Ok(Writing { store: self, digest: digest.to_owned() })
     }
 
-    /// Receives a blob. `content` gives the bytes from `start` on, which must be where [`Store::partial`] ends, or 0.
-    pub fn receive(&self, digest: &str, size: u64, start: u64, content: impl Read) -> Result<(), StoreError> {
-        let path = self.path("partial", digest).map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
+    /// Receives a blob. `content` gives the bytes from `start` on, which must be where
+    /// [`Store::partial`] ends, or 0.
+    pub fn receive(
+        &self,
+        digest: &str,
+        size: u64,
+        start: u64,
+        content: impl Read,
+    ) -> Result<(), StoreError> {
+        let path = self
+            .path("partial", digest)
+            .map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
         let failed = |source: io::Error| match OciError::from(source) {
             OciError::Io(source) => StoreError::Io { path: path.clone(), source },
             verdict => StoreError::Oci(verdict),
         };
         let _writing = self.reserve(digest, size)?;
-        let mut file = File::options().read(true).write(true).create(true).truncate(start == 0).open(&path).map_err(failed)?;
+        let mut file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(start == 0)
+            .open(&path)
+            .map_err(failed)?;
         let before = file.try_clone().map_err(failed)?.take(start);
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         match self.copy(Checked::new(before.chain(content), digest, size), &mut file, start) {
@@ -215,7 +255,8 @@ impl Store {
             }
         }
         match unsynced.first() {
-            Some(path) => files::sync_folder(path).map_err(|source| StoreError::Io { path: path.clone(), source }),
+            Some(path) => files::sync_folder(path)
+                .map_err(|source| StoreError::Io { path: path.clone(), source }),
             None => Ok(()),
         }
     }
@@ -235,15 +276,25 @@ impl Store {
                     break;
                 }
                 if at == 0 && chunk[0] != b'{' {
-                    // A layer, or something that is none, which is no error before an image wants it as one.
-                    inspecting = receiver
-                        .take()
-                        .map(|r| scope.spawn(move || oci::inspect(Parts { receiver: r, part: [].into(), at: 0 }, &self.limits)));
+                    // A layer, or something that is none, which is no error before an image wants
+                    // it as one.
+                    inspecting = receiver.take().map(|r| {
+                        scope.spawn(move || {
+                            oci::inspect(
+                                Parts { receiver: r, part: [].into(), at: 0 },
+                                &self.limits,
+                            )
+                        })
+                    });
                 }
-                if inspecting.is_some() && sender.as_ref().is_some_and(|s| s.send(chunk[..n].into()).is_err()) {
+                if inspecting.is_some()
+                    && sender.as_ref().is_some_and(|s| s.send(chunk[..n].into()).is_err())
+                {
                     // It has seen enough. A limit that was exceeded ends everything at once.
                     sender = None;
-                    if let Some(Err(error @ OciError::Limit { .. })) = inspecting.take().and_then(|i| i.join().ok()) {
+                    if let Some(Err(error @ OciError::Limit { .. })) =
+                        inspecting.take().and_then(|i| i.join().ok())
+                    {
                         return Err(error.into());
                     }
                 }
@@ -276,11 +327,20 @@ impl Store {
         if let Some(facts) = self.state().facts.get(&layer.digest) {
             return Ok(facts.clone());
         }
-        let absent = || OciError::Absent { what: "the layer", digest: layer.digest.clone(), size: Some(layer.size) };
+        let absent = || OciError::Absent {
+            what: "the layer",
+            digest: layer.digest.clone(),
+            size: Some(layer.size),
+        };
         let (size, content) = self.blob(&layer.digest)?.ok_or_else(absent)?;
         if size != layer.size {
             let (expected, found) = (format!("{} bytes", layer.size), format!("{size} bytes"));
-            return Err(OciError::Mismatch { what: "the blob", digest: layer.digest.clone(), expected, found });
+            return Err(OciError::Mismatch {
+                what: "the blob",
+                digest: layer.digest.clone(),
+                expected,
+                found,
+            });
         }
         let inspected = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits);
         let facts = inspected.map_err(|error| error.of(&layer.digest))?;
@@ -375,7 +435,10 @@ mod tests {
         let store = store(dir.path(), 1 << 20);
         let data: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let digest = sha(&data);
-        assert!(matches!(store.receive(&digest, 300_000, 0, Broken(&data[..200_000])), Err(StoreError::Io { .. })));
+        assert!(matches!(
+            store.receive(&digest, 300_000, 0, Broken(&data[..200_000])),
+            Err(StoreError::Io { .. })
+        ));
         assert_eq!((store.partial(&digest), store.size(&digest)), (200_000, None));
         store.receive(&digest, 300_000, 200_000, &data[200_000..]).unwrap();
         assert_eq!((store.partial(&digest), store.size(&digest)), (0, Some(300_000)));
@@ -400,10 +463,17 @@ mod tests {
         let store = store(dir.path(), 1 << 20);
         let digest = sha(b"good");
         for (size, bytes) in [(4, &b"evil"[..]), (4, b"goo"), (4, b"goods"), (5, b"good")] {
-            assert!(matches!(store.receive(&digest, size, 0, bytes), Err(StoreError::Oci(OciError::Mismatch { .. }))), "{bytes:?}");
+            assert!(
+                matches!(
+                    store.receive(&digest, size, 0, bytes),
+                    Err(StoreError::Oci(OciError::Mismatch { .. }))
+                ),
+                "{bytes:?}"
+            );
             assert_eq!((store.partial(&digest), store.size(&digest)), (0, None));
         }
-        // What was received before counts too: a beginning that is not of this blob does not become its beginning.
+        // What was received before counts too: a beginning that is not of this blob does not become
+        // its beginning.
         assert!(store.receive(&digest, 4, 0, Broken(b"ev")).is_err());
         assert!(matches!(store.receive(&digest, 4, 2, &b"od"[..]), Err(StoreError::Oci(_))));
         assert_eq!(store.partial(&digest), 0);
@@ -422,7 +492,10 @@ mod tests {
         assert_eq!([1, 2, 3].map(|n| store.size(&sha(&blob(n))).is_some()), [true, false, true]);
         store.pin("n", [sha(&blob(3))].into());
         let error = put(4).unwrap_err();
-        assert!(matches!(error, StoreError::Quota { needed: 400, used: 800, quota: 1000 }), "{error}");
+        assert!(
+            matches!(error, StoreError::Quota { needed: 400, used: 800, quota: 1000 }),
+            "{error}"
+        );
         assert!(error.to_string().contains("quota-mib"));
         store.pin("m", BTreeSet::new());
         put(4).unwrap();

@@ -7,8 +7,7 @@ use ledger::ethereum::ChainError;
 
 use crate::tpm::TpmError;
 
-const RESET: &str =
-    "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
+const RESET: &str = "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
 
 #[derive(Debug, thiserror::Error)]
 pub enum ApprovalError {
@@ -22,7 +21,9 @@ pub enum ApprovalError {
     Tpm(#[from] TpmError),
     #[error("cannot access {path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    #[error("{path}, which says how far this node has seen the ledger, cannot be used: {problem}; until then nothing is approved. {RESET}")]
+    #[error(
+        "{path}, which says how far this node has seen the ledger, cannot be used: {problem}; until then nothing is approved. {RESET}"
+    )]
     HighWater { path: PathBuf, problem: String },
     #[error(
         "the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger"

@@ -1,17 +1,20 @@
 //! Secrets under the TPM's seal, above all the root key of modules' keys.
 //!
 //! Invariants:
-//! - The root key is sealed to whoever signs policies (docs/crypto.md): the TPM gives it back to boots for which there is a signed policy. Neither
-//!   this program nor a file decides that.
+//! - The root key is sealed to whoever signs policies (docs/crypto.md): the TPM gives it back to
+//!   boots for which there is a signed policy. Neither this program nor a file decides that.
 //! - From one signer to the next it goes in a boot for which both signed.
-//! - A root key that is there is never replaced, but by the one that the holder of the recovery key brings back to another TPM: a mistake with
-//!   policies loses nothing.
-//! - First the sealed key is on disk, then its escrow; an escrow that is missing is made at the next start.
+//! - A root key that is there is never replaced, but by the one that the holder of the recovery key
+//!   brings back to another TPM: a mistake with policies loses nothing.
+//! - First the sealed key is on disk, then its escrow; an escrow that is missing is made at the
+//!   next start.
 
 use std::path::{Path, PathBuf};
 
 use measure::Pcr;
-use policy::{Approved, Escrow, EscrowError, Missing, Policies, PolicyError, PublicKey, RecoveryPublic};
+use policy::{
+    Approved, Escrow, EscrowError, Missing, Policies, PolicyError, PublicKey, RecoveryPublic,
+};
 use zeroize::Zeroizing;
 
 use crate::crypto::keys::{RootKey, random};
@@ -30,11 +33,15 @@ pub enum Locked {
          policy sign, then trustctl policy send"
     )]
     Policy { signer: String, pcr14: String, tried: String },
-    #[error("{path} cannot be unsealed: {source}; was the TPM exchanged or cleared? With the recovery key: trustctl recovery restore")]
+    #[error(
+        "{path} cannot be unsealed: {source}; was the TPM exchanged or cleared? With the recovery key: trustctl recovery restore"
+    )]
     Tpm { path: PathBuf, source: TpmError },
     #[error("{path} is damaged: {problem}. With the recovery key: trustctl recovery restore")]
     Damaged { path: PathBuf, problem: &'static str },
-    #[error("there is no root key, and keys.restore of node.toml says to wait for one: trustctl recovery restore")]
+    #[error(
+        "there is no root key, and keys.restore of node.toml says to wait for one: trustctl recovery restore"
+    )]
     Waiting,
 }
 
@@ -71,7 +78,8 @@ pub enum Refusal {
 pub struct Vault {
     tpm: Tpm,
     pcr14: Pcr,
-    /// Whose policies count for a root key that is yet to be sealed; one that is sealed says itself.
+    /// Whose policies count for a root key that is yet to be sealed; one that is sealed says
+    /// itself.
     signer: PublicKey,
     recovery: Option<RecoveryPublic>,
     restore: bool,
@@ -83,10 +91,25 @@ pub struct Vault {
 impl Vault {
     /// # Errors
     /// Where `boot` or `keys` have something that is no key.
-    pub fn new(tpm: Tpm, pcr14: Pcr, boot: &config::Boot, keys: &config::Keys, data: &Path, shipped: &Path) -> anyhow::Result<Self> {
+    pub fn new(
+        tpm: Tpm,
+        pcr14: Pcr,
+        boot: &config::Boot,
+        keys: &config::Keys,
+        data: &Path,
+        shipped: &Path,
+    ) -> anyhow::Result<Self> {
         let signer = PublicKey::from_hex(keys.signer.as_ref().unwrap_or(&boot.signer))?;
         let recovery = keys.recovery.as_deref().map(RecoveryPublic::from_hex).transpose()?;
-        Ok(Self { tpm, pcr14, signer, recovery, restore: keys.restore, data: data.to_owned(), shipped: shipped.to_owned() })
+        Ok(Self {
+            tpm,
+            pcr14,
+            signer,
+            recovery,
+            restore: keys.restore,
+            data: data.to_owned(),
+            shipped: shipped.to_owned(),
+        })
     }
 
     fn root(&self) -> PathBuf {
@@ -112,9 +135,12 @@ impl Vault {
             }
             Some((sealed, signer)) => {
                 let approved = self.approved(&signer)?;
-                let root = Zeroizing::new(self.tpm.unseal(sealed, Some(approved)).await.map_err(|e| self.locked(e))?);
+                let root = Zeroizing::new(
+                    self.tpm.unseal(sealed, Some(approved)).await.map_err(|e| self.locked(e))?,
+                );
                 let root = RootKey::from_bytes(&root);
-                // Its signer let a boot have it that goes by another signer: from here on it is that one's.
+                // Its signer let a boot have it that goes by another signer: from here on it is
+                // that one's.
                 if signer != self.signer && self.approved(&self.signer).is_ok() {
                     return self.put(root).await;
                 }
@@ -122,7 +148,10 @@ impl Vault {
             }
         };
         let known = self.escrow()?;
-        if self.recovery.is_some_and(|key| known.is_none_or(|escrow| escrow.recovery() != key.to_string())) {
+        if self
+            .recovery
+            .is_some_and(|key| known.is_none_or(|escrow| escrow.recovery() != key.to_string()))
+        {
             self.keep_escrow(&root)?;
         }
         Ok(root)
@@ -131,22 +160,29 @@ impl Vault {
     /// Seals a root key, and shows that it can be had again before anything depends on it.
     async fn put(&self, root: RootKey) -> Result<RootKey, VaultError> {
         let approved = self.approved(&self.signer)?;
-        let sealed = self.tpm.seal(root.as_bytes().to_vec(), Some(self.signer.authorises())).await?;
+        let sealed =
+            self.tpm.seal(root.as_bytes().to_vec(), Some(self.signer.authorises())).await?;
         self.tpm.unseal(sealed.clone(), Some(approved)).await.map_err(|e| self.locked(e))?;
         // An escrow of another key must not outlive it.
         files::remove(&self.escrow_path()).map_err(files::at(&self.escrow_path()))?;
-        files::write(&self.root(), &encode(&sealed, self.signer.as_bytes())).map_err(files::at(&self.root()))?;
+        files::write(&self.root(), &encode(&sealed, self.signer.as_bytes()))
+            .map_err(files::at(&self.root()))?;
         self.keep_escrow(&root)?;
         Ok(root)
     }
 
     fn locked(&self, source: TpmError) -> VaultError {
-        if for_good(&source) { Locked::Tpm { path: self.root(), source }.into() } else { source.into() }
+        if for_good(&source) {
+            Locked::Tpm { path: self.root(), source }.into()
+        } else {
+            source.into()
+        }
     }
 
     fn keep_escrow(&self, root: &RootKey) -> Result<(), VaultError> {
         let Some(recovery) = self.recovery else { return Ok(()) };
-        let escrow = serde_json::to_vec(&Escrow::seal(recovery, root.as_bytes())?).unwrap_or_default();
+        let escrow =
+            serde_json::to_vec(&Escrow::seal(recovery, root.as_bytes())?).unwrap_or_default();
         Ok(files::write(&self.escrow_path(), &escrow).map_err(files::at(&self.escrow_path()))?)
     }
 
@@ -154,13 +190,18 @@ impl Vault {
         let Some(bytes) = read(&self.root())? else { return Ok(None) };
         let damaged = |problem| Locked::Damaged { path: self.root(), problem };
         let (sealed, signer) = decode(&bytes).ok_or_else(|| damaged("it is not a sealed key"))?;
-        Ok(Some((sealed, PublicKey::from_bytes(&signer).map_err(|_| damaged("it names no signer"))?)))
+        Ok(Some((
+            sealed,
+            PublicKey::from_bytes(&signer).map_err(|_| damaged("it names no signer"))?,
+        )))
     }
 
     /// The policy for this boot: from the boot partition, or from what was sent.
     fn approved(&self, signer: &PublicKey) -> Result<Approved, VaultError> {
         let mut tried = Vec::new();
-        for (origin, path) in [("on the boot partition", &self.shipped), ("of those that were sent", &self.sent())] {
+        for (origin, path) in
+            [("on the boot partition", &self.shipped), ("of those that were sent", &self.sent())]
+        {
             let problem = match read(path)?.as_deref().map(Policies::read) {
                 None => "there are none".to_owned(),
                 Some(Err(error)) => error.to_string(),
@@ -171,7 +212,12 @@ impl Vault {
             };
             tried.push(format!("{origin}: {problem}"));
         }
-        Err(Locked::Policy { signer: signer.hex(), pcr14: measure::hex(&self.pcr14.0), tried: tried.join("; ") }.into())
+        Err(Locked::Policy {
+            signer: signer.hex(),
+            pcr14: measure::hex(&self.pcr14.0),
+            tried: tried.join("; "),
+        }
+        .into())
     }
 
     /// Whose policies count here.
@@ -195,13 +241,18 @@ impl Vault {
             return Err(Refusal::Signer(Missing::Signer { expected, found: policies.signer }));
         }
         let known = read(&self.sent()).map_err(VaultError::from)?;
-        let known = known.and_then(|bytes| Policies::read(&bytes).ok()).filter(|known| known.signer == policies.signer);
+        let known = known
+            .and_then(|bytes| Policies::read(&bytes).ok())
+            .filter(|known| known.signer == policies.signer);
         for policy in known.map(|known| known.policies).unwrap_or_default() {
-            if policies.policies.len() < MOST_POLICIES && policies.policies.iter().all(|other| other.pcr14 != policy.pcr14) {
+            if policies.policies.len() < MOST_POLICIES
+                && policies.policies.iter().all(|other| other.pcr14 != policy.pcr14)
+            {
                 policies.policies.push(policy);
             }
         }
-        files::write(&self.sent(), policies.text().as_bytes()).map_err(|e| VaultError::from(files::at(&self.sent())(e)))?;
+        files::write(&self.sent(), policies.text().as_bytes())
+            .map_err(|e| VaultError::from(files::at(&self.sent())(e)))?;
         Ok(policies.policies.into_iter().map(|policy| policy.pcr14).collect())
     }
 
@@ -226,7 +277,9 @@ impl Vault {
         }
         match self.open().await {
             Ok(_) => Err(Refusal::There),
-            Err(VaultError::Locked(Locked::Tpm { .. } | Locked::Damaged { .. } | Locked::Waiting)) => Ok(()),
+            Err(VaultError::Locked(
+                Locked::Tpm { .. } | Locked::Damaged { .. } | Locked::Waiting,
+            )) => Ok(()),
             // It may well be there for a boot that has a policy.
             Err(other) => Err(other.into()),
         }
@@ -301,7 +354,10 @@ mod tests {
 
     #[test]
     fn a_damaged_file_is_not_a_sealed_key() {
-        let good = encode(&Sealed { public: vec![1; 5], private: vec![2; 6], parent: vec![3; 34] }, &[4; 65]);
+        let good = encode(
+            &Sealed { public: vec![1; 5], private: vec![2; 6], parent: vec![3; 34] },
+            &[4; 65],
+        );
         assert!(decode(&good).is_some());
         for end in 0..good.len() {
             assert!(decode(&good[..end]).is_none());

@@ -1,4 +1,5 @@
-//! A node that follows a chain, against a software TPM and bundles recorded on a real network (lib/ledger/tests/ethereum).
+//! A node that follows a chain, against a software TPM and bundles recorded on a real network
+//! (lib/ledger/tests/ethereum).
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -15,7 +16,9 @@ use basalt_trustd::relays::Relays;
 use basalt_trustd::tpm::Tpm;
 use basalt_trustd::unapproved::ApprovalError;
 use common::{Swtpm, vault};
-use ledger::{ChainReason, Decision, Entry, ImageStatement, NoteKey, Reason, Role, SigningKey, Status};
+use ledger::{
+    ChainReason, Decision, Entry, ImageStatement, NoteKey, Reason, Role, SigningKey, Status,
+};
 use measure::Pcr;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -23,7 +26,12 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test)
 }
 
 fn now() -> u64 {
@@ -34,12 +42,18 @@ fn key() -> SigningKey {
     SigningKey::from_bytes(&[5; 32])
 }
 
-/// What was recorded; the network's beginning is moved so that it was just now. Nothing that is signed knows the time.
+/// What was recorded; the network's beginning is moved so that it was just now. Nothing that is
+/// signed knows the time.
 struct Recording(Value);
 
 impl Recording {
     fn read() -> Self {
-        Self(serde_json::from_str(include_str!("../../lib/ledger/tests/ethereum/devnet-minimal.json")).unwrap())
+        Self(
+            serde_json::from_str(include_str!(
+                "../../lib/ledger/tests/ethereum/devnet-minimal.json"
+            ))
+            .unwrap(),
+        )
     }
 
     fn text(&self, name: &str) -> String {
@@ -57,12 +71,23 @@ impl Recording {
 
     /// The whole of node.toml; `ago`: how long ago the last bundle was made.
     fn toml(&self, relays: &[String], ago: u64) -> String {
-        let recorded = self.0["bundles"].as_array().unwrap().iter().map(|recorded| recorded["now"].as_u64().unwrap()).max().unwrap();
+        let recorded = self.0["bundles"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|recorded| recorded["now"].as_u64().unwrap())
+            .max()
+            .unwrap();
         let mut chain = String::new();
         for line in self.0["settings"].as_str().unwrap().lines() {
             chain += &match line.split_once(" = ") {
-                Some(("genesis-time", time)) => format!("genesis-time = {}\n", time.parse::<u64>().unwrap() + now() - recorded - ago),
-                Some(("relays", _)) => format!("relays = {}\n", serde_json::to_string(relays).unwrap()),
+                Some(("genesis-time", time)) => format!(
+                    "genesis-time = {}\n",
+                    time.parse::<u64>().unwrap() + now() - recorded - ago
+                ),
+                Some(("relays", _)) => {
+                    format!("relays = {}\n", serde_json::to_string(relays).unwrap())
+                }
                 Some(("poll-s", _)) => "poll-s = 1\n".into(),
                 _ => format!("{line}\n"),
             };
@@ -80,7 +105,13 @@ impl Recording {
 }
 
 fn statement(seq: u64, digest: &str) -> String {
-    let mut entry = Entry::new(ImageStatement { digest: digest.into(), exp: u64::MAX, iat: 0, seq, status: Status::Approved });
+    let mut entry = Entry::new(ImageStatement {
+        digest: digest.into(),
+        exp: u64::MAX,
+        iat: 0,
+        seq,
+        status: Status::Approved,
+    });
     entry.sign("t", &key());
     entry.line() + "\n"
 }
@@ -88,7 +119,9 @@ fn statement(seq: u64, digest: &str) -> String {
 /// The file with the chain's state.
 fn kept(data: &Path) -> PathBuf {
     let files = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
-    let found: Vec<_> = files.filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("chain-")).collect();
+    let found: Vec<_> = files
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("chain-"))
+        .collect();
     assert_eq!(found.len(), 1, "{found:?}");
     found.into_iter().next().unwrap()
 }
@@ -116,8 +149,20 @@ impl Place {
 
     /// As after a restart.
     async fn open(&self, node: &config::Node) -> Approvals {
-        let root = vault(&self.tpm, Pcr::default(), &self.data(), self.dir.path(), &node.keys).open().await.unwrap();
-        Approvals::open(node, &self.dir.path().join("etc"), &self.data(), 0, self.tpm.clone(), Arc::new(root)).await.unwrap()
+        let root = vault(&self.tpm, Pcr::default(), &self.data(), self.dir.path(), &node.keys)
+            .open()
+            .await
+            .unwrap();
+        Approvals::open(
+            node,
+            &self.dir.path().join("etc"),
+            &self.data(),
+            0,
+            self.tpm.clone(),
+            Arc::new(root),
+        )
+        .await
+        .unwrap()
     }
 
     async fn begin(&self, node: &config::Node, recording: &Recording) -> Approvals {
@@ -161,7 +206,10 @@ fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
         assert!(matches!(denied(&approvals, &gone), ChainReason::Revoked { .. }));
         assert!(matches!(denied(&approvals, &absent), ChainReason::Absent { .. }));
         let stranger = format!("sha256:{}", "77".repeat(32));
-        assert!(matches!(approvals.decide(&stranger), Decision::Deny(Reason::Unknown { .. })), "the chain alone is not enough");
+        assert!(
+            matches!(approvals.decide(&stranger), Decision::Deny(Reason::Unknown { .. })),
+            "the chain alone is not enough"
+        );
 
         // No relay is there after the restart; what was kept is fresh enough.
         let approvals = place.open(&node).await;
@@ -173,10 +221,17 @@ fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
         let after = place.dir.path().join("after");
         assert!(approvals.take(&recording.text("revoked")).await.unwrap());
-        assert!(matches!(approvals.take(&recording.text("approved")).await, Err(ApprovalError::Chain(_))), "heights do not go back");
+        assert!(
+            matches!(
+                approvals.take(&recording.text("approved")).await,
+                Err(ApprovalError::Chain(_))
+            ),
+            "heights do not go back"
+        );
         copy(&place.data(), &after);
 
-        // The whole partition as it was before the revocation; then only the chain's part of it; then what somebody made himself.
+        // The whole partition as it was before the revocation; then only the chain's part of it;
+        // then what somebody made himself.
         let put_back = |from: &Path| {
             std::fs::remove_dir_all(place.data()).unwrap();
             copy(from, &place.data());
@@ -185,7 +240,8 @@ fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
         assert!(!matches!(place.open(&node).await.decide(&good), Decision::Allow(_)));
         put_back(&after);
         std::fs::remove_file(kept(&place.data())).unwrap();
-        std::fs::copy(kept(&before), place.data().join(kept(&before).file_name().unwrap())).unwrap();
+        std::fs::copy(kept(&before), place.data().join(kept(&before).file_name().unwrap()))
+            .unwrap();
         let unusable = place.open(&node).await;
         let ChainReason::Unusable(why) = denied(&unusable, &good) else { panic!("used") };
         assert!(why.contains("put back"), "{why}");
@@ -196,7 +252,10 @@ fn both_must_allow_and_what_the_chain_said_outlives_a_restart() {
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
         std::fs::copy(kept(&after), place.data().join(kept(&after).file_name().unwrap())).unwrap();
         let again = place.open(&node).await;
-        assert!(matches!(denied(&again, &good), ChainReason::Revoked { .. }), "it was not forgotten");
+        assert!(
+            matches!(denied(&again, &good), ChainReason::Revoked { .. }),
+            "it was not forgotten"
+        );
         let own = std::fs::read_to_string(kept(&after)).unwrap().replace("revoked", "absent");
         std::fs::write(place.data().join(kept(&after).file_name().unwrap()), own).unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Unusable(_)));
@@ -225,7 +284,8 @@ fn a_kill_between_any_two_steps_of_keeping_leaves_one_state_whole() {
         std::fs::write(&first, &text).unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
         // Before the mark: what is newer is not yet anything, half or whole.
-        std::fs::write(place.data().join(format!("chain-{}.json", "ab".repeat(32))), b"half").unwrap();
+        std::fs::write(place.data().join(format!("chain-{}.json", "ab".repeat(32))), b"half")
+            .unwrap();
         assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }));
     });
 }
@@ -234,7 +294,8 @@ fn a_kill_between_any_two_steps_of_keeping_leaves_one_state_whole() {
 #[cfg(feature = "engine-tests")] // without it a program has no such steps: cargo xtask test engine
 fn a_kill_at_any_step_of_keeping_loses_nothing_that_counted() {
     use std::os::unix::process::ExitStatusExt as _;
-    const STEPS: [(&str, bool); 3] = [("chain-written", false), ("marked", true), ("chain-marked", true)];
+    const STEPS: [(&str, bool); 3] =
+        [("chain-written", false), ("marked", true), ("chain-marked", true)];
     for (step, counts) in STEPS {
         let recording = Recording::read();
         let (good, toml) = (recording.digest(0), recording.toml(&[], 60));
@@ -254,18 +315,29 @@ fn a_kill_at_any_step_of_keeping_loses_nothing_that_counted() {
             .output()
             .unwrap();
         // What steps::step does; an assertion that failed is something else.
-        assert_eq!(child.status.signal(), Some(6), "{step}: {}", String::from_utf8_lossy(&child.stdout));
+        assert_eq!(
+            child.status.signal(),
+            Some(6),
+            "{step}: {}",
+            String::from_utf8_lossy(&child.stdout)
+        );
         run(async {
             let tpm = swtpm.open().await;
             let place = Place { dir, _swtpm: swtpm, tpm };
             let approvals = place.open(&node).await;
             match approvals.decide(&good) {
                 Decision::Allow(_) => assert!(!counts, "{step}: what was marked is lost"),
-                _ => assert!(counts && matches!(denied(&approvals, &good), ChainReason::Revoked { .. }), "{step}"),
+                _ => assert!(
+                    counts && matches!(denied(&approvals, &good), ChainReason::Revoked { .. }),
+                    "{step}"
+                ),
             }
             // It goes on from there, and one state is left.
             approvals.take(&recording.text("revoked")).await.unwrap();
-            assert!(matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }), "{step}");
+            assert!(
+                matches!(denied(&place.open(&node).await, &good), ChainReason::Revoked { .. }),
+                "{step}"
+            );
             kept(&place.data());
         });
     }
@@ -276,11 +348,17 @@ fn a_kill_at_any_step_of_keeping_loses_nothing_that_counted() {
 #[ignore = "the process that the test above ends"]
 fn process() {
     let dir = PathBuf::from(std::env::var_os("BASALT_PLACE").unwrap());
-    let node: config::Node = config::parse("node.toml", &std::fs::read_to_string(dir.join("node.toml")).unwrap()).unwrap();
+    let node: config::Node =
+        config::parse("node.toml", &std::fs::read_to_string(dir.join("node.toml")).unwrap())
+            .unwrap();
     run(async {
         let tpm = Tpm::open(&std::env::var("BASALT_TPM").unwrap()).await.unwrap();
-        let root = vault(&tpm, Pcr::default(), &dir.join("data"), &dir, &node.keys).open().await.unwrap();
-        let approvals = Approvals::open(&node, &dir.join("etc"), &dir.join("data"), 0, tpm, Arc::new(root)).await.unwrap();
+        let root =
+            vault(&tpm, Pcr::default(), &dir.join("data"), &dir, &node.keys).open().await.unwrap();
+        let approvals =
+            Approvals::open(&node, &dir.join("etc"), &dir.join("data"), 0, tpm, Arc::new(root))
+                .await
+                .unwrap();
         approvals.take(&Recording::read().text("revoked")).await.unwrap();
     });
 }
@@ -288,16 +366,23 @@ fn process() {
 /// A checkpoint of the log, which one witness saw so long ago.
 fn witnessed(log: &str, ago: u64) -> (config::Checkpoints, String) {
     let (key, witness) = (SigningKey::from_bytes(&[6; 32]), SigningKey::from_bytes(&[7; 32]));
-    let of = |name: &str, role, key: &SigningKey| NoteKey::new(name, role, key.verifying_key()).unwrap();
+    let of =
+        |name: &str, role, key: &SigningKey| NoteKey::new(name, role, key.verifying_key()).unwrap();
     let (log_key, witness_key) = (of("t", Role::Log, &key), of("w", Role::Witness, &witness));
     let leaves = trustctl::statement::leaves(log, "t").unwrap();
     let cosigned = trustctl::witness::cosign(log, &leaves, "t", &key, &[], &[]).unwrap().log;
     let body = cosigned.rsplit_once("\n\n").unwrap().0;
     let body = format!("{}\n", &body[body.rfind("\n\n").map_or(0, |at| at + 2)..]);
     let time = now() - ago;
-    let signature = ed25519_dalek::Signer::sign(&witness, format!("cosignature/v1\ntime {time}\n{body}").as_bytes());
+    let signature = ed25519_dalek::Signer::sign(
+        &witness,
+        format!("cosignature/v1\ntime {time}\n{body}").as_bytes(),
+    );
     let blob = [witness_key.id().as_slice(), &time.to_be_bytes(), &signature.to_bytes()].concat();
-    let line = format!("\u{2014} w {}\n", base64::Engine::encode(&base64::engine::general_purpose::STANDARD, blob));
+    let line = format!(
+        "\u{2014} w {}\n",
+        base64::Engine::encode(&base64::engine::general_purpose::STANDARD, blob)
+    );
     let checkpoints = config::Checkpoints {
         log: log_key.to_string(),
         witnesses: vec![witness_key.to_string()],
@@ -321,12 +406,15 @@ fn a_grace_hides_nothing_that_has_none() {
         approvals.extend(&log).await.unwrap();
         drop(approvals.decide(&good));
         approvals.take(&recording.text("approved")).await.unwrap();
-        let Decision::Deny(reason @ Reason::Stale { .. }) = approvals.decide(&good) else { panic!("{:?}", approvals.decide(&good)) };
+        let Decision::Deny(reason @ Reason::Stale { .. }) = approvals.decide(&good) else {
+            panic!("{:?}", approvals.decide(&good))
+        };
         assert!(approvals.grace(&reason) > Duration::ZERO);
         approvals.take(&recording.text("attested")).await.unwrap();
         assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
 
-        // What is kept of the chain is too old, which has its grace; what could not be kept revokes.
+        // What is kept of the chain is too old, which has its grace; what could not be kept
+        // revokes.
         let place = Place::make().await;
         let mut node = recording.node(&[], 4000);
         let chain = node.ledger.chain.as_mut().unwrap();
@@ -340,10 +428,14 @@ fn a_grace_hides_nothing_that_has_none() {
 
         // Of an index that is revoked a part was not asked for yet.
         let reason = |reason| Reason::Chain { digest: good.clone(), reason };
-        let (revoked, not_asked) = (reason(ChainReason::Revoked { seq: 1, block: 1 }), reason(ChainReason::NotAsked));
+        let (revoked, not_asked) =
+            (reason(ChainReason::Revoked { seq: 1, block: 1 }), reason(ChainReason::NotAsked));
         let both = approvals.sterner(Decision::Deny(revoked.clone()), not_asked.clone());
         assert_eq!(both, Decision::Deny(revoked.clone()));
-        assert_eq!(approvals.sterner(Decision::Deny(not_asked), revoked.clone()), Decision::Deny(revoked));
+        assert_eq!(
+            approvals.sterner(Decision::Deny(not_asked), revoked.clone()),
+            Decision::Deny(revoked)
+        );
     });
 }
 
@@ -358,7 +450,11 @@ fn bad_news_counts_even_if_it_cannot_be_kept() {
         let full = place.data().join("ledger.new");
         std::fs::create_dir(&full).unwrap();
         assert!(approvals.take(&recording.text("approved")).await.is_err());
-        assert_eq!(denied(&approvals, &good), ChainReason::NotFollowed, "good news waits until it is kept");
+        assert_eq!(
+            denied(&approvals, &good),
+            ChainReason::NotFollowed,
+            "good news waits until it is kept"
+        );
         std::fs::remove_dir(&full).unwrap();
         assert!(approvals.take(&recording.text("approved")).await.unwrap());
         assert!(matches!(approvals.decide(&good), Decision::Allow(_)));
@@ -378,18 +474,28 @@ fn what_is_in_an_approved_index_may_be_revoked_by_itself() {
         // In neither; then in the chain alone.
         let stranger = format!("sha256:{}", "66".repeat(32));
         approvals.take(&recording.text("approved")).await.unwrap();
-        assert!(matches!(approvals.forbids(&stranger), Some(Reason::Chain { reason: ChainReason::NotAsked, .. })));
-        assert!(approvals.forbids(&recording.digest(0)).is_none() && approvals.forbids(&recording.digest(2)).is_none());
+        assert!(matches!(
+            approvals.forbids(&stranger),
+            Some(Reason::Chain { reason: ChainReason::NotAsked, .. })
+        ));
+        assert!(
+            approvals.forbids(&recording.digest(0)).is_none()
+                && approvals.forbids(&recording.digest(2)).is_none()
+        );
         let revoked = approvals.forbids(&recording.digest(1)).unwrap();
         assert!(matches!(revoked, Reason::Chain { reason: ChainReason::Revoked { .. }, .. }));
-        // Relays that stop telling of it do not keep it from being revoked: what is known of it is too old.
+        // Relays that stop telling of it do not keep it from being revoked: what is known of it is
+        // too old.
         let place = Place::make().await;
         let mut node = recording.node(&[], 4000);
         node.ledger.chain.as_mut().unwrap().max_age_s = 3600;
         let approvals = place.begin(&node, &recording).await;
         approvals.take(&recording.text("approved")).await.unwrap();
         let stale = approvals.forbids(&recording.digest(2)).unwrap();
-        assert!(matches!(stale, Reason::Chain { reason: ChainReason::Stale { .. }, .. }), "{stale}");
+        assert!(
+            matches!(stale, Reason::Chain { reason: ChainReason::Stale { .. }, .. }),
+            "{stale}"
+        );
     });
 }
 
@@ -401,13 +507,19 @@ fn too_old_is_denied_after_its_grace() {
         node.ledger.chain.as_mut().unwrap().max_age_s = 3600;
         let approvals = place.begin(&node, &recording).await;
         approvals.take(&recording.text("approved")).await.unwrap();
-        let Decision::Deny(reason) = approvals.decide(&recording.digest(0)) else { panic!("allowed") };
-        assert!(matches!(&reason, Reason::Chain { reason: ChainReason::Stale { .. }, .. }), "{reason}");
+        let Decision::Deny(reason) = approvals.decide(&recording.digest(0)) else {
+            panic!("allowed")
+        };
+        assert!(
+            matches!(&reason, Reason::Chain { reason: ChainReason::Stale { .. }, .. }),
+            "{reason}"
+        );
         assert_eq!(approvals.grace(&reason), Duration::ZERO);
         node.ledger.chain.as_mut().unwrap().stale_grace_s = 7200;
         let again = place.open(&node).await;
         assert_eq!(again.grace(&reason), Duration::MAX);
-        // Right after a restart the relays are waited for: what was kept may be older than what was known.
+        // Right after a restart the relays are waited for: what was kept may be older than what was
+        // known.
         node.ledger.chain.as_mut().unwrap().stale_grace_s = 0;
         let again = place.open(&node).await;
         assert!((Duration::from_secs(60)..Duration::MAX).contains(&again.grace(&reason)));
@@ -440,13 +552,21 @@ async fn relay(manner: Manner) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
             tokio::spawn(async move {
                 let mut head = [0; 4096];
                 let length = client.read(&mut head).await.unwrap_or_default();
-                heard.lock().unwrap().push(String::from_utf8_lossy(&head[..length]).lines().next().unwrap_or_default().to_owned());
+                heard.lock().unwrap().push(
+                    String::from_utf8_lossy(&head[..length])
+                        .lines()
+                        .next()
+                        .unwrap_or_default()
+                        .to_owned(),
+                );
                 let (status, body, more) = match manner {
                     Manner::Gives(text) => ("200 OK", text, 0),
                     Manner::Breaks(text) => ("200 OK", text[..text.len() / 2].to_owned(), 1000),
                     Manner::Silent => return tokio::time::sleep(PATIENCE).await,
                     Manner::Trickles => {
-                        let _ = client.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n").await;
+                        let _ = client
+                            .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
+                            .await;
                         while client.write_all(b" ").await.is_ok() {
                             tokio::time::sleep(Duration::from_millis(500)).await;
                         }
@@ -454,7 +574,10 @@ async fn relay(manner: Manner) -> (String, Arc<std::sync::Mutex<Vec<String>>>) {
                     }
                     Manner::Refuses => ("502 Bad Gateway", String::new(), 0),
                 };
-                let head = format!("HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len() + more);
+                let head = format!(
+                    "HTTP/1.1 {status}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n",
+                    body.len() + more
+                );
                 let _ = client.write_all(head.as_bytes()).await;
                 let _ = client.write_all(body.as_bytes()).await;
             });
@@ -489,12 +612,22 @@ fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
         }
         let (honest, asked) = relay(Manner::Gives(newest.clone())).await;
         let (stale, _) = relay(Manner::Gives(recording.text("approved"))).await;
-        let relays =
-            [urls.clone(), vec![honest.clone(), stale.clone(), format!("file:{}", file.display()), "file:/nowhere".into()]].concat();
+        let relays = [
+            urls.clone(),
+            vec![
+                honest.clone(),
+                stale.clone(),
+                format!("file:{}", file.display()),
+                "file:/nowhere".into(),
+            ],
+        ]
+        .concat();
         let node = recording.node(&relays, 60);
         let approvals = Arc::new(place.begin(&node, &recording).await);
         denied(&approvals, &good);
-        let relays = Arc::new(Relays::new(&node, Client::new(&[], Duration::from_secs(2)).unwrap()).unwrap());
+        let relays = Arc::new(
+            Relays::new(&node, Client::new(&[], Duration::from_secs(2)).unwrap()).unwrap(),
+        );
         let keeping = tokio::spawn(relays.clone().keep(approvals.clone(), || ()));
         let heard = async |source: &str, says: Option<&str>| {
             let deadline = Instant::now() + PATIENCE;
@@ -503,7 +636,9 @@ fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
                 match (&found, says) {
                     (Some(None), None) => return,
                     (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
-                    _ => assert!(Instant::now() < deadline, "{source}: {found:?}, expected {says:?}"),
+                    _ => {
+                        assert!(Instant::now() < deadline, "{source}: {found:?}, expected {says:?}")
+                    }
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
@@ -517,7 +652,11 @@ fn a_lying_stale_silent_or_broken_relay_is_named_and_the_others_are_asked() {
         heard("file:/nowhere", Some("cannot be read")).await;
         assert!(matches!(denied(&approvals, &good), ChainReason::Revoked { .. }));
         let first = asked.lock().unwrap().first().cloned().unwrap();
-        assert!(first.contains("checkpoint=0x") && first.contains(&good.replace("sha256:", "digest=0x")), "{first}");
+        assert!(
+            first.contains("checkpoint=0x")
+                && first.contains(&good.replace("sha256:", "digest=0x")),
+            "{first}"
+        );
         // Once it is under way it asks from its period on, and at once for what nobody asked for.
         let deadline = Instant::now() + PATIENCE;
         while !asked.lock().unwrap().iter().any(|line| line.contains("period=")) {
@@ -565,15 +704,23 @@ fn all_relays_are_asked_at_once_for_what_nobody_asked_for_before() {
         let until = async |done: &dyn Fn() -> bool| {
             let deadline = Instant::now() + PATIENCE;
             while !done() {
-                assert!(Instant::now() < deadline, "{:?}, {:?}", of_one.lock().unwrap(), of_other.lock().unwrap());
+                assert!(
+                    Instant::now() < deadline,
+                    "{:?}, {:?}",
+                    of_one.lock().unwrap(),
+                    of_other.lock().unwrap()
+                );
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        until(&|| relays.heard().values().filter(|heard| heard.problem.is_none()).count() == 2).await;
+        until(&|| relays.heard().values().filter(|heard| heard.problem.is_none()).count() == 2)
+            .await;
         let stranger = format!("sha256:{}", "77".repeat(32));
         assert!(approvals.forbids(&stranger).is_some());
         let wanted = stranger.replace("sha256:", "0x");
-        let asked = |of: &Arc<std::sync::Mutex<Vec<String>>>| of.lock().unwrap().iter().any(|line| line.contains(&wanted));
+        let asked = |of: &Arc<std::sync::Mutex<Vec<String>>>| {
+            of.lock().unwrap().iter().any(|line| line.contains(&wanted))
+        };
         until(&|| asked(&of_one) && asked(&of_other)).await;
         keeping.abort();
     });

@@ -1,4 +1,5 @@
-//! A TPM that is busy, tests itself, answers too little, nonsense or nothing: between trustd and a software TPM stands a proxy that does that.
+//! A TPM that is busy, tests itself, answers too little, nonsense or nothing: between trustd and a
+//! software TPM stands a proxy that does that.
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -54,11 +55,17 @@ fn exchange(to: &str, command: &[u8]) -> Vec<u8> {
     answer
 }
 
-/// As after a fault the kernel's resource manager does, when trustd closes the device: nothing of it stays in the TPM.
+/// As after a fault the kernel's resource manager does, when trustd closes the device: nothing of
+/// it stays in the TPM.
 fn flush(tpm: &str) {
     // Transient objects, and sessions that are loaded.
     for first in [0x8000_0000u32, 0x0200_0000] {
-        let capability = [&[0x80, 1, 0, 0, 0, 22, 0, 0, 1, 0x7a, 0, 0, 0, 1][..], &first.to_be_bytes(), &[0, 0, 0, 64]].concat();
+        let capability = [
+            &[0x80, 1, 0, 0, 0, 22, 0, 0, 1, 0x7a, 0, 0, 0, 1][..],
+            &first.to_be_bytes(),
+            &[0, 0, 0, 64],
+        ]
+        .concat();
         let answer = exchange(tpm, &capability);
         for handle in answer[19..].chunks_exact(4) {
             exchange(tpm, &[&[0x80, 1, 0, 0, 0, 14, 0, 0, 1, 0x65][..], handle].concat());
@@ -68,13 +75,17 @@ fn flush(tpm: &str) {
 
 impl Proxy {
     fn start(swtpm: &Swtpm) -> Self {
-        let behind = swtpm.tcti.trim_start_matches("swtpm:host=").split(',').next().unwrap().to_owned();
+        let behind =
+            swtpm.tcti.trim_start_matches("swtpm:host=").split(',').next().unwrap().to_owned();
         // Its neighbour on the loopback network.
         let mut octets: Vec<u8> = behind.split('.').map(|o| o.parse().unwrap()).collect();
         octets[1] = octets[1].wrapping_add(128);
         let address = octets.iter().map(u8::to_string).collect::<Vec<_>>().join(".");
         let faults = Arc::new(Mutex::new(VecDeque::new()));
-        let (data, control) = (TcpListener::bind((&*address, 2321)).unwrap(), TcpListener::bind((&*address, 2322)).unwrap());
+        let (data, control) = (
+            TcpListener::bind((&*address, 2321)).unwrap(),
+            TcpListener::bind((&*address, 2322)).unwrap(),
+        );
         let (to, queue) = (format!("{behind}:2321"), faults.clone());
         std::thread::spawn(move || {
             for client in data.incoming() {
@@ -86,7 +97,8 @@ impl Proxy {
         std::thread::spawn(move || {
             for client in control.incoming() {
                 let (mut client, mut tpm) = (client.unwrap(), TcpStream::connect(&to).unwrap());
-                let (mut back, mut answers) = (client.try_clone().unwrap(), tpm.try_clone().unwrap());
+                let (mut back, mut answers) =
+                    (client.try_clone().unwrap(), tpm.try_clone().unwrap());
                 std::thread::spawn(move || std::io::copy(&mut answers, &mut back));
                 std::thread::spawn(move || {
                     let _ = std::io::copy(&mut client, &mut tpm);
@@ -112,7 +124,11 @@ impl Proxy {
 }
 
 /// Until one side has had enough.
-fn serve(mut client: TcpStream, tpm: &str, faults: &Mutex<VecDeque<Option<Fault>>>) -> std::io::Result<()> {
+fn serve(
+    mut client: TcpStream,
+    tpm: &str,
+    faults: &Mutex<VecDeque<Option<Fault>>>,
+) -> std::io::Result<()> {
     loop {
         let mut command = vec![0; 10];
         client.read_exact(&mut command)?;
@@ -150,7 +166,11 @@ fn serve(mut client: TcpStream, tpm: &str, faults: &Mutex<VecDeque<Option<Fault>
                 for _ in 0..=seed % 4 {
                     state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
                     // The length stays true: the kernel's driver delivers no other.
-                    let at = [0, 1].into_iter().chain(6..answer.len()).nth((state >> 8) as usize % (answer.len() - 4)).unwrap();
+                    let at = [0, 1]
+                        .into_iter()
+                        .chain(6..answer.len())
+                        .nth((state >> 8) as usize % (answer.len() - 4))
+                        .unwrap();
                     answer[at] ^= (state >> 24) as u8 | 1;
                 }
                 client.write_all(&answer)?;
@@ -168,10 +188,13 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
 }
 
-/// Everything that trustd asks a TPM for; whether it came through. An answer that was spoilt unseen is told apart by who checks signatures.
+/// Everything that trustd asks a TPM for; whether it came through. An answer that was spoilt unseen
+/// is told apart by who checks signatures.
 async fn everything(tpm: &Tpm) -> Vec<Result<(), TpmError>> {
     let (ours, pcr14) = (signer().public(), Pcr::default());
-    let approved = Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }.find(&ours, &pcr14).unwrap();
+    let approved = Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }
+        .find(&ours, &pcr14)
+        .unwrap();
     let sealed = tpm.seal(vec![1; 32], Some(ours.authorises())).await;
     let unsealed = match &sealed {
         Ok(sealed) => tpm.unseal(sealed.clone(), Some(approved)).await.map(drop),
@@ -202,7 +225,8 @@ fn a_busy_tpm_is_asked_again_and_a_locked_one_is_not() {
             proxy.next(0, std::iter::repeat_n(Fault::Code(code), 12));
             assert_eq!(tpm.random(32).await.unwrap().len(), 32);
         }
-        // Once for each: an extend that the TPM did not begin is made once, not never and not twice.
+        // Once for each: an extend that the TPM did not begin is made once, not never and not
+        // twice.
         let before = tpm.read(MODULES_PCR).await.unwrap();
         proxy.next(0, std::iter::repeat_n(Fault::Code(RETRY), 7));
         tpm.extend(MODULES_PCR, [7; 32]).await.unwrap();
@@ -212,7 +236,10 @@ fn a_busy_tpm_is_asked_again_and_a_locked_one_is_not() {
         proxy.next(0, [Fault::Code(LOCKOUT)]);
         let begun = Instant::now();
         let error = tpm.read(MODULES_PCR).await.unwrap_err();
-        assert!(matches!(error, TpmError::Lockout) && error.to_string().contains("recovery time"), "{error}");
+        assert!(
+            matches!(error, TpmError::Lockout) && error.to_string().contains("recovery time"),
+            "{error}"
+        );
         assert!(begun.elapsed() < Duration::from_secs(5));
         proxy.next(0, [Fault::Late]);
         tpm.read(MODULES_PCR).await.unwrap();
@@ -228,7 +255,14 @@ fn no_answer_is_too_strange() {
         let tpm = Tpm::open(&proxy.tcti).await.unwrap();
         assert!(everything(&tpm).await.iter().all(Result::is_ok));
         let mut faults: Vec<Fault> = [0, 1, 5, 9, 10, 11, 17].map(Fault::Short).to_vec();
-        faults.extend([Fault::Lost, Fault::Unanswered, Fault::Code(0x101), Fault::Code(0xffff_ffff), Fault::Code(0x0), Fault::Code(0x902)]);
+        faults.extend([
+            Fault::Lost,
+            Fault::Unanswered,
+            Fault::Code(0x101),
+            Fault::Code(0xffff_ffff),
+            Fault::Code(0x0),
+            Fault::Code(0x902),
+        ]);
         faults.extend((0..100).map(Fault::Spoilt));
         let mut failed = 0;
         for (n, fault) in faults.into_iter().enumerate() {
@@ -254,7 +288,15 @@ fn the_log_stays_true_whatever_becomes_of_an_extend() {
         let platform = dir.path().join("platform.log");
         std::fs::write(&platform, "").unwrap();
         let audit = Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap();
-        for (n, fault) in [Fault::Lost, Fault::Unanswered, Fault::Short(3), Fault::Code(0x101), Fault::Code(RETRY)].into_iter().enumerate()
+        for (n, fault) in [
+            Fault::Lost,
+            Fault::Unanswered,
+            Fault::Short(3),
+            Fault::Code(0x101),
+            Fault::Code(RETRY),
+        ]
+        .into_iter()
+        .enumerate()
         {
             // The register is read first.
             proxy.next(1, [fault]);
@@ -263,10 +305,20 @@ fn the_log_stays_true_whatever_becomes_of_an_extend() {
             proxy.calm();
             audit.record("next", &json!({ "n": n })).await.unwrap();
             let records = audit.records().await;
-            assert_eq!(replay(records.iter()).unwrap()[&MODULES_PCR], tpm.read(MODULES_PCR).await.unwrap(), "{fault:?}");
+            assert_eq!(
+                replay(records.iter()).unwrap()[&MODULES_PCR],
+                tpm.read(MODULES_PCR).await.unwrap(),
+                "{fault:?}"
+            );
             // What the TPM did is in the log, what it did not is not.
-            let there = records.iter().any(|r| r.content.kind == "one" && r.content.data.contains(&n.to_string()));
-            assert_eq!(there, matches!(fault, Fault::Unanswered | Fault::Short(_) | Fault::Code(RETRY)), "{fault:?}");
+            let there = records
+                .iter()
+                .any(|r| r.content.kind == "one" && r.content.data.contains(&n.to_string()));
+            assert_eq!(
+                there,
+                matches!(fault, Fault::Unanswered | Fault::Short(_) | Fault::Code(RETRY)),
+                "{fault:?}"
+            );
         }
         Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap();
     });

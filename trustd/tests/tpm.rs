@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use basalt_trustd::audit::{Audit, AuditError};
 use basalt_trustd::tpm::Tpm;
 use common::{Swtpm, signer, vault};
-use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, TpmKey, replay, unhex, verify_quote};
+use measure::{
+    Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, TpmKey, replay, unhex, verify_quote,
+};
 use policy::Policies;
 use serde_json::json;
 
@@ -68,7 +70,9 @@ fn a_quote_verifies_and_its_logs_replay() {
         let qualifying = statement.qualifying_data();
         check(&qualifying, &pcrs).unwrap();
         assert!(check(b"12345678", &pcrs).is_err());
-        assert!(check(&node_statement(measure::hex(b"87654321")).qualifying_data(), &pcrs).is_err());
+        assert!(
+            check(&node_statement(measure::hex(b"87654321")).qualifying_data(), &pcrs).is_err()
+        );
         pcrs.insert(MODULES_PCR, Pcr::default());
         assert!(check(&qualifying, &pcrs).is_err());
         // The key stays the same: it is derived, not stored.
@@ -85,7 +89,10 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
         let audit = audit(&tpm, dir.path()).await.unwrap();
         // BASALT_QUOTES=70000 is a year's worth at one in some seven minutes.
         let (ours, pcr14) = (signer().public(), Pcr::default());
-        let approved = Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }.find(&ours, &pcr14).unwrap();
+        let approved =
+            Policies { signer: ours.hex(), policies: vec![signer().sign("test", &pcr14)] }
+                .find(&ours, &pcr14)
+                .unwrap();
         let quotes = std::env::var("BASALT_QUOTES").map_or(100, |n| n.parse::<u64>().unwrap());
         for n in 0..quotes {
             audit.evidence(&node_statement(measure::hex(&n.to_be_bytes()))).await.unwrap();
@@ -97,7 +104,10 @@ fn many_quotes_leave_nothing_behind_in_the_tpm() {
             }
         }
         for kind in ["handles-transient", "handles-loaded-session", "handles-saved-session"] {
-            let listed = std::process::Command::new("tpm2_getcap").args([kind, "-T", &swtpm.tcti]).output().unwrap();
+            let listed = std::process::Command::new("tpm2_getcap")
+                .args([kind, "-T", &swtpm.tcti])
+                .output()
+                .unwrap();
             assert!(listed.status.success() && listed.stdout.is_empty(), "{kind}: {listed:?}");
         }
     });
@@ -126,8 +136,10 @@ fn a_kill_at_any_step_loses_nothing() {
                 std::fs::remove_file(dir.path().join("intent")).unwrap();
             }
             let again = audit(&tpm, dir.path()).await.unwrap();
-            let kinds: Vec<String> = again.records().await.into_iter().map(|r| r.content.kind).collect();
-            let expected: &[&str] = if step == 0 { &["tpm-clock", "one"] } else { &["tpm-clock", "one", "two"] };
+            let kinds: Vec<String> =
+                again.records().await.into_iter().map(|r| r.content.kind).collect();
+            let expected: &[&str] =
+                if step == 0 { &["tpm-clock", "one"] } else { &["tpm-clock", "one", "two"] };
             assert_eq!(kinds, expected, "step {step}");
             assert!(!dir.path().join("intent").exists());
             again.record("three", &json!({})).await.unwrap();
@@ -144,9 +156,16 @@ fn an_extend_that_is_not_ours_is_never_adopted() {
         let tpm = swtpm.open().await;
         audit(&tpm, dir.path()).await.unwrap().record("one", &json!({})).await.unwrap();
         // With an intent that does not explain it.
-        std::fs::write(dir.path().join("intent"), Record::new(2, &Event::new(MODULES_PCR, "two", "{}")).line()).unwrap();
+        std::fs::write(
+            dir.path().join("intent"),
+            Record::new(2, &Event::new(MODULES_PCR, "two", "{}")).line(),
+        )
+        .unwrap();
         tpm.extend(MODULES_PCR, [9; 32]).await.unwrap();
-        assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Foreign { pcr: MODULES_PCR, .. })));
+        assert!(matches!(
+            audit(&tpm, dir.path()).await,
+            Err(AuditError::Foreign { pcr: MODULES_PCR, .. })
+        ));
     });
 }
 
@@ -166,9 +185,19 @@ fn a_tpm_that_began_anew_is_not_gone_on_with() {
         for record in &records {
             tpm.extend(MODULES_PCR, record.event().digest()).await.unwrap();
         }
-        assert_eq!(tpm.read(MODULES_PCR).await.unwrap(), replay(records.iter()).unwrap()[&MODULES_PCR], "it looks the same");
-        assert!(matches!(before.evidence(&node_statement("00".repeat(8))).await, Err(AuditError::Reset { .. })));
-        assert!(matches!(before.record("two", &json!({})).await, Err(AuditError::Reset { .. })), "from then on for good");
+        assert_eq!(
+            tpm.read(MODULES_PCR).await.unwrap(),
+            replay(records.iter()).unwrap()[&MODULES_PCR],
+            "it looks the same"
+        );
+        assert!(matches!(
+            before.evidence(&node_statement("00".repeat(8))).await,
+            Err(AuditError::Reset { .. })
+        ));
+        assert!(
+            matches!(before.record("two", &json!({})).await, Err(AuditError::Reset { .. })),
+            "from then on for good"
+        );
         assert!(matches!(audit(&tpm, dir.path()).await, Err(AuditError::Reset { .. })));
     });
 }
@@ -179,7 +208,12 @@ fn an_altered_log_is_not_believed() {
     let swtpm = Swtpm::start(dir.path());
     run(async {
         let tpm = swtpm.open().await;
-        audit(&tpm, dir.path()).await.unwrap().record("one", &json!({ "module": "a" })).await.unwrap();
+        audit(&tpm, dir.path())
+            .await
+            .unwrap()
+            .record("one", &json!({ "module": "a" }))
+            .await
+            .unwrap();
         let log = dir.path().join("modules.log");
         let text = std::fs::read_to_string(&log).unwrap();
         std::fs::write(&log, text.replace("\\\"a\\\"", "\\\"b\\\"")).unwrap();
@@ -210,7 +244,13 @@ fn the_ledgers_mark_never_goes_back() {
     .unwrap();
     let digest = format!("sha256:{}", "ab".repeat(32));
     let line = |seq, status| {
-        let mut entry = Entry::new(ImageStatement { digest: digest.clone(), exp: u64::MAX, iat: 0, seq, status });
+        let mut entry = Entry::new(ImageStatement {
+            digest: digest.clone(),
+            exp: u64::MAX,
+            iat: 0,
+            seq,
+            status,
+        });
         entry.sign("t", &key);
         entry.line() + "\n"
     };
@@ -225,11 +265,15 @@ fn the_ledgers_mark_never_goes_back() {
     run(async {
         let tpm = swtpm.open().await;
         let open = async || {
-            let root = std::sync::Arc::new(vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap());
+            let root = std::sync::Arc::new(
+                vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap(),
+            );
             Approvals::open(&node, &etc, &data, 0, tpm.clone(), root).await.unwrap()
         };
         let denied = |approvals: &Approvals, says: &str| {
-            let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed; expected: {says}") };
+            let Decision::Deny(reason) = approvals.decide(&digest) else {
+                panic!("allowed; expected: {says}")
+            };
             assert!(reason.to_string().contains(says), "{reason}");
         };
         let approvals = open().await;
@@ -242,9 +286,16 @@ fn the_ledgers_mark_never_goes_back() {
         let new = dir.path().join("new");
         copy(&data, &new);
 
-        // What cannot be kept takes effect only as far as it is bad news; the same once more keeps it.
+        // What cannot be kept takes effect only as far as it is bad news; the same once more keeps
+        // it.
         let other = format!("sha256:{}", "cd".repeat(32));
-        let mut third = Entry::new(ImageStatement { digest: other.clone(), exp: u64::MAX, iat: 0, seq: 3, status: Status::Approved });
+        let mut third = Entry::new(ImageStatement {
+            digest: other.clone(),
+            exp: u64::MAX,
+            iat: 0,
+            seq: 3,
+            status: Status::Approved,
+        });
         third.sign("t", &key);
         let longer = approved.clone() + &revoked + &third.line() + "\n";
         let full = open().await;
@@ -255,7 +306,10 @@ fn the_ledgers_mark_never_goes_back() {
         std::fs::remove_dir(data.join("ledger.new")).unwrap();
         assert_eq!(full.extend(&longer).await.unwrap(), (3, true));
         assert_eq!(full.extend(&longer).await.unwrap(), (3, false));
-        assert!(matches!(full.decide(&other), Decision::Allow(_)) && matches!(open().await.decide(&other), Decision::Allow(_)));
+        assert!(
+            matches!(full.decide(&other), Decision::Allow(_))
+                && matches!(open().await.decide(&other), Decision::Allow(_))
+        );
         copy(&data, &new);
 
         // The whole partition as it was before the revocation.
@@ -287,14 +341,17 @@ fn the_ledgers_mark_never_goes_back() {
     run(async {
         let tpm = other.open().await;
         std::fs::remove_file(data.join("root.sealed")).unwrap();
-        let root = std::sync::Arc::new(vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap());
+        let root = std::sync::Arc::new(
+            vault(&tpm, Pcr::default(), &data, dir.path(), &node.keys).open().await.unwrap(),
+        );
         let approvals = Approvals::open(&node, &etc, &data, 0, tpm, root).await.unwrap();
         let Decision::Deny(reason) = approvals.decide(&digest) else { panic!("allowed") };
         assert!(reason.to_string().contains("is it another one"), "{reason}");
     });
 }
 
-/// Only the TPM that has both keys reads a credential; Debian's tpm2_makecredential makes one that it reads too.
+/// Only the TPM that has both keys reads a credential; Debian's tpm2_makecredential makes one that
+/// it reads too.
 #[test]
 fn a_credential_is_read_by_the_one_tpm_that_has_both_keys() {
     use measure::make_credential;
@@ -302,11 +359,16 @@ fn a_credential_is_read_by_the_one_tpm_that_has_both_keys() {
     let (swtpm, other) = (Swtpm::start(dir.path()), Swtpm::start(other_dir.path()));
     run(async {
         let (tpm, stranger) = (swtpm.open().await, other.open().await);
-        let attestation = async |tpm: &Tpm| TpmKey::attestation(&tpm.quote([1; 32]).await.unwrap().key).unwrap();
-        let endorsement = async |tpm: &Tpm| TpmKey::endorsement(&tpm.endorsement().await.unwrap().area).unwrap();
+        let attestation =
+            async |tpm: &Tpm| TpmKey::attestation(&tpm.quote([1; 32]).await.unwrap().key).unwrap();
+        let endorsement =
+            async |tpm: &Tpm| TpmKey::endorsement(&tpm.endorsement().await.unwrap().area).unwrap();
         let (ours, theirs) = (attestation(&tpm).await, attestation(&stranger).await);
         let (ek, their_ek) = (endorsement(&tpm).await, endorsement(&stranger).await);
-        assert!(tpm.endorsement().await.unwrap().certificate.is_none(), "a TPM without a manufacturer");
+        assert!(
+            tpm.endorsement().await.unwrap().certificate.is_none(),
+            "a TPM without a manufacturer"
+        );
         let secret = [42; 32];
         for n in 1..20u8 {
             let made = make_credential(&ek, &ours.name(), &secret, &[n; 32]).unwrap();
@@ -326,10 +388,12 @@ fn a_credential_is_read_by_the_one_tpm_that_has_both_keys() {
         assert!(tpm.activate(Vec::new(), Vec::new()).await.is_err());
         assert!(tpm.activate(vec![0; 5000], vec![0; 5000]).await.is_err());
 
-        // tpm2_makecredential without a TPM (-T none): public area, name and secret in; TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET out.
+        // tpm2_makecredential without a TPM (-T none): public area, name and secret in;
+        // TPM2B_ID_OBJECT and TPM2B_ENCRYPTED_SECRET out.
         let file = |name: &str| dir.path().join(name);
         let area = ek.area();
-        std::fs::write(file("ek.pub"), [&(area.len() as u16).to_be_bytes(), area].concat()).unwrap();
+        std::fs::write(file("ek.pub"), [&(area.len() as u16).to_be_bytes(), area].concat())
+            .unwrap();
         std::fs::write(file("secret"), secret).unwrap();
         let made = std::process::Command::new("tpm2_makecredential")
             .args(["-T", "none", "-u"])
@@ -364,16 +428,20 @@ fn a_key_that_a_node_does_not_have_is_no_key() {
     let swtpm = Swtpm::start(dir.path());
     run(async {
         let tpm = swtpm.open().await;
-        let (quote, endorsement) = (tpm.quote([1; 32]).await.unwrap(), tpm.endorsement().await.unwrap());
+        let (quote, endorsement) =
+            (tpm.quote([1; 32]).await.unwrap(), tpm.endorsement().await.unwrap());
         let (ak, ek) = (quote.key, endorsement.area);
         assert!(TpmKey::attestation(&ak).is_ok() && TpmKey::endorsement(&ek).is_ok());
         assert!(TpmKey::attestation(&ek).is_err() && TpmKey::endorsement(&ak).is_err());
-        for (area, read) in [(&ak, TpmKey::attestation as fn(&[u8]) -> _), (&ek, TpmKey::endorsement)] {
+        for (area, read) in
+            [(&ak, TpmKey::attestation as fn(&[u8]) -> _), (&ek, TpmKey::endorsement)]
+        {
             for end in 0..area.len() {
                 assert!(read(&area[..end]).is_err());
             }
             assert!(read(&[&area[..], &[0]].concat()).is_err());
-            // Attributes, algorithms, sizes, policy: all but the point is fixed, and a point with another bit is none of the curve's.
+            // Attributes, algorithms, sizes, policy: all but the point is fixed, and a point with
+            // another bit is none of the curve's.
             for bit in 0..area.len() * 8 {
                 let mut other = area.clone();
                 other[bit / 8] ^= 1 << (bit % 8);

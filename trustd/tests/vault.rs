@@ -33,7 +33,13 @@ fn run<T>(test: impl Future<Output = T>) -> T {
 async fn booted(swtpm: &Swtpm, image: &str, dir: &Path) -> (Tpm, Pcr) {
     let event = Event::new(PLATFORM_PCR, "verity-root", image);
     let extended = format!("{PLATFORM_PCR}:sha256={}", measure::hex(&event.digest()));
-    assert!(Command::new("tpm2_pcrextend").args([&extended, "-T", &swtpm.tcti]).status().unwrap().success());
+    assert!(
+        Command::new("tpm2_pcrextend")
+            .args([&extended, "-T", &swtpm.tcti])
+            .status()
+            .unwrap()
+            .success()
+    );
     std::fs::write(dir.join("platform.log"), Record::new(0, &event).line()).unwrap();
     let mut pcr14 = Pcr::default();
     pcr14.extend(&event.digest());
@@ -55,7 +61,10 @@ async fn locked_because(vault: &Vault) -> String {
 }
 
 fn policies(signer: &Signer, pcrs: &[Pcr]) -> Policies {
-    Policies { signer: signer.public().hex(), policies: pcrs.iter().map(|pcr| signer.sign("test", pcr)).collect() }
+    Policies {
+        signer: signer.public().hex(),
+        policies: pcrs.iter().map(|pcr| signer.sign("test", pcr)).collect(),
+    }
 }
 
 #[test]
@@ -80,16 +89,27 @@ fn an_update_of_the_same_signer_unseals_and_no_other_boot_does() {
         assert!(locked_because(&updated).await.contains("none is for this boot's PCR 14"));
         let stranger = Signer::of_builder(&[8; 32]);
         with(&policies(&stranger, &[second]).text());
-        assert!(locked_because(&updated).await.contains(&format!("signed by {}", stranger.public().hex())));
+        assert!(
+            locked_because(&updated)
+                .await
+                .contains(&format!("signed by {}", stranger.public().hex()))
+        );
         // What he signed, under our name.
-        with(&policies(&stranger, &[second]).text().replace(&stranger.public().hex(), &signer().public().hex()));
+        with(
+            &policies(&stranger, &[second])
+                .text()
+                .replace(&stranger.public().hex(), &signer().public().hex()),
+        );
         assert!(locked_because(&updated).await.contains("its signature is not the signer's"));
         with("[");
         assert!(locked_because(&updated).await.contains("not a list of policies"));
         std::fs::remove_file(&shipped).unwrap();
         assert!(locked_because(&updated).await.contains("there are none"));
         // Sent beforehand, or now.
-        assert_eq!(updated.accept(policies(&signer(), &[second]).text().as_bytes()).unwrap(), [measure::hex(&second.0)]);
+        assert_eq!(
+            updated.accept(policies(&signer(), &[second]).text().as_bytes()).unwrap(),
+            [measure::hex(&second.0)]
+        );
         assert_eq!(of(&updated.open().await.unwrap()), key);
     });
 }
@@ -102,7 +122,9 @@ fn the_tpm_itself_asks_for_the_policy() {
     run(async {
         let (tpm, now) = booted(&swtpm, "one", dir.path()).await;
         let (ours, stranger) = (signer(), Signer::of_builder(&[8; 32]));
-        let approved = |signer: &Signer, pcr14: Pcr| policies(signer, &[pcr14]).find(&signer.public(), &pcr14).unwrap();
+        let approved = |signer: &Signer, pcr14: Pcr| {
+            policies(signer, &[pcr14]).find(&signer.public(), &pcr14).unwrap()
+        };
         let sealed = tpm.seal(vec![5; 32], Some(ours.public().authorises())).await.unwrap();
         assert_eq!(tpm.unseal(sealed.clone(), Some(approved(&ours, now))).await.unwrap(), [5; 32]);
         let (good, theirs) = (approved(&ours, now), approved(&stranger, now));
@@ -111,18 +133,34 @@ fn the_tpm_itself_asks_for_the_policy() {
         let cases = [
             ("no policy", None),
             ("a stranger's", Some(theirs.clone())),
-            ("a stranger's signature", Some(policy::Approved { signature: theirs.signature, ..good.clone() })),
+            (
+                "a stranger's signature",
+                Some(policy::Approved { signature: theirs.signature, ..good.clone() }),
+            ),
             ("a flipped bit", Some(forged)),
             ("of another boot", Some(approved(&ours, Pcr([3; 32])))),
         ];
         for (what, policy) in cases {
             let refused = tpm.unseal(sealed.clone(), policy).await.map(drop).unwrap_err();
-            assert!(matches!(&refused, TpmError::Refused { what: "Unseal", .. }), "{what}: {refused}");
+            assert!(
+                matches!(&refused, TpmError::Refused { what: "Unseal", .. }),
+                "{what}: {refused}"
+            );
         }
-        assert_eq!(tpm.unseal(sealed.clone(), Some(good.clone())).await.unwrap(), [5; 32], "nothing is locked out by that");
+        assert_eq!(
+            tpm.unseal(sealed.clone(), Some(good.clone())).await.unwrap(),
+            [5; 32],
+            "nothing is locked out by that"
+        );
         // The register goes on: this boot's policy is over.
         let event = format!("{PLATFORM_PCR}:sha256={}", "11".repeat(32));
-        assert!(Command::new("tpm2_pcrextend").args([&event, "-T", &swtpm.tcti]).status().unwrap().success());
+        assert!(
+            Command::new("tpm2_pcrextend")
+                .args([&event, "-T", &swtpm.tcti])
+                .status()
+                .unwrap()
+                .success()
+        );
         assert!(tpm.unseal(sealed, Some(good)).await.unwrap_err().is_of("Unseal"));
     });
 }
@@ -139,7 +177,8 @@ fn policies_are_kept_if_they_are_the_nodes() {
         let text = policies(&stranger, &[now]).text();
         assert!(matches!(vault.accept(text.as_bytes()), Err(Refusal::Signer(_))));
         let pcrs: Vec<Pcr> = (0..130).map(|n| Pcr([n; 32])).collect();
-        let send = |pcrs: &[Pcr]| vault.accept(policies(&signer(), pcrs).text().as_bytes()).unwrap();
+        let send =
+            |pcrs: &[Pcr]| vault.accept(policies(&signer(), pcrs).text().as_bytes()).unwrap();
         assert_eq!(send(&pcrs[..2]).len(), 2);
         assert_eq!(send(&pcrs[1..3]).len(), 3, "none is there twice");
         assert_eq!(send(&pcrs[3..103]).len(), 100, "the newest come first");
@@ -147,7 +186,15 @@ fn policies_are_kept_if_they_are_the_nodes() {
         // Where the key is sealed for one signer, another of the image's does not count.
         vault.open().await.unwrap();
         let other = config::Boot { signer: stranger.public().hex(), ..boot() };
-        let updated = Vault::new(tpm.clone(), now, &other, &Keys::default(), dir.path(), &dir.path().join(SHIPPED)).unwrap();
+        let updated = Vault::new(
+            tpm.clone(),
+            now,
+            &other,
+            &Keys::default(),
+            dir.path(),
+            &dir.path().join(SHIPPED),
+        )
+        .unwrap();
         let key = of(&updated.open().await.unwrap());
         assert!(matches!(updated.accept(text.as_bytes()), Err(Refusal::Signer(_))));
         // Once both have signed for one boot, the next ones are the new one's affair.
@@ -185,10 +232,17 @@ fn the_holder_of_the_recovery_key_brings_a_root_key_to_another_tpm_and_nobody_el
         let (tpm, now) = booted(&other, "one", path).await;
         let second = vault(&tpm, now, path, path, &keys);
         let why = locked_because(&second).await;
-        assert!(why.contains("was the TPM exchanged or cleared?") && why.contains("trustctl recovery restore"), "{why}");
+        assert!(
+            why.contains("was the TPM exchanged or cleared?")
+                && why.contains("trustctl recovery restore"),
+            "{why}"
+        );
         assert!(matches!(second.restore(&[1; 31]).await, Err(Refusal::Length(31))));
         let without = vault(&tpm, now, path, path, &Keys::default());
-        assert!(matches!(without.restore(&root).await, Err(Refusal::NoRecovery)), "the measured settings do not name a recovery key");
+        assert!(
+            matches!(without.restore(&root).await, Err(Refusal::NoRecovery)),
+            "the measured settings do not name a recovery key"
+        );
         // Not for a boot that has no policy: it could not have the key either.
         std::fs::remove_file(path.join(SHIPPED)).unwrap();
         assert!(second.restore(&root).await.unwrap_err().to_string().contains("no policy of"));
@@ -219,7 +273,8 @@ fn a_secret_of_the_tpm_lasts_and_begins_anew_with_another() {
     let (swtpm, other) = (Swtpm::start(dir.path()), Swtpm::start(other_dir.path()));
     let path = dir.path().join("node.sealed");
     run(async {
-        let secret = async |tpm: &Tpm| of(&basalt_trustd::vault::of_this_tpm(tpm, &path).await.unwrap());
+        let secret =
+            async |tpm: &Tpm| of(&basalt_trustd::vault::of_this_tpm(tpm, &path).await.unwrap());
         let (tpm, other) = (swtpm.open().await, other.open().await);
         let first = secret(&tpm).await;
         assert_eq!(secret(&tpm).await, first);
@@ -236,33 +291,66 @@ fn a_locked_node_serves_attestation_and_the_way_back_only() {
     let swtpm = Swtpm::start(dir.path());
     run(async {
         let (tpm, now) = booted(&swtpm, "one", dir.path()).await;
-        let audit = Arc::new(Audit::open(tpm.clone(), &dir.path().join("platform.log"), dir.path(), dir.path()).await.unwrap());
+        let audit = Arc::new(
+            Audit::open(tpm.clone(), &dir.path().join("platform.log"), dir.path(), dir.path())
+                .await
+                .unwrap(),
+        );
         let (keys, certificate) = (Keys::default(), "ab".repeat(32));
         let vault = vault(&tpm, now, dir.path(), dir.path(), &keys);
         std::fs::remove_file(dir.path().join(SHIPPED)).unwrap();
         let why = locked_because(&vault).await;
         let opened = tokio::sync::Notify::new();
-        let base =
-            Arc::new(Base { boot: boot(), machine: "virt".into(), audit, vault, init: dir.path().join("init"), certificate, opened });
+        let base = Arc::new(Base {
+            boot: boot(),
+            machine: "virt".into(),
+            audit,
+            vault,
+            init: dir.path().join("init"),
+            certificate,
+            opened,
+        });
         let router = locked::router(base.clone(), &why);
         let ask = async |method: &str, path: &str, body: Value| {
-            let request = Request::builder().method(method).uri(path).header("content-type", "application/json");
-            let response = router.clone().oneshot(request.body(Body::from(body.to_string())).unwrap()).await.unwrap();
+            let request = Request::builder()
+                .method(method)
+                .uri(path)
+                .header("content-type", "application/json");
+            let response = router
+                .clone()
+                .oneshot(request.body(Body::from(body.to_string())).unwrap())
+                .await
+                .unwrap();
             let status = response.status().as_u16();
             let bytes = response.into_body().collect().await.unwrap().to_bytes();
             (status, serde_json::from_slice::<Value>(&bytes).unwrap())
         };
         let (status, said) = ask("GET", "/v1/status", json!(null)).await;
-        assert!(status == 200 && said["locked"] == why.as_str() && said["machine"] == "virt", "{said}");
+        assert!(
+            status == 200 && said["locked"] == why.as_str() && said["machine"] == "virt",
+            "{said}"
+        );
         assert_eq!(ask("POST", "/v1/quote", json!({ "nonce": "00".repeat(8) })).await.0, 200);
-        for (method, path) in
-            [("GET", "/v1/modules"), ("PUT", "/v1/modules/a"), ("PUT", "/v1/images"), ("POST", "/v1/ledger/reset"), ("GET", "/")]
-        {
+        for (method, path) in [
+            ("GET", "/v1/modules"),
+            ("PUT", "/v1/modules/a"),
+            ("PUT", "/v1/images"),
+            ("POST", "/v1/ledger/reset"),
+            ("GET", "/"),
+        ] {
             let (status, said) = ask(method, path, json!({})).await;
-            assert!(status == 503 && said["error"]["code"] == "locked" && said["error"]["message"] == why.as_str(), "{path}: {said}");
+            assert!(
+                status == 503
+                    && said["error"]["code"] == "locked"
+                    && said["error"]["message"] == why.as_str(),
+                "{path}: {said}"
+            );
         }
         let (_, wanted) = ask("GET", "/v1/policies", json!(null)).await;
-        assert_eq!(wanted, json!({ "signer": signer().public().hex(), "pcr14": measure::hex(&now.0) }));
+        assert_eq!(
+            wanted,
+            json!({ "signer": signer().public().hex(), "pcr14": measure::hex(&now.0) })
+        );
         assert_eq!(ask("PUT", "/v1/recovery", json!({ "root": "00".repeat(32) })).await.0, 409);
         let (status, said) = ask("PUT", "/v1/policies", json!(policies(&signer(), &[now]))).await;
         assert!(status == 200 && said["this_boot"] == true, "{said}");

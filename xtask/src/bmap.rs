@@ -1,4 +1,5 @@
-//! Which blocks of an image matter, with their hashes: the block map of bmaptool, version 2.0, so that it can flash too.
+//! Which blocks of an image matter, with their hashes: the block map of bmaptool, version 2.0, so
+//! that it can flash too.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -86,12 +87,17 @@ impl Bmap {
         let document = roxmltree::Document::parse(text).context("the block map is not XML")?;
         let value = |name: &str| {
             let node = document.descendants().find(|n| n.has_tag_name(name));
-            node.and_then(|n| n.text()).map(str::trim).with_context(|| format!("the block map has no {name}"))
+            node.and_then(|n| n.text())
+                .map(str::trim)
+                .with_context(|| format!("the block map has no {name}"))
         };
         let own = value("BmapFileChecksum")?;
         ensure!(own.len() == NO_CHECKSUM.len(), "the block map's own checksum is malformed");
         let found = measure::hex(&Sha256::digest(text.replacen(own, NO_CHECKSUM, 1).as_bytes()));
-        ensure!(own == found, "the block map is altered or cut short: expected its own checksum {own}, found {found}");
+        ensure!(
+            own == found,
+            "the block map is altered or cut short: expected its own checksum {own}, found {found}"
+        );
         ensure!(
             value("ChecksumType")? == "sha256" && value("BlockSize")? == "4096",
             "the block map is of a kind that this program does not read"
@@ -102,8 +108,11 @@ impl Bmap {
             let text = node.text().unwrap_or_default().trim();
             // A single block may stand alone.
             let (first, last) = text.split_once('-').unwrap_or((text, text));
-            let range =
-                Range { first: first.parse()?, last: last.parse()?, sha256: node.attribute("chksum").unwrap_or_default().to_owned() };
+            let range = Range {
+                first: first.parse()?,
+                last: last.parse()?,
+                sha256: node.attribute("chksum").unwrap_or_default().to_owned(),
+            };
             if range.first > range.last || range.last >= image_size.div_ceil(BLOCK) {
                 bail!("the block map's range {text} lies outside of the image");
             }
@@ -134,7 +143,10 @@ mod tests {
         let size = path.metadata().unwrap().len();
         let map = Bmap::of(&path, &[(0, 4096), (8192, size)]).unwrap();
         assert_eq!(map.mapped(), size - 4096);
-        assert_eq!(map.ranges[0].sha256, crate::hash::bytes(&std::fs::read(&path).unwrap()[..4096]));
+        assert_eq!(
+            map.ranges[0].sha256,
+            crate::hash::bytes(&std::fs::read(&path).unwrap()[..4096])
+        );
         assert_eq!(Bmap::parse(&map.to_xml()).unwrap(), map);
     }
 
@@ -143,7 +155,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = image(dir.path());
         let text = Bmap::of(&path, &[(0, 8192)]).unwrap().to_xml();
-        for altered in [text.replacen("0-1", "0-2", 1), text.replace("sha256", "sha1"), text[..text.len() - 20].to_owned(), String::new()] {
+        for altered in [
+            text.replacen("0-1", "0-2", 1),
+            text.replace("sha256", "sha1"),
+            text[..text.len() - 20].to_owned(),
+            String::new(),
+        ] {
             assert!(Bmap::parse(&altered).is_err());
         }
     }

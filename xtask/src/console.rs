@@ -35,7 +35,8 @@ impl Console {
     pub fn of(mut qemu: Command, tpm: Option<Child>, dir: &Path) -> Result<Self> {
         // QEMU's own messages stay apart from the guest's.
         let errors = std::fs::File::create(dir.join("qemu.log"))?;
-        let mut qemu = qemu.stdout(Stdio::piped()).stderr(errors).spawn().context("cannot start QEMU")?;
+        let mut qemu =
+            qemu.stdout(Stdio::piped()).stderr(errors).spawn().context("cannot start QEMU")?;
         let output = qemu.stdout.take().context("QEMU has no output")?;
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -73,9 +74,15 @@ impl Console {
                 Ok(line) if wanted.iter().any(|w| line.contains(w)) => return Ok(line),
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => {
-                    bail!("the console did not say {wanted:?} within {} s; it said:\n{}", within.as_secs(), self.text)
+                    bail!(
+                        "the console did not say {wanted:?} within {} s; it said:\n{}",
+                        within.as_secs(),
+                        self.text
+                    )
                 }
-                Err(RecvTimeoutError::Disconnected) => bail!("the machine ended before it said {wanted:?}; it said:\n{}", self.text),
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("the machine ended before it said {wanted:?}; it said:\n{}", self.text)
+                }
             }
         }
     }
@@ -87,7 +94,11 @@ impl Console {
             match self.next(deadline) {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => bail!("the machine did not end within {} s; it said:\n{}", within.as_secs(), self.text),
+                Err(RecvTimeoutError::Timeout) => bail!(
+                    "the machine did not end within {} s; it said:\n{}",
+                    within.as_secs(),
+                    self.text
+                ),
             }
         }
     }
@@ -116,7 +127,8 @@ impl Drop for Console {
 /// Starts the software TPM and waits until it listens: QEMU does not wait for it.
 pub fn start_tpm(boot: &Boot<'_>) -> Result<Child> {
     let log = std::fs::File::create(boot.dir.join("swtpm.log"))?;
-    let mut child = boot.tpm()?.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start swtpm")?;
+    let mut child =
+        boot.tpm()?.stdout(log.try_clone()?).stderr(log).spawn().context("cannot start swtpm")?;
     let deadline = Instant::now() + Duration::from_secs(30);
     while !boot.dir.join("tpm.sock").exists() {
         if let Some(status) = child.try_wait()? {

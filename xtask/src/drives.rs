@@ -36,7 +36,9 @@ impl Host {
     pub fn drives(&self) -> Result<Vec<Drive>> {
         let class = self.class();
         let mut drives = Vec::new();
-        for entry in std::fs::read_dir(&class).with_context(|| format!("cannot list {}", class.display()))? {
+        for entry in
+            std::fs::read_dir(&class).with_context(|| format!("cannot list {}", class.display()))?
+        {
             let drive = self.named(&entry?.file_name().to_string_lossy());
             if drive.whole().is_none() {
                 drives.push(drive);
@@ -47,8 +49,14 @@ impl Host {
     }
 
     pub fn drive_of_number(&self, number: u64) -> Result<Drive> {
-        let place = self.sys.join(format!("dev/block/{}:{}", nix::sys::stat::major(number), nix::sys::stat::minor(number)));
-        let real = place.canonicalize().with_context(|| format!("the kernel does not list this device ({})", place.display()))?;
+        let place = self.sys.join(format!(
+            "dev/block/{}:{}",
+            nix::sys::stat::major(number),
+            nix::sys::stat::minor(number)
+        ));
+        let real = place.canonicalize().with_context(|| {
+            format!("the kernel does not list this device ({})", place.display())
+        })?;
         Ok(self.named(&real.file_name().unwrap_or_default().to_string_lossy()))
     }
 }
@@ -62,13 +70,20 @@ impl Drive {
     pub fn whole(&self) -> Option<String> {
         self.place.join("partition").exists().then(|| {
             let real = self.place.canonicalize().unwrap_or_default();
-            real.parent().and_then(Path::file_name).unwrap_or_default().to_string_lossy().into_owned()
+            real.parent()
+                .and_then(Path::file_name)
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
         })
     }
 
     /// In bytes.
     pub fn size(&self) -> Result<u64> {
-        let sectors: u64 = self.attribute("size").with_context(|| format!("{} has no size", self.name))?.parse()?;
+        let sectors: u64 = self
+            .attribute("size")
+            .with_context(|| format!("{} has no size", self.name))?
+            .parse()?;
         Ok(sectors * 512)
     }
 
@@ -82,7 +97,8 @@ impl Drive {
         let card = self.attribute("device/type").as_deref() == Some("SD");
         let usb = bus.components().any(|c| c.as_os_str().to_string_lossy().starts_with("usb"));
         let set_up = self.place.join("loop/backing_file").exists();
-        self.attribute("size").as_deref() != Some("0") && (self.attribute("removable").as_deref() == Some("1") || card || usb || set_up)
+        self.attribute("size").as_deref() != Some("0")
+            && (self.attribute("removable").as_deref() == Some("1") || card || usb || set_up)
     }
 
     /// What holds the drive or one of its partitions: mounts, swap, other devices made of it.
@@ -94,7 +110,8 @@ impl Drive {
             }
         }
         let mounts = self.host.proc.join("self/mountinfo");
-        let mounts = std::fs::read_to_string(&mounts).with_context(|| format!("cannot read {}", mounts.display()))?;
+        let mounts = std::fs::read_to_string(&mounts)
+            .with_context(|| format!("cannot read {}", mounts.display()))?;
         let swaps = std::fs::read_to_string(self.host.proc.join("swaps")).unwrap_or_default();
         let mut uses = Vec::new();
         for part in parts {
@@ -108,7 +125,11 @@ impl Drive {
             if swaps.lines().any(|l| l.split_whitespace().next() == Some(&format!("/dev/{part}"))) {
                 uses.push(format!("{part} is swap"));
             }
-            for holder in std::fs::read_dir(self.host.class().join(&part).join("holders")).into_iter().flatten().flatten() {
+            for holder in std::fs::read_dir(self.host.class().join(&part).join("holders"))
+                .into_iter()
+                .flatten()
+                .flatten()
+            {
                 uses.push(format!("{part} is part of {}", holder.file_name().to_string_lossy()));
             }
         }
@@ -132,7 +153,8 @@ impl Drive {
 mod tests {
     use super::*;
 
-    /// A host with a built-in disk (8:0), a USB drive (8:16) with a partition (8:17), a card (179:0) and an empty reader (8:32).
+    /// A host with a built-in disk (8:0), a USB drive (8:16) with a partition (8:17), a card
+    /// (179:0) and an empty reader (8:32).
     fn host(dir: &Path, mounts: &str, swaps: &str) -> Host {
         let host = Host { sys: dir.join("sys"), proc: dir.join("proc") };
         let _ = std::fs::remove_dir_all(dir.join("sys"));
@@ -151,7 +173,9 @@ mod tests {
             for (attribute, text) in [("dev", number), ("size", size), more] {
                 write(place.join(attribute), text);
             }
-            for link in [dir.join("sys/class/block").join(name), dir.join("sys/dev/block").join(number)] {
+            for link in
+                [dir.join("sys/class/block").join(name), dir.join("sys/dev/block").join(number)]
+            {
                 std::fs::create_dir_all(link.parent().unwrap()).unwrap();
                 std::os::unix::fs::symlink(&place, link).unwrap();
             }
@@ -165,23 +189,35 @@ mod tests {
     fn only_a_card_that_nobody_uses_may_be_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let says = |host: &Host, major, minor| {
-            host.drive_of_number(nix::sys::stat::makedev(major, minor)).unwrap().refusal().unwrap().unwrap_or_default()
+            host.drive_of_number(nix::sys::stat::makedev(major, minor))
+                .unwrap()
+                .refusal()
+                .unwrap()
+                .unwrap_or_default()
         };
         let free = host(dir.path(), "", "");
-        assert_eq!(free.drives().unwrap().iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["mmcblk0", "sda", "sdb", "sdc"]);
+        assert_eq!(
+            free.drives().unwrap().iter().map(|d| d.name.as_str()).collect::<Vec<_>>(),
+            ["mmcblk0", "sda", "sdb", "sdc"]
+        );
         assert_eq!((says(&free, 8, 16), says(&free, 179, 0)), (String::new(), String::new()));
         assert!(says(&free, 8, 0).contains("built in"));
         assert!(says(&free, 8, 17).contains("name the whole device, /dev/sdb"));
         assert!(says(&free, 8, 32).contains("built in"), "a reader without a card");
         assert!(free.drive_of_number(nix::sys::stat::makedev(9, 9)).is_err());
-        assert_eq!(free.drive_of_number(nix::sys::stat::makedev(8, 16)).unwrap().size().unwrap(), 2000 * 512);
+        assert_eq!(
+            free.drive_of_number(nix::sys::stat::makedev(8, 16)).unwrap().size().unwrap(),
+            2000 * 512
+        );
 
         let mounted = host(dir.path(), "36 35 8:17 / /mnt rw - ext4 /dev/sdb1 rw\n", "");
         assert!(says(&mounted, 8, 16).contains("sdb1 is mounted at /mnt"));
-        let swap = host(dir.path(), "", "Filename Type Size Used Priority\n/dev/sdb1 partition 1 0 -2\n");
+        let swap =
+            host(dir.path(), "", "Filename Type Size Used Priority\n/dev/sdb1 partition 1 0 -2\n");
         assert!(says(&swap, 8, 16).contains("sdb1 is swap"));
         let held = host(dir.path(), "", "");
-        std::fs::create_dir_all(dir.path().join("sys/devices/platform/mmcblk0/holders/dm-0")).unwrap();
+        std::fs::create_dir_all(dir.path().join("sys/devices/platform/mmcblk0/holders/dm-0"))
+            .unwrap();
         assert!(says(&held, 179, 0).contains("mmcblk0 is part of dm-0"));
     }
 }

@@ -1,4 +1,5 @@
-//! What an ELF file needs to run: its libraries and its loader. 64-bit little-endian only; see elf(5).
+//! What an ELF file needs to run: its libraries and its loader. 64-bit little-endian only; see
+//! elf(5).
 
 use std::path::Path;
 
@@ -27,7 +28,8 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
         let rest = data.get(at..)?;
         Some(String::from_utf8_lossy(&rest[..rest.iter().position(|b| *b == 0)?]).into_owned())
     };
-    let (table, size, count) = (u64_at(32)? as usize, usize::from(u16_at(54)?), usize::from(u16_at(56)?));
+    let (table, size, count) =
+        (u64_at(32)? as usize, usize::from(u16_at(54)?), usize::from(u16_at(56)?));
     let mut found = Vec::new();
     let (mut loads, mut dynamic) = (Vec::new(), None);
     for n in 0..count {
@@ -41,10 +43,16 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
         }
     }
     let Some((offset, length)) = dynamic else { return Some(found) };
-    let entries: Vec<(u64, u64)> =
-        (0..length / 16).map(|n| Some((u64_at(offset + n * 16)?, u64_at(offset + n * 16 + 8)?))).collect::<Option<_>>()?;
-    let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, value)| *value) else { return Some(found) };
-    let (load, base, _) = loads.into_iter().find(|(_, address, length)| (*address..address + length).contains(&strings))?;
+    let entries: Vec<(u64, u64)> = (0..length / 16)
+        .map(|n| Some((u64_at(offset + n * 16)?, u64_at(offset + n * 16 + 8)?)))
+        .collect::<Option<_>>()?;
+    let Some(strings) = entries.iter().find(|(tag, _)| *tag == DT_STRTAB).map(|(_, value)| *value)
+    else {
+        return Some(found);
+    };
+    let (load, base, _) = loads
+        .into_iter()
+        .find(|(_, address, length)| (*address..address + length).contains(&strings))?;
     for (_, name) in entries.iter().filter(|(tag, _)| *tag == DT_NEEDED) {
         found.push(text((strings - base + load + name) as usize)?);
     }
@@ -54,11 +62,12 @@ fn parse(data: &[u8]) -> Option<Vec<String>> {
 const ET_DYN: u16 = 3;
 const PT_GNU_RELRO: u32 = 0x6474_e552;
 
-/// What every program says of itself whose toolchain has no stack protector: Go, and Rust as it is released.
+/// What every program says of itself whose toolchain has no stack protector: Go, and Rust as it is
+/// released.
 const WITHOUT_PROTECTOR: [&[u8]; 3] = [b"Go buildinf:", b"library/core/src/", b"library/std/src/"];
 
-/// What a program or library lacks of `PIE`, `RELRO` and, where its toolchain has one, `stack protector`; None for a file that
-/// is not ELF.
+/// What a program or library lacks of `PIE`, `RELRO` and, where its toolchain has one, `stack
+/// protector`; None for a file that is not ELF.
 pub fn lacks(path: &Path) -> Result<Option<std::collections::BTreeSet<String>>> {
     let data = std::fs::read(path)?;
     if !data.starts_with(b"\x7fELF\x02\x01") {
@@ -70,7 +79,8 @@ pub fn lacks(path: &Path) -> Result<Option<std::collections::BTreeSet<String>>> 
     let header = || {
         let table = usize::try_from(u64::from_le_bytes(data.get(32..40)?.try_into().ok()?)).ok()?;
         let (size, count) = (usize::from(u16_at(54)?), usize::from(u16_at(56)?));
-        let kinds: Option<Vec<u32>> = (0..count).map(|n| u32_at(table.checked_add(n * size)?)).collect();
+        let kinds: Option<Vec<u32>> =
+            (0..count).map(|n| u32_at(table.checked_add(n * size)?)).collect();
         Some((u16_at(16)?, kinds?))
     };
     let (kind, segments) = header().with_context(broken)?;
@@ -113,7 +123,10 @@ mod tests {
     #[test]
     fn this_very_program_needs_libc_and_a_loader() {
         let needed = needed(&std::env::current_exe().unwrap()).unwrap();
-        assert!(needed.iter().any(|n| n == "libc.so.6") && needed.iter().any(|n| n.contains("/ld-")), "{needed:?}");
+        assert!(
+            needed.iter().any(|n| n == "libc.so.6") && needed.iter().any(|n| n.contains("/ld-")),
+            "{needed:?}"
+        );
         assert!(parse(&[0; 64]).is_some_and(|n| n.is_empty()));
         assert_eq!(parse(&[0; 20]), None);
     }
@@ -132,7 +145,11 @@ mod tests {
         assert_eq!(found(b"\xff Go buildinf:"), "PIE RELRO");
         std::fs::write(file.path(), "text").unwrap();
         assert_eq!(lacks(file.path()).unwrap(), None);
-        assert_eq!(lacks(&std::env::current_exe().unwrap()).unwrap(), Some(Default::default()), "this very program");
+        assert_eq!(
+            lacks(&std::env::current_exe().unwrap()).unwrap(),
+            Some(Default::default()),
+            "this very program"
+        );
     }
 
     #[test]

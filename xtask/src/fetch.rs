@@ -1,6 +1,7 @@
 //! The download cache: files by their SHA-256.
 //!
-//! Invariant: a file under `blobs/` has the hash that is its name. It is written elsewhere, checked, then renamed.
+//! Invariant: a file under `blobs/` has the hash that is its name. It is written elsewhere,
+//! checked, then renamed.
 
 use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ enum Failure {
     Other(anyhow::Error),
 }
 
-/// Fetches all packages of a lock that are not in the cache. `Ok(false)`: some versions are gone from every mirror.
+/// Fetches all packages of a lock that are not in the cache. `Ok(false)`: some versions are gone
+/// from every mirror.
 pub fn packages(lock: &Lock, set: &str) -> Result<Vec<Package>> {
     let mut missing = Vec::new();
     for package in &lock.package {
@@ -41,7 +43,10 @@ pub fn packages(lock: &Lock, set: &str) -> Result<Vec<Package>> {
     }
     std::fs::create_dir_all(paths::cache()?.join("blobs"))?;
     let total: u64 = missing.iter().map(|p| p.size).sum();
-    let task = Task::begin("fetch", &format!("{set}: {} packages, {}", missing.len(), progress::size(total)));
+    let task = Task::begin(
+        "fetch",
+        &format!("{set}: {} packages, {}", missing.len(), progress::size(total)),
+    );
     task.bytes(total);
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .timeout_connect(Some(Duration::from_secs(20)))
@@ -72,7 +77,12 @@ pub fn packages(lock: &Lock, set: &str) -> Result<Vec<Package>> {
         return Err(error);
     }
     let gone = std::mem::take(&mut *lock_poisoned_ok(&gone));
-    task.done(&format!("{set}: {} of {} packages, {}", missing.len() - gone.len(), missing.len(), progress::size(total)));
+    task.done(&format!(
+        "{set}: {} of {} packages, {}",
+        missing.len() - gone.len(),
+        missing.len(),
+        progress::size(total)
+    ));
     Ok(gone)
 }
 
@@ -110,17 +120,35 @@ fn download(agent: &ureq::Agent, url: &str, package: &Package, task: &Task) -> R
     match response.status().as_u16() {
         200 => {}
         404 | 410 => return Err(Failure::Gone),
-        status => return Err(other(anyhow::anyhow!("the mirror answered with HTTP status {status}"))),
+        status => {
+            return Err(other(anyhow::anyhow!("the mirror answered with HTTP status {status}")));
+        }
     }
     let target = blob(&package.sha256).map_err(other)?;
     let scratch = paths::cache().map_err(other)?.join("tmp");
-    save_to(&mut response.body_mut().as_reader(), &scratch, &target, &package.sha256, package.size, task).map_err(other)
+    save_to(
+        &mut response.body_mut().as_reader(),
+        &scratch,
+        &target,
+        &package.sha256,
+        package.size,
+        task,
+    )
+    .map_err(other)
 }
 
 /// Copies a stream to a place in the cache, if it has the hash and the size that it must have.
 ///
-/// Until then it lies in the scratch folder, which the next build empties whatever became of this one.
-fn save_to(from: &mut dyn std::io::Read, scratch: &Path, target: &Path, sha256: &str, size: u64, task: &Task) -> Result<()> {
+/// Until then it lies in the scratch folder, which the next build empties whatever became of this
+/// one.
+fn save_to(
+    from: &mut dyn std::io::Read,
+    scratch: &Path,
+    target: &Path,
+    sha256: &str,
+    size: u64,
+    task: &Task,
+) -> Result<()> {
     let mut temporary = tempfile::NamedTempFile::new_in(scratch).context(store::DISK_FULL)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
@@ -164,10 +192,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let task = Task::begin("test", "");
         let right = crate::hash::bytes(b"content");
-        let save = |data: &[u8], size| save_to(&mut &data[..], dir.path(), &dir.path().join(&right), &right, size, &task);
-        for (data, size, says) in
-            [(&b"Content"[..], 7, "wrong content"), (b"conten", 7, "found 6"), (b"content and more", 7, "found 8"), (b"", 7, "found 0")]
-        {
+        let save = |data: &[u8], size| {
+            save_to(&mut &data[..], dir.path(), &dir.path().join(&right), &right, size, &task)
+        };
+        for (data, size, says) in [
+            (&b"Content"[..], 7, "wrong content"),
+            (b"conten", 7, "found 6"),
+            (b"content and more", 7, "found 8"),
+            (b"", 7, "found 0"),
+        ] {
             let error = save(data, size).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
             assert_eq!(kept(dir.path()), 0, "nothing half-done is left");
@@ -192,7 +225,17 @@ mod tests {
         }
         let dir = tempfile::tempdir().unwrap();
         let target = dir.path().join("x");
-        assert!(save_to(&mut Broken(3), dir.path(), &target, &"0".repeat(64), 1 << 20, &Task::begin("test", "")).is_err());
+        assert!(
+            save_to(
+                &mut Broken(3),
+                dir.path(),
+                &target,
+                &"0".repeat(64),
+                1 << 20,
+                &Task::begin("test", "")
+            )
+            .is_err()
+        );
         assert_eq!(kept(dir.path()), 0);
     }
 }

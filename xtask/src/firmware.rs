@@ -1,7 +1,9 @@
-//! Reads a boot partition as the Raspberry Pi's firmware does: autoboot.txt, config.txt, cmdline.txt.
+//! Reads a boot partition as the Raspberry Pi's firmware does: autoboot.txt, config.txt,
+//! cmdline.txt.
 //!
-//! Used twice: the build asks whether each board would find its files, and whoever starts QEMU starts what is found.
-//! Source: Raspberry Pi documentation, "config.txt" (boot options, conditional filters) and "autoboot.txt".
+//! Used twice: the build asks whether each board would find its files, and whoever starts QEMU
+//! starts what is found. Source: Raspberry Pi documentation, "config.txt" (boot options,
+//! conditional filters) and "autoboot.txt".
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,18 +23,28 @@ pub struct Loaded {
 /// What the files in `dir` make this board start.
 pub fn load(dir: &Path, board: &Board) -> Result<Loaded> {
     let read = |name: &str| {
-        std::fs::read_to_string(dir.join(name)).with_context(|| format!("the boot partition of {} has no readable {name}", board.name))
+        std::fs::read_to_string(dir.join(name))
+            .with_context(|| format!("the boot partition of {} has no readable {name}", board.name))
     };
     let settings = settings(&read("config.txt")?, &board.sections);
-    let setting = |name: &str, default: &str| settings.get(name).cloned().unwrap_or_else(|| default.to_owned());
+    let setting = |name: &str, default: &str| {
+        settings.get(name).cloned().unwrap_or_else(|| default.to_owned())
+    };
     let loaded = Loaded {
         kernel: setting("kernel", "kernel8.img"),
         device_tree: setting("device_tree", &board.dtb),
         command_line: read(&setting("cmdline", "cmdline.txt"))?.trim_end().to_owned(),
     };
-    ensure!(!loaded.command_line.contains('\n'), "cmdline.txt has more than one line; the firmware reads the first only");
+    ensure!(
+        !loaded.command_line.contains('\n'),
+        "cmdline.txt has more than one line; the firmware reads the first only"
+    );
     for name in [&loaded.kernel, &loaded.device_tree] {
-        ensure!(dir.join(name).is_file(), "the boot partition of {} has no {name}, which config.txt asks for", board.name);
+        ensure!(
+            dir.join(name).is_file(),
+            "the boot partition of {} has no {name}, which config.txt asks for",
+            board.name
+        );
     }
     Ok(loaded)
 }
@@ -44,7 +56,11 @@ pub fn boot_partition(dir: &Path) -> Result<u32> {
         return Ok(1);
     }
     let text = std::fs::read_to_string(&path)?;
-    ensure!(text.len() <= 512, "autoboot.txt has {} bytes; the firmware reads at most 512", text.len());
+    ensure!(
+        text.len() <= 512,
+        "autoboot.txt has {} bytes; the firmware reads at most 512",
+        text.len()
+    );
     match settings(&text, &[]).get("boot_partition") {
         None => Ok(1),
         Some(number) => match number.parse() {
@@ -80,7 +96,10 @@ mod tests {
     fn sections_of_other_boards_do_not_count() {
         let text = "kernel=a # comment\n[pi3]\nkernel=b\n[pi4]\ncmdline=line.txt\n[tryboot]\nkernel=c\n[all]\n\ngpu_mem = 16\n";
         let found = settings(text, &["pi4".into()]);
-        assert_eq!(found.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(), ["cmdline=line.txt", "gpu_mem=16", "kernel=a"]);
+        assert_eq!(
+            found.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>(),
+            ["cmdline=line.txt", "gpu_mem=16", "kernel=a"]
+        );
     }
 
     #[test]
@@ -97,7 +116,14 @@ mod tests {
         assert!(says().contains("board.dtb"));
         write("board.dtb", "");
         let loaded = load(dir.path(), &board()).unwrap();
-        assert_eq!(loaded, Loaded { kernel: "k".into(), device_tree: "board.dtb".into(), command_line: "quiet".into() });
+        assert_eq!(
+            loaded,
+            Loaded {
+                kernel: "k".into(),
+                device_tree: "board.dtb".into(),
+                command_line: "quiet".into()
+            }
+        );
         write("cmdline.txt", "quiet\ninit=/bin/sh\n");
         assert!(says().contains("more than one line"));
     }
@@ -109,7 +135,10 @@ mod tests {
             std::fs::write(dir.path().join("autoboot.txt"), text).unwrap();
             boot_partition(dir.path())
         };
-        assert_eq!(with("[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=3\n").unwrap(), 2);
+        assert_eq!(
+            with("[all]\ntryboot_a_b=1\nboot_partition=2\n[tryboot]\nboot_partition=3\n").unwrap(),
+            2
+        );
         assert_eq!(with("").unwrap(), 1);
         assert!(with("boot_partition=9").is_err());
         assert!(with(&"#".repeat(513)).is_err());

@@ -11,14 +11,18 @@ pub fn bytes(data: &[u8]) -> String {
 }
 
 pub fn file(path: &Path) -> Result<String> {
-    let file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let file =
+        std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
     trustctl::image::sha256(file).with_context(|| format!("cannot read {}", path.display()))
 }
 
-/// All regular files and links below `dir`, sorted, relative to it; `target` folders and dot files are left out.
+/// All regular files and links below `dir`, sorted, relative to it; `target` folders and dot files
+/// are left out.
 pub fn walk(dir: &Path) -> Result<Vec<PathBuf>> {
     fn visit(base: &Path, dir: &Path, found: &mut Vec<PathBuf>) -> Result<()> {
-        for entry in std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))? {
+        for entry in
+            std::fs::read_dir(dir).with_context(|| format!("cannot list {}", dir.display()))?
+        {
             let entry = entry?;
             let name = entry.file_name();
             if name == "target" || name.to_string_lossy().starts_with('.') {
@@ -43,8 +47,16 @@ pub fn files(files: &BTreeMap<PathBuf, PathBuf>) -> Result<String> {
     let mut list = String::new();
     for (name, full) in files {
         let meta = full.symlink_metadata()?;
-        let hash = if meta.is_symlink() { format!("link:{}", std::fs::read_link(full)?.display()) } else { file(full)? };
-        let mode = if std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o100 == 0 { '-' } else { 'x' };
+        let hash = if meta.is_symlink() {
+            format!("link:{}", std::fs::read_link(full)?.display())
+        } else {
+            file(full)?
+        };
+        let mode = if std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o100 == 0 {
+            '-'
+        } else {
+            'x'
+        };
         list.push_str(&format!("{}\0{mode}\0{hash}\n", name.display()));
     }
     Ok(bytes(list.as_bytes()))

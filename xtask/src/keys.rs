@@ -1,4 +1,5 @@
-//! The keys that an image pins: those of configs/node.toml, or the user's own, made when there are none.
+//! The keys that an image pins: those of configs/node.toml, or the user's own, made when there are
+//! none.
 
 use std::path::PathBuf;
 
@@ -22,8 +23,18 @@ pub fn node() -> Result<Node> {
         node.ledger.approvers.push(trustctl::keys::public_hex(&approver()?));
     }
     // What a node could not use is refused here.
-    node.keys.signer.as_deref().map(PublicKey::from_hex).transpose().context("keys.signer of configs/node.toml")?;
-    node.keys.recovery.as_deref().map(RecoveryPublic::from_hex).transpose().context("keys.recovery of configs/node.toml")?;
+    node.keys
+        .signer
+        .as_deref()
+        .map(PublicKey::from_hex)
+        .transpose()
+        .context("keys.signer of configs/node.toml")?;
+    node.keys
+        .recovery
+        .as_deref()
+        .map(RecoveryPublic::from_hex)
+        .transpose()
+        .context("keys.recovery of configs/node.toml")?;
     Ok(node)
 }
 
@@ -62,7 +73,10 @@ pub fn builder() -> Result<SigningKey> {
         return trustctl::keys::load(&path, "builder");
     }
     let key = trustctl::keys::new_signing(&dir, "builder")?;
-    progress::line(&format!("made the builder's key {} (mode 0600): it signs the manifest of every image built here", path.display()));
+    progress::line(&format!(
+        "made the builder's key {} (mode 0600): it signs the manifest of every image built here",
+        path.display()
+    ));
     Ok(key)
 }
 
@@ -78,11 +92,15 @@ fn approver_path() -> Result<PathBuf> {
 /// The public key of the user's own approver, or nothing: the shipped log depends on it.
 pub fn own_approver() -> Result<String> {
     let path = approver_path()?;
-    if path.exists() { Ok(trustctl::keys::public_hex(&trustctl::keys::load_approver(&path)?)) } else { Ok("none".into()) }
+    if path.exists() {
+        Ok(trustctl::keys::public_hex(&trustctl::keys::load_approver(&path)?))
+    } else {
+        Ok("none".into())
+    }
 }
 
-/// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of the shipped images
-/// by the user's own key where that is enough.
+/// The approval log that ships in the image: configs/ledger.jsonl if there is one, and approvals of
+/// the shipped images by the user's own key where that is enough.
 pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> {
     let Ledger { name, approvers, threshold, checkpoints, .. } = &node.ledger;
     let path = layers::current().find("configs/ledger.jsonl");
@@ -103,7 +121,10 @@ pub fn shipped_log(node: &Node, digests: &[(String, String)]) -> Result<String> 
             continue;
         };
         let exp = iat + SHIPPED_FOR;
-        let statement = |seq| ImageStatement { digest: digest.clone(), exp, iat, seq, status: Status::Approved }.into();
+        let statement = |seq| {
+            ImageStatement { digest: digest.clone(), exp, iat, seq, status: Status::Approved }
+                .into()
+        };
         log = trustctl::statement::append(&log, name, key, statement)?;
     }
     // What the node would refuse is refused here, before anybody flashes it.

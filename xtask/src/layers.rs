@@ -1,10 +1,12 @@
 //! The data that an image is made of: the checkout's, with the user's layers laid over it.
 //!
 //! Invariants:
-//! - What of configs/ and image/ a layer may have (`PLACES`) is looked up here, so a layer can add to it and override each file.
-//!   A later layer wins over an earlier one, and every layer over the checkout.
-//! - A layer holds nothing that the build would not read: a file in the wrong place is an error, not a silence. Names that begin
-//!   with a dot and folders named `target` are left out, there as in the checkout.
+//! - What of configs/ and image/ a layer may have (`PLACES`) is looked up here, so a layer can add
+//!   to it and override each file. A later layer wins over an earlier one, and every layer over the
+//!   checkout.
+//! - A layer holds nothing that the build would not read: a file in the wrong place is an error,
+//!   not a silence. Names that begin with a dot and folders named `target` are left out, there as
+//!   in the checkout.
 //! - A link counts by its target's name, so it may stand only where links are copied as such.
 
 use std::collections::BTreeMap;
@@ -51,14 +53,17 @@ pub fn current() -> &'static Layers {
     CURRENT.get_or_init(|| Layers(vec![paths::repo().to_owned()]))
 }
 
-/// Lays the user's layers over the checkout and says what each adds or overrides. Once in a run, before anything is read.
+/// Lays the user's layers over the checkout and says what each adds or overrides. Once in a run,
+/// before anything is read.
 pub fn lay(dirs: &[PathBuf]) -> Result<()> {
     if dirs.is_empty() {
         return Ok(());
     }
     let mut layers = Layers(vec![paths::repo().to_owned()]);
     for dir in dirs {
-        let dir = dir.canonicalize().with_context(|| format!("--layer {}: there is no such folder", dir.display()))?;
+        let dir = dir
+            .canonicalize()
+            .with_context(|| format!("--layer {}: there is no such folder", dir.display()))?;
         for line in layers.add(&dir)? {
             progress::line(&line);
         }
@@ -85,24 +90,44 @@ impl Layers {
             }
             let link = |path: &Path| path.symlink_metadata().is_ok_and(|m| m.is_symlink());
             if link(&dir.join(&name)) && !matches(LINKS, &name) {
-                bail!("the layer {}: {name} is a symbolic link; only below image/root/ may there be some", dir.display());
+                bail!(
+                    "the layer {}: {name} is a symbolic link; only below image/root/ may there be some",
+                    dir.display()
+                );
             }
-            if let Some(parent) = Path::new(&name).ancestors().skip(1).find(|a| link(&self.find(&a.to_string_lossy()))) {
-                bail!("the layer {}: {name} lies below {}, which is a symbolic link in another layer", dir.display(), parent.display());
+            if let Some(parent) = Path::new(&name)
+                .ancestors()
+                .skip(1)
+                .find(|a| link(&self.find(&a.to_string_lossy())))
+            {
+                bail!(
+                    "the layer {}: {name} lies below {}, which is a symbolic link in another layer",
+                    dir.display(),
+                    parent.display()
+                );
             }
             let below = self.find(&name);
             let there = below.symlink_metadata().is_ok();
             said.push(match there {
-                true => format!("layer {}: OVERRIDES {name} of {}", dir.display(), self.owner(&name).display()),
+                true => format!(
+                    "layer {}: OVERRIDES {name} of {}",
+                    dir.display(),
+                    self.owner(&name).display()
+                ),
                 false => format!("layer {}: adds {name}", dir.display()),
             });
         }
-        ensure!(!said.is_empty(), "the layer {} holds nothing that the build would read", dir.display());
+        ensure!(
+            !said.is_empty(),
+            "the layer {} holds nothing that the build would read",
+            dir.display()
+        );
         self.0.push(dir.to_owned());
         Ok(said)
     }
 
-    /// The file or folder of this name in the topmost layer that has it; the place in the checkout if none has.
+    /// The file or folder of this name in the topmost layer that has it; the place in the checkout
+    /// if none has.
     pub fn find(&self, name: &str) -> PathBuf {
         self.owner(name).join(name)
     }
@@ -116,7 +141,8 @@ impl Layers {
         self.0.iter().rposition(|dir| dir.join(name).symlink_metadata().is_ok()).unwrap_or(0)
     }
 
-    /// Where a file is written that belongs to another one: beside that one, or further up where it is already.
+    /// Where a file is written that belongs to another one: beside that one, or further up where it
+    /// is already.
     pub fn beside(&self, name: &str, other: &str) -> PathBuf {
         self.0[self.height(name).max(self.height(other))].join(name)
     }
@@ -133,11 +159,15 @@ impl Layers {
         Ok(files)
     }
 
-    /// The files of a folder itself that end in `.extension`: their names without it, sorted, and where each lies.
+    /// The files of a folder itself that end in `.extension`: their names without it, sorted, and
+    /// where each lies.
     pub fn named(&self, folder: &str, extension: &str) -> Result<BTreeMap<String, PathBuf>> {
         let of = |(name, path): (PathBuf, PathBuf)| {
-            let plain = name.components().count() == 1 && name.extension().is_some_and(|e| e == extension);
-            plain.then(|| (name.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path))
+            let plain =
+                name.components().count() == 1 && name.extension().is_some_and(|e| e == extension);
+            plain.then(|| {
+                (name.file_stem().unwrap_or_default().to_string_lossy().into_owned(), path)
+            })
         };
         Ok(self.files(folder)?.into_iter().filter_map(of).collect())
     }
@@ -180,7 +210,8 @@ mod tests {
     #[test]
     fn the_last_layer_wins_and_each_override_is_said() {
         let dir = tempfile::tempdir().unwrap();
-        let (base, one, two) = (dir.path().join("base"), dir.path().join("one"), dir.path().join("two"));
+        let (base, one, two) =
+            (dir.path().join("base"), dir.path().join("one"), dir.path().join("two"));
         for name in ["image/kernel/00-a.config", "image/root/etc/a", "configs/machines/m.toml"] {
             write(&base, name, "base");
         }
@@ -191,19 +222,38 @@ mod tests {
         let mut layers = Layers(vec![base.clone()]);
         let before = layers.hash("image/kernel").unwrap();
         let said = layers.add(&one).unwrap();
-        assert!(said.iter().any(|l| l.contains("OVERRIDES configs/machines/m.toml of") && l.contains("base")), "{said:?}");
+        assert!(
+            said.iter()
+                .any(|l| l.contains("OVERRIDES configs/machines/m.toml of") && l.contains("base")),
+            "{said:?}"
+        );
         assert!(said.iter().any(|l| l.ends_with("adds image/kernel/80-b.config")), "{said:?}");
         let said = layers.add(&two).unwrap();
         assert_eq!(said.len(), 2);
-        assert!(said[0].ends_with("one") && said[1].ends_with("adds programs/p/src/main.rs"), "{said:?}");
+        assert!(
+            said[0].ends_with("one") && said[1].ends_with("adds programs/p/src/main.rs"),
+            "{said:?}"
+        );
         // A lock is written where the sets or an older lock of it are, never below.
-        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), base.join("image/locks/a.toml"));
+        assert_eq!(
+            layers.beside("image/locks/a.toml", "image/sets.toml"),
+            base.join("image/locks/a.toml")
+        );
         write(&one, "image/sets.toml", "");
-        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), one.join("image/locks/a.toml"));
+        assert_eq!(
+            layers.beside("image/locks/a.toml", "image/sets.toml"),
+            one.join("image/locks/a.toml")
+        );
         write(&two, "image/locks/a.toml", "");
-        assert_eq!(layers.beside("image/locks/a.toml", "image/sets.toml"), two.join("image/locks/a.toml"));
+        assert_eq!(
+            layers.beside("image/locks/a.toml", "image/sets.toml"),
+            two.join("image/locks/a.toml")
+        );
         assert_eq!(std::fs::read_to_string(layers.find("configs/machines/m.toml")).unwrap(), "two");
-        assert_eq!(layers.named("image/kernel", "config").unwrap().into_keys().collect::<Vec<_>>(), ["00-a", "80-b"]);
+        assert_eq!(
+            layers.named("image/kernel", "config").unwrap().into_keys().collect::<Vec<_>>(),
+            ["00-a", "80-b"]
+        );
         assert_ne!(layers.hash("image/kernel").unwrap(), before, "a fragment that is added counts");
         assert_eq!(layers.find("image/root/etc/a"), base.join("image/root/etc/a"));
         assert!(layers.files("image/none").is_err());
@@ -220,7 +270,13 @@ mod tests {
             layer
         };
         let mut layers = Layers(vec![dir.path().join("none")]);
-        assert!(layers.add(&layer(1, "image/kernel/80-x.config")).unwrap_err().to_string().contains("symbolic link"));
+        assert!(
+            layers
+                .add(&layer(1, "image/kernel/80-x.config"))
+                .unwrap_err()
+                .to_string()
+                .contains("symbolic link")
+        );
         layers.add(&layer(2, "image/root/d")).unwrap();
         let through = dir.path().join("3");
         write(&through, "image/root/d/f", "");
@@ -229,7 +285,13 @@ mod tests {
 
     #[test]
     fn a_file_that_nothing_would_read_is_refused() {
-        for name in ["configs/machnies/m.toml", "configs/machines/sub/m.toml", "xtask/src/main.rs", "image/kernel/.toml", "notes.txt"] {
+        for name in [
+            "configs/machnies/m.toml",
+            "configs/machines/sub/m.toml",
+            "xtask/src/main.rs",
+            "image/kernel/.toml",
+            "notes.txt",
+        ] {
             let dir = tempfile::tempdir().unwrap();
             write(dir.path(), "configs/node.toml", "");
             write(dir.path(), name, "");

@@ -1,7 +1,7 @@
 //! Sets of Debian packages and their locks.
 //!
-//! Invariant: a build reads only the lock. Package metadata of the mirror is asked, and its signature checked by apt
-//! against image/keys/, only when a lock is made.
+//! Invariant: a build reads only the lock. Package metadata of the mirror is asked, and its
+//! signature checked by apt against image/keys/, only when a lock is made.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +33,8 @@ pub struct Set {
     /// Where this set's packages are taken from, if not from where all are.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub suites: Vec<String>,
-    /// Take package lists that are signed and past the date until which they are valid, as mirrors of sid may have them.
+    /// Take package lists that are signed and past the date until which they are valid, as mirrors
+    /// of sid may have them.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_expired: bool,
 }
@@ -68,7 +69,8 @@ pub struct Package {
 
 impl Lock {
     pub fn hash(&self) -> String {
-        let list: String = self.package.iter().map(|p| format!("{} {}\n", p.name, p.sha256)).collect();
+        let list: String =
+            self.package.iter().map(|p| format!("{} {}\n", p.name, p.sha256)).collect();
         hash::bytes(list.as_bytes())
     }
 }
@@ -86,7 +88,10 @@ fn lock_name(set: &str) -> String {
 fn request(sets: &Sets, name: &str) -> Result<String> {
     let Some(set) = sets.set.get(name) else {
         let known: Vec<_> = sets.set.keys().map(String::as_str).collect();
-        bail!("there is no package set {name:?} in image/sets.toml; there are: {}", known.join(", "));
+        bail!(
+            "there is no package set {name:?} in image/sets.toml; there are: {}",
+            known.join(", ")
+        );
     };
     Ok(hash::bytes(serde_json::to_string(&(set.suites(sets), set))?.as_bytes()))
 }
@@ -104,7 +109,9 @@ pub fn load(name: &str, locked: bool) -> Result<Lock> {
              Run `cargo xtask lock {name}` and commit the result."
         ),
         _ => {
-            progress::line(&format!("image/locks/{name}.toml is missing or older than image/sets.toml: resolving it anew"));
+            progress::line(&format!(
+                "image/locks/{name}.toml is missing or older than image/sets.toml: resolving it anew"
+            ));
             refresh(name)
         }
     }
@@ -118,8 +125,14 @@ pub fn refresh(name: &str) -> Result<Lock> {
     let package = resolve(&sets, &sets.set[name])?;
     ensure!(!package.is_empty(), "apt found no package for the set {name:?}");
     let lock = Lock { request, package };
-    let text = format!("# Written by `cargo xtask lock`: what image/sets.toml came to. Do not edit.\n{}", toml::to_string(&lock)?);
-    crate::store::write_atomically(&layers::current().beside(&lock_name(name), SETS), text.as_bytes())?;
+    let text = format!(
+        "# Written by `cargo xtask lock`: what image/sets.toml came to. Do not edit.\n{}",
+        toml::to_string(&lock)?
+    );
+    crate::store::write_atomically(
+        &layers::current().beside(&lock_name(name), SETS),
+        text.as_bytes(),
+    )?;
     let bytes: u64 = lock.package.iter().map(|p| p.size).sum();
     task.done(&format!("{} packages, {}", lock.package.len(), progress::size(bytes)));
     Ok(lock)
@@ -143,7 +156,8 @@ fn resolve(sets: &Sets, set: &Set) -> Result<Vec<Package>> {
     };
     let mut packages = Vec::new();
     for line in printed.lines().filter(|l| l.starts_with('\'')) {
-        let package = parse_uri(line).with_context(|| format!("cannot understand apt's line {line:?}"))?;
+        let package =
+            parse_uri(line).with_context(|| format!("cannot understand apt's line {line:?}"))?;
         if !set.exclude.iter().any(|pattern| excluded(pattern, &package)) {
             packages.push(package);
         }
@@ -168,10 +182,12 @@ fn parse_uri(line: &str) -> Result<Package> {
     let url = words.next().context("no URL")?.trim_matches('\'');
     let file = words.next().context("no file name")?;
     let size = words.next().context("no size")?.parse()?;
-    let sha256 = words.next().and_then(|w| w.strip_prefix("SHA256:")).context("no SHA256")?.to_owned();
+    let sha256 =
+        words.next().and_then(|w| w.strip_prefix("SHA256:")).context("no SHA256")?.to_owned();
     let mut parts = file.strip_suffix(".deb").context("not a .deb")?.splitn(3, '_');
     let mut part = || parts.next().context("no NAME_VERSION_ARCH");
-    let (name, version, architecture) = (part()?.to_owned(), part()?.replace("%3a", ":"), part()?.to_owned());
+    let (name, version, architecture) =
+        (part()?.to_owned(), part()?.replace("%3a", ":"), part()?.to_owned());
     let (root, path) = url.split_once("/pool/").context("no /pool/ in the URL")?;
     let archive = root.rsplit('/').next().context("no archive")?.to_owned();
     Ok(Package { name, version, architecture, size, sha256, archive, path: format!("pool/{path}") })
@@ -199,14 +215,18 @@ impl Apt {
         let keys = paths::repo().join("image/keys/debian-trixie.gpg");
         let mut sources = String::new();
         for suite in set.suites(sets) {
-            let (archive, rest) =
-                suite.split_once('/').with_context(|| format!("suite {suite:?} in image/sets.toml is not ARCHIVE/SUITE COMPONENT"))?;
+            let (archive, rest) = suite.split_once('/').with_context(|| {
+                format!("suite {suite:?} in image/sets.toml is not ARCHIVE/SUITE COMPONENT")
+            })?;
             if let Some(base) = mirror::bases(archive)?.first() {
                 sources.push_str(&format!("deb [signed-by={}] {base} {rest}\n", keys.display()));
             }
         }
         std::fs::write(dir.join("etc/sources.list"), sources)?;
-        let architectures: String = std::iter::once(&set.architecture).chain(&set.foreign).map(|a| format!("\"{a}\"; ")).collect();
+        let architectures: String = std::iter::once(&set.architecture)
+            .chain(&set.foreign)
+            .map(|a| format!("\"{a}\"; "))
+            .collect();
         let d = dir.display();
         let text = format!(
             "Dir \"{d}\";\nDir::State \"{d}/state\";\nDir::State::status \"{d}/status\";\nDir::Cache \"{d}/cache\";\nDir::Etc \"{d}/etc\";\n\
@@ -227,7 +247,12 @@ impl Apt {
             .env("LC_ALL", "C")
             .output()
             .with_context(|| format!("cannot run {program}; making a lock needs a Debian or Ubuntu host (a build does not)"))?;
-        ensure!(output.status.success(), "{program} {} failed:\n{}", args[0], String::from_utf8_lossy(&output.stderr).trim());
+        ensure!(
+            output.status.success(),
+            "{program} {} failed:\n{}",
+            args[0],
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         Ok(String::from_utf8(output.stdout)?)
     }
 }
@@ -242,7 +267,9 @@ mod tests {
         let p = parse_uri(line).unwrap();
         assert_eq!((p.name.as_str(), p.archive.as_str(), p.size), ("docker.io", "debian", 10));
         assert_eq!(p.path, "pool/main/d/docker.io/docker.io_26.1%2bdfsg_arm64.deb");
-        assert!(parse_uri("'http://mirror.example/debian/pool/x.deb' x_1_all.deb 10 MD5:ab").is_err());
+        assert!(
+            parse_uri("'http://mirror.example/debian/pool/x.deb' x_1_all.deb 10 MD5:ab").is_err()
+        );
     }
 
     #[test]

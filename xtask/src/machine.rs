@@ -1,4 +1,5 @@
-//! Machines: each is a file of data under configs/machines/; nothing in this program knows one by name.
+//! Machines: each is a file of data under configs/machines/; nothing in this program knows one by
+//! name.
 
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -53,9 +54,11 @@ pub struct Board {
 #[derive(Deserialize, Serialize, Clone)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "from")]
 pub enum DeviceTree {
-    /// QEMU makes it: dumped once with the settings of `[qemu]`, then shipped in the boot partition.
+    /// QEMU makes it: dumped once with the settings of `[qemu]`, then shipped in the boot
+    /// partition.
     Qemu,
-    /// The kernel's own, files that its recipe lists, with overlays of image/device-tree/ merged in.
+    /// The kernel's own, files that its recipe lists, with overlays of image/device-tree/ merged
+    /// in.
     Kernel {
         overlays: Vec<String>,
         /// What must be in every board's tree then; the emulator cannot show all of it.
@@ -97,7 +100,8 @@ pub struct Qemu {
     /// What the board's own firmware puts before the words of cmdline.txt, with a space at its end.
     #[serde(default)]
     pub firmware_words: String,
-    /// What QEMU lacks of the board: merged into the device tree by whoever plays the firmware, never part of an image.
+    /// What QEMU lacks of the board: merged into the device tree by whoever plays the firmware,
+    /// never part of an image.
     pub overlay: Option<String>,
     /// Arguments of fdtput, one edit each.
     #[serde(default)]
@@ -112,7 +116,13 @@ impl Machine {
     /// What init must know of the machine, as it stands on the command line.
     pub fn words(&self, name: &str) -> String {
         let partitions = format!("{}{}", self.disk, self.partition_infix);
-        ::config::Machine { name: name.to_owned(), disk: self.disk.clone(), partitions, tpm_wait_s: self.tpm_wait_s }.words()
+        ::config::Machine {
+            name: name.to_owned(),
+            disk: self.disk.clone(),
+            partitions,
+            tpm_wait_s: self.tpm_wait_s,
+        }
+        .words()
     }
 
     /// Of all that an image can depend on: what QEMU lacks of a board is not part of it.
@@ -140,6 +150,10 @@ pub fn load(name: &str) -> Result<Machine> {
         bail!("there is no machine {name:?}; {FOLDER} has: {}", names()?.join(", "));
     }
     let machine: Machine = config::read(&path)?;
-    ensure!(!machine.boards.is_empty(), "{}: boards names none; at least one is needed", path.display());
+    ensure!(
+        !machine.boards.is_empty(),
+        "{}: boards names none; at least one is needed",
+        path.display()
+    );
     Ok(machine)
 }

@@ -4,7 +4,11 @@ use clap::{Parser, Subcommand};
 use xtask::{cmd, sandbox};
 
 #[derive(Parser)]
-#[command(name = "cargo xtask", about = "Builds, runs and tests Basalt images", after_help = "Start with: cargo xtask build-image")]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, runs and tests Basalt images",
+    after_help = "Start with: cargo xtask build-image"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

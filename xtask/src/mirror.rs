@@ -43,7 +43,11 @@ fn host(etc: &Path) -> Vec<String> {
     let mut urls = Vec::new();
     for text in files.iter().filter_map(|f| std::fs::read_to_string(f).ok()) {
         for line in text.lines().filter(|l| !l.trim_start().starts_with('#')) {
-            urls.extend(line.split_whitespace().filter(|w| w.starts_with("http")).map(|w| w.trim_end_matches('/').to_owned()));
+            urls.extend(
+                line.split_whitespace()
+                    .filter(|w| w.starts_with("http"))
+                    .map(|w| w.trim_end_matches('/').to_owned()),
+            );
         }
     }
     urls
@@ -57,9 +61,19 @@ mod tests {
     fn both_forms_of_sources_are_read() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sources.list.d")).unwrap();
-        std::fs::write(dir.path().join("sources.list"), "# deb http://no.example/debian x\ndeb http://a.example/debian trixie main\n")
-            .unwrap();
-        std::fs::write(dir.path().join("sources.list.d/d.sources"), "Types: deb\nURIs: http://b.example/debian-security/\n").unwrap();
-        assert_eq!(host(dir.path()), ["http://a.example/debian", "http://b.example/debian-security"]);
+        std::fs::write(
+            dir.path().join("sources.list"),
+            "# deb http://no.example/debian x\ndeb http://a.example/debian trixie main\n",
+        )
+        .unwrap();
+        std::fs::write(
+            dir.path().join("sources.list.d/d.sources"),
+            "Types: deb\nURIs: http://b.example/debian-security/\n",
+        )
+        .unwrap();
+        assert_eq!(
+            host(dir.path()),
+            ["http://a.example/debian", "http://b.example/debian-security"]
+        );
     }
 }

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-/// The checkout's root. `xtask` is always run by cargo from inside the checkout that it was built from.
+/// The checkout's root. `xtask` is always run by cargo from inside the checkout that it was built
+/// from.
 pub fn repo() -> &'static Path {
     // The manifest's folder is xtask/, so it has a parent.
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new("/"))
@@ -28,5 +29,7 @@ pub fn output(machine: &str) -> PathBuf {
 }
 
 fn home() -> Result<PathBuf> {
-    std::env::var_os("HOME").map(PathBuf::from).context("HOME is not set, so there is no place for the cache; set BASALT_CACHE to a folder")
+    std::env::var_os("HOME").map(PathBuf::from).context(
+        "HOME is not set, so there is no place for the cache; set BASALT_CACHE to a folder",
+    )
 }

@@ -1,7 +1,8 @@
 //! The steps of a build and what each needs.
 //!
-//! Invariant: a step's inputs are computed without building anything (a needed step counts by its key), so an unchanged build
-//! touches nothing and `why` can answer at any time. A step that is in the cache does not ask for what it needs.
+//! Invariant: a step's inputs are computed without building anything (a needed step counts by its
+//! key), so an unchanged build touches nothing and `why` can answer at any time. A step that is in
+//! the cache does not ask for what it needs.
 
 use std::path::PathBuf;
 
@@ -82,7 +83,9 @@ impl Plan {
         match step {
             Step::Tree(set) => format!("tree-{set}"),
             Step::Vendor(None) => "crates".into(),
-            Step::Vendor(Some(workspace)) => format!("crates-{}", workspace.rsplit('/').next().unwrap_or(workspace)),
+            Step::Vendor(Some(workspace)) => {
+                format!("crates-{}", workspace.rsplit('/').next().unwrap_or(workspace))
+            }
             Step::Kernel(recipe) => recipe.clone(),
             Step::Program(name) => name.clone(),
             Step::Module(name) => format!("module-{name}"),
@@ -146,7 +149,9 @@ impl Plan {
         }
         match step {
             Step::Tree(set) => tree::inputs(&lock::load(set, self.locked)?, &mut inputs),
-            Step::Vendor(workspace) => class::program::vendor_inputs(workspace.as_deref(), &mut inputs)?,
+            Step::Vendor(workspace) => {
+                class::program::vendor_inputs(workspace.as_deref(), &mut inputs)?
+            }
             Step::Kernel(recipe) => class::kernel::inputs(self, recipe, &mut inputs)?,
             Step::Program(name) => class::program::inputs(name, &mut inputs)?,
             Step::Module(name) => class::module::inputs(name, &mut inputs)?,
@@ -201,7 +206,9 @@ impl Plan {
             Step::Program(_) => "compiling for the device",
             Step::Vendor(_) => "fetching crates",
             Step::Packed => "compressing the root for the download, some 2 minutes",
-            Step::Baseline => "letting Debian's packages configure themselves in QEMU, some 15 minutes",
+            Step::Baseline => {
+                "letting Debian's packages configure themselves in QEMU, some 15 minutes"
+            }
             Step::Disk => "assembling the image",
             _ => "",
         };

@@ -29,7 +29,8 @@ impl Task {
         let bar = if terminal() {
             let bar = ProgressBar::new_spinner();
             bar.set_style(
-                ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}").unwrap_or(ProgressStyle::default_spinner()),
+                ProgressStyle::with_template("{spinner} {prefix:16} {elapsed:>5} {wide_msg}")
+                    .unwrap_or(ProgressStyle::default_spinner()),
             );
             bar.set_prefix(name.to_owned());
             bar.set_message(doing.to_owned());
@@ -47,7 +48,9 @@ impl Task {
         self.bar.set_length(total);
         if terminal() {
             let style = "{spinner} {prefix:16} [{bar:24}] {bytes}/{total_bytes} {bytes_per_sec} {eta} {wide_msg}";
-            self.bar.set_style(ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()));
+            self.bar.set_style(
+                ProgressStyle::with_template(style).unwrap_or(ProgressStyle::default_bar()),
+            );
         }
     }
 
@@ -73,7 +76,11 @@ pub fn report(name: &str, fate: &str, remark: &str) {
 
 pub fn seconds(time: Duration) -> String {
     let s = time.as_secs_f64();
-    if s < 60.0 { format!("{s:.1} s") } else { format!("{} min {:02} s", s as u64 / 60, s as u64 % 60) }
+    if s < 60.0 {
+        format!("{s:.1} s")
+    } else {
+        format!("{} min {:02} s", s as u64 / 60, s as u64 % 60)
+    }
 }
 
 pub fn size(bytes: u64) -> String {

@@ -1,6 +1,8 @@
-//! Plays the firmware: takes kernel, command line and device tree out of the very image and starts QEMU with them.
+//! Plays the firmware: takes kernel, command line and device tree out of the very image and starts
+//! QEMU with them.
 //!
-//! What QEMU lacks of a board is edited into the device tree here, from the machine's `[qemu]`; the image has none of it.
+//! What QEMU lacks of a board is edited into the device tree here, from the machine's `[qemu]`; the
+//! image has none of it.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -42,10 +44,11 @@ impl Boot<'_> {
 
     fn board(&self) -> Result<&Qemu> {
         let description = &self.machine.description;
-        self.machine
-            .qemu
-            .as_ref()
-            .with_context(|| format!("QEMU has no such board ({description}): its image is built and never booted here"))
+        self.machine.qemu.as_ref().with_context(|| {
+            format!(
+                "QEMU has no such board ({description}): its image is built and never booted here"
+            )
+        })
     }
 
     /// Where the boot partition's files lie once they are unpacked.
@@ -69,7 +72,10 @@ impl Boot<'_> {
         }
         std::fs::create_dir(&folder)?;
         let start = partition_start(&self.dir.join("disk.img"), number)?;
-        self.sandbox().run(&self.log(), ["mcopy", "-s", "-n", "-o", "-i", &format!("disk.img@@{start}"), "::*", "boot/"])
+        self.sandbox().run(
+            &self.log(),
+            ["mcopy", "-s", "-n", "-o", "-i", &format!("disk.img@@{start}"), "::*", "boot/"],
+        )
     }
 
     /// A software TPM that ends when QEMU does. Its state lasts in `dir`.
@@ -101,7 +107,10 @@ impl Boot<'_> {
         }
         for edit in &q.edits {
             // Options come first, then the file, then what begins with the path of a node.
-            let at = edit.iter().position(|word| word.starts_with('/')).with_context(|| format!("the edit {edit:?} names no node"))?;
+            let at = edit
+                .iter()
+                .position(|word| word.starts_with('/'))
+                .with_context(|| format!("the edit {edit:?} names no node"))?;
             let mut args = vec!["fdtput"];
             args.extend(edit[..at].iter().map(String::as_str));
             args.push(PLAYED_TREE);
@@ -111,19 +120,31 @@ impl Boot<'_> {
         Ok(())
     }
 
-    /// Lets the board that is played have its root key: its device tree is not the real board's, and its card may have settings. For cards
-    /// of one's own images, once they are unpacked.
+    /// Lets the board that is played have its root key: its device tree is not the real board's,
+    /// and its card may have settings. For cards of one's own images, once they are unpacked.
     pub fn sign_policies(&self, image: &Measurements) -> Result<()> {
         let files = self.boot_files();
         self.device_tree(&firmware::load(&files, self.machine.first_board()?)?)?;
-        let mut board = image.boards.first().context("the image is for no board")?.with_device_tree(&self.device_tree_digest()?);
-        let settings = crate::hash::walk(&files)?.into_iter().find(|name| name.as_os_str().eq_ignore_ascii_case("node.toml"));
+        let mut board = image
+            .boards
+            .first()
+            .context("the image is for no board")?
+            .with_device_tree(&self.device_tree_digest()?);
+        let settings = crate::hash::walk(&files)?
+            .into_iter()
+            .find(|name| name.as_os_str().eq_ignore_ascii_case("node.toml"));
         if let Some(settings) = settings {
             board = board.with_settings(&std::fs::read(files.join(settings))?);
         }
-        std::fs::write(self.dir.join(policy::FILE), Policies::sign(&crate::keys::policy_signer()?, &[board]).text())?;
+        std::fs::write(
+            self.dir.join(policy::FILE),
+            Policies::sign(&crate::keys::policy_signer()?, &[board]).text(),
+        )?;
         let place = format!("disk.img@@{}", partition_start(&self.dir.join("disk.img"), 1)?);
-        self.sandbox().run(&self.log(), ["mcopy", "-o", "-i", &place, policy::FILE, &format!("::{}", policy::FILE)])
+        self.sandbox().run(
+            &self.log(),
+            ["mcopy", "-o", "-i", &place, policy::FILE, &format!("::{}", policy::FILE)],
+        )
     }
 
     /// The digest of the device tree that the last start used.
@@ -137,12 +158,14 @@ impl Boot<'_> {
         let loaded = firmware::load(&self.boot_files(), self.machine.first_board()?)?;
         self.device_tree(&loaded)?;
         let line = format!("{}{}", q.firmware_words, loaded.command_line);
-        let mut args: Vec<String> = vec!["qemu-system-aarch64".into(), "-machine".into(), q.machine.clone()];
+        let mut args: Vec<String> =
+            vec!["qemu-system-aarch64".into(), "-machine".into(), q.machine.clone()];
         args.extend(q.options.iter().cloned());
         let mut add = |name: &str, value: &str| args.extend([name.to_owned(), value.to_owned()]);
         add("-display", "none");
         add("-kernel", &format!("boot/{}", loaded.kernel));
-        // The tree that QEMU made promises a TPM at an address; without one, reading there would be a fault of the bus.
+        // The tree that QEMU made promises a TPM at an address; without one, reading there would be
+        // a fault of the bus.
         if self.tpm || self.machine.device_tree.is_of_a_real_board() {
             add("-dtb", PLAYED_TREE);
         }
@@ -153,7 +176,11 @@ impl Boot<'_> {
         }
         add(
             "-netdev",
-            &format!("user,id=net,restrict={},hostfwd=tcp:127.0.0.1:{}-:7443", if self.outside { "off" } else { "on" }, self.port),
+            &format!(
+                "user,id=net,restrict={},hostfwd=tcp:127.0.0.1:{}-:7443",
+                if self.outside { "off" } else { "on" },
+                self.port
+            ),
         );
         add("-device", &q.net_device);
         add("-serial", serial);
@@ -169,12 +196,15 @@ impl Boot<'_> {
     }
 }
 
-/// Where a primary partition begins, in bytes: entries of 16 bytes from 446 on, the first sector at 8.
+/// Where a primary partition begins, in bytes: entries of 16 bytes from 446 on, the first sector at
+/// 8.
 pub fn partition_start(disk: &Path, number: u32) -> Result<u64> {
     ensure!((1..=4).contains(&number), "a disk has partitions 1 to 4, not {number}");
     let mut sector = [0; 4];
     let at = 446 + 16 * u64::from(number - 1) + 8;
-    std::fs::File::open(disk)?.read_exact_at(&mut sector, at).with_context(|| format!("{} is no disk", disk.display()))?;
+    std::fs::File::open(disk)?
+        .read_exact_at(&mut sector, at)
+        .with_context(|| format!("{} is no disk", disk.display()))?;
     let start = u64::from(u32::from_le_bytes(sector)) * 512;
     ensure!(start > 0, "{} has no partition {number}", disk.display());
     Ok(start)

@@ -28,7 +28,8 @@ pub struct Kernel {
     pub arch: String,
     pub cross: String,
     pub targets: Vec<String>,
-    /// Which of the device trees that the kernel has for its platforms are kept: patterns below arch/ARCH/boot/dts.
+    /// Which of the device trees that the kernel has for its platforms are kept: patterns below
+    /// arch/ARCH/boot/dts.
     pub dtbs: Vec<String>,
     /// Folders of fragments, the later ones over the earlier ones.
     pub fragments: Vec<String>,
@@ -65,7 +66,8 @@ pub struct Root {
     pub programs: BTreeMap<String, String>,
     /// Files of the device set, taken with every library they need.
     pub take: Vec<String>,
-    /// Packages of the tools tree that programs are linked with, so that parts of them are in the image.
+    /// Packages of the tools tree that programs are linked with, so that parts of them are in the
+    /// image.
     pub linked: Vec<String>,
     /// The binaries that the measured event `engine` covers.
     pub engine: Vec<String>,
@@ -77,7 +79,10 @@ pub fn release() -> Result<Release> {
 
 pub fn kernel(name: &str) -> Result<Kernel> {
     // Its step has this name, and must not be taken for another.
-    ensure!(name.starts_with("kernel"), "{KERNELS}/{name}.toml: the name of a kernel's recipe begins with kernel");
+    ensure!(
+        name.starts_with("kernel"),
+        "{KERNELS}/{name}.toml: the name of a kernel's recipe begins with kernel"
+    );
     named(KERNELS, name)
 }
 
@@ -111,7 +116,10 @@ pub fn members() -> Result<Vec<String>> {
 fn named<T: DeserializeOwned>(folder: &str, name: &str) -> Result<T> {
     let path = layers::current().find(&format!("{folder}/{name}.toml"));
     if !path.exists() {
-        bail!("there is no recipe {name:?}; {folder} has: {}", layers::current().names(folder)?.join(", "));
+        bail!(
+            "there is no recipe {name:?}; {folder} has: {}",
+            layers::current().names(folder)?.join(", ")
+        );
     }
     config::read(&path)
 }

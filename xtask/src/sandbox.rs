@@ -1,8 +1,10 @@
-//! Runs a program inside the tools tree: its own mounts, processes, names and (unless told otherwise) no network.
+//! Runs a program inside the tools tree: its own mounts, processes, names and (unless told
+//! otherwise) no network.
 //!
-//! Invariants: the tree is read-only; only what is bound in is seen; the environment is only what is given.
-//! Two stages, so that no fork of ours is needed: `xtask enter` leaves the host's namespaces and starts itself again as the
-//! first process of the new ones, which mounts, changes root and becomes the program.
+//! Invariants: the tree is read-only; only what is bound in is seen; the environment is only what
+//! is given. Two stages, so that no fork of ours is needed: `xtask enter` leaves the host's
+//! namespaces and starts itself again as the first process of the new ones, which mounts, changes
+//! root and becomes the program.
 
 use std::os::unix::fs::symlink;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -49,7 +51,8 @@ pub struct Sandbox {
     env: Vec<(String, String)>,
     cwd: PathBuf,
     net: Net,
-    /// Mount control groups and give /run, /var/lib/docker and /var/lib/containerd a place: for the engine tests.
+    /// Mount control groups and give /run, /var/lib/docker and /var/lib/containerd a place: for the
+    /// engine tests.
     engine: Option<PathBuf>,
     argv: Vec<String>,
 }
@@ -118,7 +121,11 @@ impl Sandbox {
     }
 
     /// Runs `argv` and returns what it prints; its standard error goes to `log`.
-    pub fn output<S: AsRef<str>>(&self, log: &Path, argv: impl IntoIterator<Item = S>) -> Result<Vec<u8>> {
+    pub fn output<S: AsRef<str>>(
+        &self,
+        log: &Path,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<u8>> {
         let argv: Vec<String> = argv.into_iter().map(|a| a.as_ref().to_owned()).collect();
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log)?;
         let output = self.command(&argv)?.stderr(file).output()?;
@@ -143,7 +150,10 @@ pub fn enter(spec: &str) -> Result<()> {
     // If the build is killed, everything it started ends with it.
     prctl::set_pdeathsig(Signal::SIGKILL)?;
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-    let mut flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    let mut flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWIPC
+        | CloneFlags::CLONE_NEWUTS;
     if sandbox.net != Net::Host {
         flags |= CloneFlags::CLONE_NEWNET;
     }
@@ -169,13 +179,15 @@ fn map_user(inside: u32, uid: nix::unistd::Uid, gid: nix::unistd::Gid) -> Result
     Ok(())
 }
 
-/// `xtask as-user COMMAND...`: the command as an ordinary user that may touch what the caller owns and has no privilege.
+/// `xtask as-user COMMAND...`: the command as an ordinary user that may touch what the caller owns
+/// and has no privilege.
 pub fn as_user(argv: &[String]) -> Result<()> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     unshare(CloneFlags::CLONE_NEWUSER).context(NO_NAMESPACES)?;
     map_user(ORDINARY_USER, uid, gid)?;
     let (program, args) = argv.split_first().context("nothing to run")?;
-    // What the new namespace gives its first process is dropped by exec, since the user is not root there.
+    // What the new namespace gives its first process is dropped by exec, since the user is not root
+    // there.
     let error = Command::new(program).args(args).exec();
     bail!("cannot run {program}: {error}")
 }
@@ -190,9 +202,11 @@ pub fn enter_second(spec: &str) -> Result<()> {
     bind(root, root, false).context("cannot bind the tools tree")?;
     for (host, inside, writable) in &sandbox.binds {
         let target = root.join(inside.strip_prefix("/")?);
-        bind(host, &target, *writable).with_context(|| format!("cannot bind {} at {}", host.display(), inside.display()))?;
+        bind(host, &target, *writable)
+            .with_context(|| format!("cannot bind {} at {}", host.display(), inside.display()))?;
     }
-    mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::empty(), None::<&str>).context("cannot mount /proc")?;
+    mount(Some("proc"), &root.join("proc"), Some("proc"), MsFlags::empty(), None::<&str>)
+        .context("cannot mount /proc")?;
     tmpfs(&root.join("tmp"))?;
     tmpfs(&root.join("run"))?;
     devices(&root.join("dev"))?;
@@ -202,7 +216,8 @@ pub fn enter_second(spec: &str) -> Result<()> {
     std::env::set_current_dir(root)?;
     nix::unistd::pivot_root(".", "old").context("cannot change the root")?;
     umount2("/old", MntFlags::MNT_DETACH)?;
-    std::env::set_current_dir(&sandbox.cwd).with_context(|| format!("no folder {} inside", sandbox.cwd.display()))?;
+    std::env::set_current_dir(&sandbox.cwd)
+        .with_context(|| format!("no folder {} inside", sandbox.cwd.display()))?;
     if sandbox.net == Net::Loopback {
         let status = Command::new("/usr/sbin/ip").args(["link", "set", "lo", "up"]).status()?;
         if !status.success() {
@@ -244,12 +259,24 @@ fn devices(dev: &Path) -> Result<()> {
     for name in ["null", "zero", "full", "random", "urandom", "tty"] {
         let node = dev.join(name);
         std::fs::write(&node, "")?;
-        mount(Some(&Path::new("/dev").join(name)), &node, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        mount(
+            Some(&Path::new("/dev").join(name)),
+            &node,
+            None::<&str>,
+            MsFlags::MS_BIND,
+            None::<&str>,
+        )?;
     }
     std::fs::create_dir_all(dev.join("shm"))?;
     tmpfs(&dev.join("shm"))?;
     std::fs::create_dir_all(dev.join("pts"))?;
-    mount(Some("devpts"), &dev.join("pts"), Some("devpts"), MsFlags::empty(), Some("newinstance,ptmxmode=0666"))?;
+    mount(
+        Some("devpts"),
+        &dev.join("pts"),
+        Some("devpts"),
+        MsFlags::empty(),
+        Some("newinstance,ptmxmode=0666"),
+    )?;
     symlink("pts/ptmx", dev.join("ptmx"))?;
     for (name, fd) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
         symlink(format!("/proc/self/fd{fd}"), dev.join(name))?;
@@ -264,16 +291,19 @@ fn engine_mounts(root: &Path, state: &Path) -> Result<()> {
         std::fs::create_dir_all(&dir)?;
         bind(&dir, &root.join("var/lib").join(name), true)?;
     }
-    mount(Some("sysfs"), &root.join("sys"), Some("sysfs"), MsFlags::empty(), None::<&str>).context("cannot mount /sys")?;
+    mount(Some("sysfs"), &root.join("sys"), Some("sysfs"), MsFlags::empty(), None::<&str>)
+        .context("cannot mount /sys")?;
     let groups = root.join("sys/fs/cgroup");
     let unified = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").is_ok();
     if unified {
-        mount(Some("cgroup2"), &groups, Some("cgroup2"), MsFlags::empty(), None::<&str>).context("cannot mount control groups")?;
+        mount(Some("cgroup2"), &groups, Some("cgroup2"), MsFlags::empty(), None::<&str>)
+            .context("cannot mount control groups")?;
         return Ok(());
     }
     // A host with the old hierarchies.
     tmpfs(&groups)?;
-    for controller in ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"] {
+    for controller in ["cpu", "cpuacct", "cpuset", "memory", "devices", "freezer", "blkio", "pids"]
+    {
         let dir = groups.join(controller);
         std::fs::create_dir_all(&dir)?;
         mount(Some("cgroup"), &dir, Some("cgroup"), MsFlags::empty(), Some(controller))

@@ -1,7 +1,8 @@
 //! Results of steps, kept by the hash of all that went into them.
 //!
-//! Invariants: a folder `steps/NAME/KEY` is complete or absent (built under `tmp/`, then renamed); KEY is the hash of the
-//! list of inputs that lies beside the result, so `why` can always say what changed.
+//! Invariants: a folder `steps/NAME/KEY` is complete or absent (built under `tmp/`, then renamed);
+//! KEY is the hash of the list of inputs that lies beside the result, so `why` can always say what
+//! changed.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -65,8 +66,12 @@ impl Store {
     pub fn open() -> Result<Self> {
         let root = paths::cache()?;
         for sub in ["blobs", "steps", "tmp", "logs", "work"] {
-            std::fs::create_dir_all(root.join(sub))
-                .with_context(|| format!("cannot make the cache {}; BASALT_CACHE=DIR names another place", root.display()))?;
+            std::fs::create_dir_all(root.join(sub)).with_context(|| {
+                format!(
+                    "cannot make the cache {}; BASALT_CACHE=DIR names another place",
+                    root.display()
+                )
+            })?;
         }
         let lock = std::fs::File::create(root.join("lock"))?;
         if lock.try_lock().is_err() {
@@ -84,7 +89,8 @@ impl Store {
         self.root.join("logs").join(format!("{step}.log"))
     }
 
-    /// A place for what a step needs while it runs; emptied at the next start if the step is interrupted.
+    /// A place for what a step needs while it runs; emptied at the next start if the step is
+    /// interrupted.
     pub fn scratch(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -120,27 +126,41 @@ impl Store {
         Some(self.planned(name, inputs)).filter(|built| built.dir.is_dir())
     }
 
-    /// The result of a step: from the cache, or made by `build`, which fills the empty folder that it is given.
-    pub fn step(&self, name: &str, doing: &str, inputs: &Inputs, build: impl FnOnce(&Path) -> Result<()>) -> Result<Built> {
+    /// The result of a step: from the cache, or made by `build`, which fills the empty folder that
+    /// it is given.
+    pub fn step(
+        &self,
+        name: &str,
+        doing: &str,
+        inputs: &Inputs,
+        build: impl FnOnce(&Path) -> Result<()>,
+    ) -> Result<Built> {
         let built = self.planned(name, inputs);
         let key = &built.key;
         let parent = self.root.join("steps").join(name);
         let dir = parent.join(&key[..24]);
         if dir.is_dir() {
             // Marks it as used, for the clean-up.
-            let _ = std::fs::File::open(&dir).and_then(|d| d.set_modified(std::time::SystemTime::now()));
+            let _ = std::fs::File::open(&dir)
+                .and_then(|d| d.set_modified(std::time::SystemTime::now()));
             progress::report(name, "cached", &key[..12]);
             return Ok(built);
         }
         let task = progress::Task::begin(name, doing);
         std::fs::create_dir_all(&parent)?;
-        let temporary = self.root.join("tmp").join(format!("{}-{}", name.replace('/', "-"), &key[..24]));
+        let temporary =
+            self.root.join("tmp").join(format!("{}-{}", name.replace('/', "-"), &key[..24]));
         std::fs::create_dir_all(temporary.join("out")).context(DISK_FULL)?;
         let made = build(&temporary.join("out"));
         if made.is_err() {
             remove(&temporary)?;
         }
-        made.with_context(|| format!("step {name} failed; nothing of it was kept. Its log: {}", self.log(name).display()))?;
+        made.with_context(|| {
+            format!(
+                "step {name} failed; nothing of it was kept. Its log: {}",
+                self.log(name).display()
+            )
+        })?;
         std::fs::write(temporary.join("inputs"), inputs.text()).context(DISK_FULL)?;
         std::fs::rename(&temporary, &dir).context(DISK_FULL)?;
         task.done(&key[..12]);
@@ -157,7 +177,8 @@ impl Store {
         results.sort();
         results.reverse();
         for (n, (_, old)) in results.into_iter().skip(KEPT_RESULTS).enumerate() {
-            // Moved away whole first: an interrupted removal must not leave half a result in its place.
+            // Moved away whole first: an interrupted removal must not leave half a result in its
+            // place.
             let gone = self.root.join("tmp").join(format!("gone-{n}"));
             std::fs::rename(old, &gone)?;
             remove(&gone)?;
@@ -168,23 +189,35 @@ impl Store {
     /// Says why a step would be made anew: every input that differs from the newest result.
     pub fn why(&self, name: &str, inputs: &Inputs) -> Result<String> {
         if self.lookup(name, inputs).is_some() {
-            return Ok(format!("{name}: nothing changed, the result is in the cache ({} inputs)\n", inputs.0.len()));
+            return Ok(format!(
+                "{name}: nothing changed, the result is in the cache ({} inputs)\n",
+                inputs.0.len()
+            ));
         }
         let parent = self.root.join("steps").join(name);
-        let newest = std::fs::read_dir(&parent)
-            .ok()
-            .and_then(|dir| dir.flatten().filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path()))).max());
+        let newest = std::fs::read_dir(&parent).ok().and_then(|dir| {
+            dir.flatten()
+                .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+                .max()
+        });
         let Some((_, newest)) = newest else {
             return Ok(format!("{name}: never built with this cache\n"));
         };
         let text = std::fs::read_to_string(newest.join("inputs"))?;
-        let old: BTreeMap<String, String> =
-            text.lines().filter_map(|l| l.split_once("  ")).map(|(hash, name)| (name.to_owned(), hash.to_owned())).collect();
+        let old: BTreeMap<String, String> = text
+            .lines()
+            .filter_map(|l| l.split_once("  "))
+            .map(|(hash, name)| (name.to_owned(), hash.to_owned()))
+            .collect();
         let mut answer = format!("{name}: will be built anew, because\n");
         for (name, hash) in &inputs.0 {
             match old.get(name) {
                 None => answer.push_str(&format!("  new      {name}\n")),
-                Some(was) if was != hash => answer.push_str(&format!("  changed  {name}  ({} -> {})\n", short(was), short(hash))),
+                Some(was) if was != hash => answer.push_str(&format!(
+                    "  changed  {name}  ({} -> {})\n",
+                    short(was),
+                    short(hash)
+                )),
                 Some(_) => {}
             }
         }
@@ -201,7 +234,11 @@ fn short(hash: &str) -> &str {
 
 /// Removes a folder even where a package left folders without write permission in it.
 pub fn remove(path: &Path) -> Result<()> {
-    let gone = if path.is_dir() && !path.is_symlink() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    let gone = if path.is_dir() && !path.is_symlink() {
+        std::fs::remove_dir_all(path)
+    } else {
+        std::fs::remove_file(path)
+    };
     if gone.is_ok() {
         return Ok(());
     }

@@ -1,4 +1,5 @@
-//! Trees of extracted Debian packages: nothing of a package is run, its files are laid out and a few links are set.
+//! Trees of extracted Debian packages: nothing of a package is run, its files are laid out and a
+//! few links are set.
 
 use std::fs::File;
 use std::io::{BufReader, Read};
@@ -16,7 +17,8 @@ use crate::{fetch, lock, progress};
 const LAYOUT: &str = "1";
 
 /// Mount points that steps and tests use; the tree is read-only when they run.
-const MOUNT_POINTS: [&str; 12] = ["src", "vendor", "work", "out", "in", "cache", "proc", "sys", "dev", "tmp", "run", "old"];
+const MOUNT_POINTS: [&str; 12] =
+    ["src", "vendor", "work", "out", "in", "cache", "proc", "sys", "dev", "tmp", "run", "old"];
 
 pub fn inputs(lock: &Lock, inputs: &mut Inputs) {
     inputs.add("lock", lock.hash()).add("layout", LAYOUT);
@@ -26,7 +28,12 @@ pub fn inputs(lock: &Lock, inputs: &mut Inputs) {
 pub fn make(store: &Store, set: &str, lock: &Lock) -> Result<Built> {
     let mut list = Inputs::default();
     inputs(lock, &mut list);
-    store.step(&format!("tree-{set}"), &format!("extracting {} packages", lock.package.len()), &list, |out| extract(&lock.package, out))
+    store.step(
+        &format!("tree-{set}"),
+        &format!("extracting {} packages", lock.package.len()),
+        &list,
+        |out| extract(&lock.package, out),
+    )
 }
 
 /// The lock of a set with all its packages in the download cache.
@@ -44,7 +51,12 @@ pub fn available(set: &str, locked: bool) -> Result<Lock> {
             gone.len()
         );
     }
-    progress::line(&format!("NOTICE: {} locked packages are gone from the mirror (first: {} {}).", gone.len(), first.name, first.version));
+    progress::line(&format!(
+        "NOTICE: {} locked packages are gone from the mirror (first: {} {}).",
+        gone.len(),
+        first.name,
+        first.version
+    ));
     progress::line(&format!(
         "NOTICE: resolving the set {set} anew: image/locks/{set}.toml changes, and so do the measurements. Commit it."
     ));
@@ -72,8 +84,12 @@ fn extract(packages: &[Package], out: &Path) -> Result<()> {
             scope.spawn(|| {
                 while let Some(package) = packages.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = extract_one(package, out) {
-                        let error = error.context(format!("cannot extract {} {}", package.name, package.version));
-                        *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(error);
+                        let error = error.context(format!(
+                            "cannot extract {} {}",
+                            package.name, package.version
+                        ));
+                        *failed.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                            Some(error);
                         return;
                     }
                 }
@@ -95,9 +111,11 @@ fn extract_one(package: &Package, out: &Path) -> Result<()> {
             let mut entry = entry?;
             let path = entry.path()?.into_owned();
             if entry.header().entry_type().is_dir() {
-                // Folders that others share: only made, never re-moded, so that threads do not get into each other's way.
+                // Folders that others share: only made, never re-moded, so that threads do not get
+                // into each other's way.
                 let dir = out.join(path.strip_prefix("./").unwrap_or(&path));
-                std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+                std::fs::create_dir_all(&dir)
+                    .with_context(|| format!("cannot make {}", dir.display()))?;
                 continue;
             }
             entry.unpack_in(out).with_context(|| format!("cannot write {}", path.display()))?;
@@ -107,12 +125,19 @@ fn extract_one(package: &Package, out: &Path) -> Result<()> {
 }
 
 /// Opens the `data.tar` of a package.
-pub fn with_data<T>(package: &Package, mut use_it: impl FnMut(&mut tar::Archive<Box<dyn Read>>) -> Result<T>) -> Result<T> {
-    let mut deb = ar::Archive::new(BufReader::with_capacity(1 << 18, File::open(fetch::blob(&package.sha256)?)?));
+pub fn with_data<T>(
+    package: &Package,
+    mut use_it: impl FnMut(&mut tar::Archive<Box<dyn Read>>) -> Result<T>,
+) -> Result<T> {
+    let mut deb = ar::Archive::new(BufReader::with_capacity(
+        1 << 18,
+        File::open(fetch::blob(&package.sha256)?)?,
+    ));
     while let Some(member) = deb.next_entry() {
         let member = member?;
         let name = String::from_utf8_lossy(member.header().identifier()).into_owned();
-        // The reader may not outlive the member, so the compressed bytes are read whole (at most some 150 MB).
+        // The reader may not outlive the member, so the compressed bytes are read whole (at most
+        // some 150 MB).
         let read = |mut member: ar::Entry<'_, _>| -> Result<std::io::Cursor<Vec<u8>>> {
             let mut data = Vec::new();
             member.read_to_end(&mut data)?;
@@ -130,7 +155,8 @@ pub fn with_data<T>(package: &Package, mut use_it: impl FnMut(&mut tar::Archive<
     bail!("the package holds no data.tar")
 }
 
-/// What maintainer scripts would have done and a build needs: the alternatives, users, CA bundle, mount points.
+/// What maintainer scripts would have done and a build needs: the alternatives, users, CA bundle,
+/// mount points.
 fn finish(out: &Path) -> Result<()> {
     let alternatives = [
         ("usr/bin/sh", "dash"),
@@ -145,7 +171,10 @@ fn finish(out: &Path) -> Result<()> {
     ];
     for (link, target) in alternatives {
         let path = out.join(link);
-        if path.parent().is_some_and(|dir| dir.join(target).exists()) && !path.is_symlink() && !path.exists() {
+        if path.parent().is_some_and(|dir| dir.join(target).exists())
+            && !path.is_symlink()
+            && !path.exists()
+        {
             symlink(target, path)?;
         }
     }

@@ -23,8 +23,8 @@ pub enum Tpm {
     Required,
 }
 
-/// What the kernel command line says of the machine, in words `basalt.KEY=VALUE`: there and not in the root, so that one root
-/// serves all machines. The command line is measured like the root.
+/// What the kernel command line says of the machine, in words `basalt.KEY=VALUE`: there and not in
+/// the root, so that one root serves all machines. The command line is measured like the root.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Machine {
     pub name: String,
@@ -42,7 +42,9 @@ const LONGEST_WAIT_S: u64 = 600;
 impl Machine {
     pub fn words(&self) -> String {
         let Self { name, disk, partitions, tpm_wait_s } = self;
-        format!("{PREFIX}machine={name} {PREFIX}disk={disk} {PREFIX}partitions={partitions} {PREFIX}tpm-wait-s={tpm_wait_s}")
+        format!(
+            "{PREFIX}machine={name} {PREFIX}disk={disk} {PREFIX}partitions={partitions} {PREFIX}tpm-wait-s={tpm_wait_s}"
+        )
     }
 
     pub fn partition(&self, number: u8) -> String {
@@ -51,31 +53,44 @@ impl Machine {
 
     /// Each word is there once, and no other word begins like them.
     pub fn from_command_line(line: &str) -> Result<Self, ConfigError> {
-        let fail = |problem: String| ConfigError { file: "the kernel command line".into(), problem };
+        let fail =
+            |problem: String| ConfigError { file: "the kernel command line".into(), problem };
         if !line.trim_end_matches('\n').bytes().all(|b| (b' '..=b'~').contains(&b)) {
             return Err(fail("it has bytes that are not printable ASCII, at which the kernel may see other words than others do".into()));
         }
         let mut found = std::collections::BTreeMap::new();
         for word in line.split_whitespace().filter_map(|word| word.strip_prefix(PREFIX)) {
-            let (key, value) = word.split_once('=').ok_or_else(|| fail(format!("expected {PREFIX}{word}=VALUE")))?;
+            let (key, value) = word
+                .split_once('=')
+                .ok_or_else(|| fail(format!("expected {PREFIX}{word}=VALUE")))?;
             if found.insert(key, value).is_some() {
                 return Err(fail(format!("{PREFIX}{key} is there twice")));
             }
         }
-        let mut take = |key: &str| found.remove(key).ok_or_else(|| fail(format!("{PREFIX}{key} is missing")));
-        let (name, disk, partitions, wait) = (take("machine")?, take("disk")?, take("partitions")?, take("tpm-wait-s")?);
+        let mut take =
+            |key: &str| found.remove(key).ok_or_else(|| fail(format!("{PREFIX}{key} is missing")));
+        let (name, disk, partitions, wait) =
+            (take("machine")?, take("disk")?, take("partitions")?, take("tpm-wait-s")?);
         if let Some(key) = found.keys().next() {
-            return Err(fail(format!("{PREFIX}{key} is unknown; known are machine, disk, partitions, tpm-wait-s")));
+            return Err(fail(format!(
+                "{PREFIX}{key} is unknown; known are machine, disk, partitions, tpm-wait-s"
+            )));
         }
         crate::valid_name(name).map_err(fail)?;
         for path in [disk, partitions] {
-            let inside = path.strip_prefix("/dev/").is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric()));
+            let inside = path.strip_prefix("/dev/").is_some_and(|rest| {
+                !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_alphanumeric())
+            });
             if !inside {
-                return Err(fail(format!("{path:?} is not a device: expected /dev/ and letters or digits")));
+                return Err(fail(format!(
+                    "{path:?} is not a device: expected /dev/ and letters or digits"
+                )));
             }
         }
         let tpm_wait_s = wait.parse().ok().filter(|s| (1..=LONGEST_WAIT_S).contains(s));
-        let tpm_wait_s = tpm_wait_s.ok_or_else(|| fail(format!("{PREFIX}tpm-wait-s={wait}: expected 1 to {LONGEST_WAIT_S} seconds")))?;
+        let tpm_wait_s = tpm_wait_s.ok_or_else(|| {
+            fail(format!("{PREFIX}tpm-wait-s={wait}: expected 1 to {LONGEST_WAIT_S} seconds"))
+        })?;
         Ok(Self { name: name.into(), disk: disk.into(), partitions: partitions.into(), tpm_wait_s })
     }
 }
@@ -86,7 +101,12 @@ mod tests {
 
     #[test]
     fn words_are_read_again_wherever_they_stand() {
-        let machine = Machine { name: "rpi4".into(), disk: "/dev/mmcblk0".into(), partitions: "/dev/mmcblk0p".into(), tpm_wait_s: 20 };
+        let machine = Machine {
+            name: "rpi4".into(),
+            disk: "/dev/mmcblk0".into(),
+            partitions: "/dev/mmcblk0p".into(),
+            tpm_wait_s: 20,
+        };
         let line = format!("quiet {} root=/dev/dm-0\n", machine.words());
         assert_eq!(Machine::from_command_line(&line).unwrap(), machine);
         assert_eq!(machine.partition(3), "/dev/mmcblk0p3");

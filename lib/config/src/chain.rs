@@ -6,13 +6,15 @@ use crate::LogSource;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Chain {
-    /// Who makes bundles (`trustctl relay`): `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None is trusted.
+    /// Who makes bundles (`trustctl relay`): `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`.
+    /// None is trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub relays: Vec<String>,
     /// How often they are asked, in seconds.
     #[serde(default = "a_minute")]
     pub poll_s: u64,
-    /// Root of a final beacon block, not older than two weeks when the node first starts: `0x` and 64 hex digits.
+    /// Root of a final beacon block, not older than two weeks when the node first starts: `0x` and
+    /// 64 hex digits.
     pub checkpoint: String,
     /// Of the network: `0x` and 64 hex digits.
     pub genesis_validators_root: String,
@@ -97,15 +99,23 @@ impl Chain {
         let versions = self.forks.iter().map(|fork| ("forks", &fork.version, 8));
         for (key, text, digits) in hex.into_iter().chain(versions) {
             if !text.strip_prefix("0x").is_some_and(|rest| crate::node::lower_hex(rest, digits)) {
-                return Err(format!("ledger.chain.{key}: expected 0x and {digits} lower-case hex digits, found {text:?}"));
+                return Err(format!(
+                    "ledger.chain.{key}: expected 0x and {digits} lower-case hex digits, found {text:?}"
+                ));
             }
         }
-        for (key, value) in [("poll-s", self.poll_s), ("seconds-per-slot", self.seconds_per_slot), ("max-age-s", self.max_age_s)] {
+        for (key, value) in [
+            ("poll-s", self.poll_s),
+            ("seconds-per-slot", self.seconds_per_slot),
+            ("max-age-s", self.max_age_s),
+        ] {
             if value == 0 {
                 return Err(format!("ledger.chain.{key}: expected at least 1, found 0"));
             }
         }
-        if self.forks.first().is_none_or(|first| first.epoch != 0) || !self.forks.is_sorted_by_key(|fork| fork.epoch) {
+        if self.forks.first().is_none_or(|first| first.epoch != 0)
+            || !self.forks.is_sorted_by_key(|fork| fork.epoch)
+        {
             return Err("ledger.chain.forks: expected the network's forks in the order of their epochs, the first one at 0".into());
         }
         Ok(())

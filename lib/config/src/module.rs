@@ -2,7 +2,8 @@ use serde::{Deserialize, Serialize};
 
 /// `/etc/basalt/modules/NAME.toml`: a container that trustd runs once its image is approved.
 ///
-/// Everything that is not written here is denied: there is no key for privileges, devices, host paths or host namespaces.
+/// Everything that is not written here is denied: there is no key for privileges, devices, host
+/// paths or host namespaces.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", try_from = "RawModule", into = "RawModule")]
 pub struct Module {
@@ -47,7 +48,8 @@ pub enum BoundTo {
     Image,
 }
 
-/// Calls a second, in the long run; four seconds' worth may come at once. A call in a batch counts as one.
+/// Calls a second, in the long run; four seconds' worth may come at once. A call in a batch counts
+/// as one.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Quota {
@@ -162,7 +164,8 @@ impl Default for Health {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "kebab-case")]
 pub enum CryptoUse {
-    /// Proofs of the module's own keys, verification of anybody's, and a statement of the TPM about its keys.
+    /// Proofs of the module's own keys, verification of anybody's, and a statement of the TPM about
+    /// its keys.
     Vrf,
     Random,
     Hash,
@@ -234,14 +237,21 @@ fn default_stop() -> u32 {
     10
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(what: &str, range: std::ops::RangeInclusive<T>, found: &T) -> Result<(), String> {
+fn within<T: PartialOrd + std::fmt::Display>(
+    what: &str,
+    range: std::ops::RangeInclusive<T>,
+    found: &T,
+) -> Result<(), String> {
     if range.contains(found) {
         return Ok(());
     }
     Err(format!("{what}: expected {} to {}, found {found}", range.start(), range.end()))
 }
 
-fn distinct<T: PartialEq + std::fmt::Debug>(what: &str, list: impl Iterator<Item = T>) -> Result<(), String> {
+fn distinct<T: PartialEq + std::fmt::Debug>(
+    what: &str,
+    list: impl Iterator<Item = T>,
+) -> Result<(), String> {
     let mut seen = Vec::new();
     for item in list {
         if seen.contains(&item) {
@@ -259,20 +269,27 @@ impl Source {
             return Err("image: either registry or archive".into());
         }
         match &self.registry {
-            Some(registry) => repository(registry).map(drop).map_err(|e| format!("image.registry: {e}")),
+            Some(registry) => {
+                repository(registry).map(drop).map_err(|e| format!("image.registry: {e}"))
+            }
             None => Ok(()),
         }
     }
 }
 
-/// Host and repository of `HOST[:PORT]/REPOSITORY` (OCI distribution-spec, "Pulling manifests": the form of `<name>`).
+/// Host and repository of `HOST[:PORT]/REPOSITORY` (OCI distribution-spec, "Pulling manifests": the
+/// form of `<name>`).
 pub fn repository(text: &str) -> Result<(&str, &str), String> {
-    let wrong = |why: &str| format!("expected HOST[:PORT]/REPOSITORY without tag or digest, found {text:?} ({why})");
+    let wrong = |why: &str| {
+        format!("expected HOST[:PORT]/REPOSITORY without tag or digest, found {text:?} ({why})")
+    };
     let (host, name) = text.split_once('/').ok_or_else(|| wrong("no repository"))?;
     crate::node::valid_host(host).map_err(|why| wrong(&why))?;
     let part = |p: &str| {
         !p.is_empty()
-            && p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-'))
+            && p.bytes().all(|b| {
+                b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')
+            })
             && p.starts_with(|c: char| c.is_ascii_alphanumeric())
             && p.ends_with(|c: char| c.is_ascii_alphanumeric())
     };
@@ -289,13 +306,19 @@ fn mount_point(path: &str) -> Result<(), String> {
         && path.starts_with('/')
         && path[1..].split('/').all(|p| !p.is_empty() && p != "." && p != "..")
         && path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b':' | b',' | b'\\'));
-    let taken = TAKEN.iter().any(|t| path == *t || path.strip_prefix(t).is_some_and(|rest| rest.starts_with('/')));
+    let taken = TAKEN
+        .iter()
+        .any(|t| path == *t || path.strip_prefix(t).is_some_and(|rest| rest.starts_with('/')));
     // Above one of them, it would cover it.
-    let above = TAKEN.iter().any(|t| t.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')));
+    let above =
+        TAKEN.iter().any(|t| t.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')));
     if normal && !taken && !above {
         return Ok(());
     }
-    Err(format!("expected an absolute path that is neither below nor above {}, found {path:?}", TAKEN.join(", ")))
+    Err(format!(
+        "expected an absolute path that is neither below nor above {}, found {path:?}",
+        TAKEN.join(", ")
+    ))
 }
 
 impl TryFrom<RawModule> for Module {
@@ -308,7 +331,10 @@ impl TryFrom<RawModule> for Module {
                 Image::Node(source)
             }
             (None, Some(ship)) => Image::Ship(ship),
-            _ => return Err("a module has either [image] (its digest) or [ship] (what the build makes it from)".into()),
+            _ => return Err(
+                "a module has either [image] (its digest) or [ship] (what the build makes it from)"
+                    .into(),
+            ),
         };
         within("memory-mib", 6..=1 << 20, &raw.memory_mib)?;
         within("cpu-percent", 1..=6400, &raw.cpu_percent)?;
@@ -323,7 +349,8 @@ impl TryFrom<RawModule> for Module {
             return Err(format!("environment: expected NAME=VALUE, found {bad:?}"));
         }
         for (what, list) in [("peers", &raw.peers), ("needs", &raw.needs)] {
-            list.iter().try_for_each(|name| crate::valid_name(name).map_err(|e| format!("{what}: {e}")))?;
+            list.iter()
+                .try_for_each(|name| crate::valid_name(name).map_err(|e| format!("{what}: {e}")))?;
             distinct(what, list.iter())?;
         }
         for volume in &raw.volumes {
@@ -398,8 +425,8 @@ impl Module {
         crate::valid_name(name)
     }
 
-    /// Whether two of it can run beside each other during an upgrade: what it holds alone (a port of the node, a folder)
-    /// must be let go first.
+    /// Whether two of it can run beside each other during an upgrade: what it holds alone (a port
+    /// of the node, a folder) must be let go first.
     pub fn shares_nothing(&self) -> bool {
         self.ports.is_empty() && self.volumes.is_empty()
     }

@@ -55,8 +55,12 @@ pub enum Addressing {
 impl Addressing {
     fn check(&self) -> Result<(), String> {
         match self {
-            Self::Static { address, gateway: Some(gateway), .. } if !address.contains(*gateway) || *gateway == address.host => {
-                Err(format!("network.gateway: expected another address of {address}, found {gateway}"))
+            Self::Static { address, gateway: Some(gateway), .. }
+                if !address.contains(*gateway) || *gateway == address.host =>
+            {
+                Err(format!(
+                    "network.gateway: expected another address of {address}, found {gateway}"
+                ))
             }
             _ => Ok(()),
         }
@@ -85,13 +89,26 @@ impl TryFrom<String> for Subnet {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, String> {
-        let wrong = |why: &str| format!("expected an address of one host and its prefix like 192.0.2.7/24, found {text:?} ({why})");
+        let wrong = |why: &str| {
+            format!(
+                "expected an address of one host and its prefix like 192.0.2.7/24, found {text:?} ({why})"
+            )
+        };
         let (host, prefix) = text.split_once('/').ok_or_else(|| wrong("no prefix"))?;
         let host: Ipv4Addr = host.parse().map_err(|_| wrong("no IPv4 address"))?;
-        let prefix: u8 = prefix.parse().ok().filter(|p| (1..=30).contains(p)).ok_or_else(|| wrong("a prefix has 1 to 30 bits"))?;
+        let prefix: u8 = prefix
+            .parse()
+            .ok()
+            .filter(|p| (1..=30).contains(p))
+            .ok_or_else(|| wrong("a prefix has 1 to 30 bits"))?;
         let subnet = Self { host, prefix };
         let within = host.to_bits() & !subnet.mask().to_bits();
-        if within == 0 || within == !subnet.mask().to_bits() || host.is_loopback() || host.is_multicast() || host.octets()[0] == 0 {
+        if within == 0
+            || within == !subnet.mask().to_bits()
+            || host.is_loopback()
+            || host.is_multicast()
+            || host.octets()[0] == 0
+        {
             return Err(wrong("no host can have it"));
         }
         Ok(subnet)
@@ -110,8 +127,8 @@ impl std::fmt::Display for Subnet {
     }
 }
 
-/// `node.toml` on the boot partition: what is of this one node. Each key replaces the image's; the rest, above all the ledger,
-/// cannot be set there.
+/// `node.toml` on the boot partition: what is of this one node. Each key replaces the image's; the
+/// rest, above all the ledger, cannot be set there.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Settings {
@@ -123,7 +140,8 @@ struct Settings {
     registries: Option<Vec<Registry>>,
 }
 
-/// What a node goes by: `/etc/basalt/node.toml` of the image, and `node.toml` of its boot partition over it.
+/// What a node goes by: `/etc/basalt/node.toml` of the image, and `node.toml` of its boot partition
+/// over it.
 pub fn node(image: &str, own: Option<&str>) -> Result<Node, ConfigError> {
     let node: Node = crate::parse("/etc/basalt/node.toml", image)?;
     let Some(own) = own else { return Ok(node) };
@@ -166,7 +184,8 @@ pub enum Attest {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Owner {
-    /// SHA-256 of the owners' client certificates (DER), as hex. Empty in the repository: the build then puts in the user's own.
+    /// SHA-256 of the owners' client certificates (DER), as hex. Empty in the repository: the build
+    /// then puts in the user's own.
     #[serde(default)]
     pub certificates: Vec<String>,
 }
@@ -175,13 +194,16 @@ pub struct Owner {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Keys {
-    /// Whose policies may unseal it, instead of the image's builder: P-256, SEC 1 uncompressed, hex.
+    /// Whose policies may unseal it, instead of the image's builder: P-256, SEC 1 uncompressed,
+    /// hex.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub signer: Option<String>,
-    /// Whoever has this key can read all keys of modules and put them on another node: X25519, hex. Without it there is no way back.
+    /// Whoever has this key can read all keys of modules and put them on another node: X25519, hex.
+    /// Without it there is no way back.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recovery: Option<String>,
-    /// A node without a root key does not make one: it waits for the one that its owner brings back.
+    /// A node without a root key does not make one: it waits for the one that its owner brings
+    /// back.
     pub restore: bool,
 }
 
@@ -191,16 +213,19 @@ impl Keys {
     }
 
     fn problem(&self) -> Option<&'static str> {
-        if self.signer.as_deref().is_some_and(|key| !(lower_hex(key, 130) && key.starts_with("04"))) {
+        if self.signer.as_deref().is_some_and(|key| !(lower_hex(key, 130) && key.starts_with("04")))
+        {
             return Some(
                 "keys.signer: expected a point of P-256 as trustctl key show prints it: 130 lower-case hex digits that begin with 04",
             );
         }
         match &self.recovery {
-            Some(key) if !lower_hex(key, 64) => {
-                Some("keys.recovery: expected an X25519 key as trustctl key show prints it: 64 lower-case hex digits")
+            Some(key) if !lower_hex(key, 64) => Some(
+                "keys.recovery: expected an X25519 key as trustctl key show prints it: 64 lower-case hex digits",
+            ),
+            None if self.restore => {
+                Some("keys.restore needs keys.recovery: without it no root key can be brought back")
             }
-            None if self.restore => Some("keys.restore needs keys.recovery: without it no root key can be brought back"),
             _ => None,
         }
     }
@@ -220,7 +245,8 @@ impl Default for Store {
     }
 }
 
-/// How a registry is reached. One that is not listed is reached over TLS, with the well-known certificate authorities.
+/// How a registry is reached. One that is not listed is reached over TLS, with the well-known
+/// certificate authorities.
 ///
 /// Nobody has to trust it: what it sends is checked against the digest that the ledger approved.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -246,13 +272,17 @@ pub struct Registry {
 impl Registry {
     fn check(&self) -> Result<(), String> {
         for host in std::iter::once(&self.host).chain(&self.mirrors) {
-            valid_host(host).map_err(|why| format!("expected HOST[:PORT], found {host:?} ({why})"))?;
+            valid_host(host)
+                .map_err(|why| format!("expected HOST[:PORT], found {host:?} ({why})"))?;
         }
         if self.user.is_some() != self.password.is_some() {
             return Err(format!("{}: user and password go together", self.host));
         }
         if self.plain && (self.ca.is_some() || self.user.is_some()) {
-            return Err(format!("{}: plain HTTP has no certificates and is no place for a password", self.host));
+            return Err(format!(
+                "{}: plain HTTP has no certificates and is no place for a password",
+                self.host
+            ));
         }
         Ok(())
     }
@@ -260,7 +290,8 @@ impl Registry {
 
 /// `HOST[:PORT]`: a name or an address, nothing that a URL could take for something else.
 pub(crate) fn valid_host(host: &str) -> Result<(), String> {
-    let (name, port) = host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
+    let (name, port) =
+        host.rsplit_once(':').map_or((host, None), |(name, port)| (name, Some(port)));
     if port.is_some_and(|p| p.parse::<u16>().ok().is_none_or(|n| n == 0)) {
         return Err("no port".into());
     }
@@ -288,7 +319,8 @@ pub struct Ledger {
     /// Without them, what the approvers signed is enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoints: Option<Checkpoints>,
-    /// Where newer logs are looked for: `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None is trusted.
+    /// Where newer logs are looked for: `https://HOST[:PORT]/PATH`, `http://…` or `file:PATH`. None
+    /// is trusted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sources: Vec<String>,
     /// How often, in seconds.
@@ -312,7 +344,8 @@ fn five_minutes() -> u64 {
     300
 }
 
-/// What a log must be signed and seen by besides its approvers (C2SP tlog-checkpoint and cosignature/v1).
+/// What a log must be signed and seen by besides its approvers (C2SP tlog-checkpoint and
+/// cosignature/v1).
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Checkpoints {
@@ -362,17 +395,27 @@ impl std::str::FromStr for LogSource {
             )
         };
         if let Some(artifact) = text.strip_prefix("oci:") {
-            let (registry, tag) = artifact.rsplit_once(':').filter(|(_, tag)| !tag.contains('/')).ok_or_else(|| wrong("no tag"))?;
+            let (registry, tag) = artifact
+                .rsplit_once(':')
+                .filter(|(_, tag)| !tag.contains('/'))
+                .ok_or_else(|| wrong("no tag"))?;
             crate::repository(registry).map_err(|why| wrong(&why))?;
             // OCI distribution-spec 1.1, "Pulling manifests".
             let first = tag.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric() || b == b'_');
-            if !first || tag.len() > 128 || !tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+            if !first
+                || tag.len() > 128
+                || !tag.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+            {
                 return Err(wrong("no tag"));
             }
             return Ok(Self::Oci { registry: registry.to_owned(), tag: tag.to_owned() });
         }
         if let Some(path) = text.strip_prefix("file:") {
-            return if path.starts_with('/') { Ok(Self::File(path.into())) } else { Err(wrong("the path must be absolute")) };
+            return if path.starts_with('/') {
+                Ok(Self::File(path.into()))
+            } else {
+                Err(wrong("the path must be absolute"))
+            };
         }
         let (tls, rest) = match (text.strip_prefix("https://"), text.strip_prefix("http://")) {
             (Some(rest), _) => (true, rest),
@@ -393,7 +436,9 @@ impl std::fmt::Display for LogSource {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Oci { registry, tag } => write!(f, "oci:{registry}:{tag}"),
-            Self::Http { tls, host, path } => write!(f, "{}://{host}{path}", if *tls { "https" } else { "http" }),
+            Self::Http { tls, host, path } => {
+                write!(f, "{}://{host}{path}", if *tls { "https" } else { "http" })
+            }
         }
     }
 }
@@ -408,14 +453,18 @@ impl TryFrom<RawNode> for Node {
     fn try_from(raw: RawNode) -> Result<Self, String> {
         crate::valid_name(&raw.hostname).map_err(|e| format!("hostname: {e}"))?;
         raw.network.check()?;
-        raw.api
-            .listen
-            .parse::<std::net::SocketAddr>()
-            .map_err(|e| format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen))?;
-        for (what, list) in [("owner.certificates", &raw.owner.certificates), ("ledger.approvers", &raw.ledger.approvers)] {
+        raw.api.listen.parse::<std::net::SocketAddr>().map_err(|e| {
+            format!("api.listen: expected ADDRESS:PORT, found {:?} ({e})", raw.api.listen)
+        })?;
+        for (what, list) in [
+            ("owner.certificates", &raw.owner.certificates),
+            ("ledger.approvers", &raw.ledger.approvers),
+        ] {
             for (n, entry) in list.iter().enumerate() {
                 if !lower_hex(entry, 64) {
-                    return Err(format!("{what}: expected 64 lower-case hex digits, found {entry:?}"));
+                    return Err(format!(
+                        "{what}: expected 64 lower-case hex digits, found {entry:?}"
+                    ));
                 }
                 if list[..n].contains(entry) {
                     return Err(format!("{what}: {entry} is there twice"));
@@ -425,7 +474,9 @@ impl TryFrom<RawNode> for Node {
         if let Some(problem) = raw.keys.problem() {
             return Err(problem.into());
         }
-        let Ledger { kind, name, approvers, threshold, sources, poll_s, checkpoints, chain, .. } = &raw.ledger;
+        let Ledger {
+            kind, name, approvers, threshold, sources, poll_s, checkpoints, chain, ..
+        } = &raw.ledger;
         if let Some(Checkpoints { witnesses, threshold, max_age_s, .. }) = checkpoints {
             if *threshold > witnesses.len() || (*threshold == 0) != witnesses.is_empty() {
                 return Err(format!(
@@ -446,12 +497,23 @@ impl TryFrom<RawNode> for Node {
         match (kind, chain) {
             (Kind::Log, None) => (),
             (Kind::Ethereum, Some(chain)) => chain.check()?,
-            (Kind::Log, Some(_)) => return Err("ledger.chain: a ledger of the kind \"log\" has none; expected kind = \"ethereum\"".into()),
-            (Kind::Ethereum, None) => return Err("ledger.chain: a ledger of the kind \"ethereum\" needs it (docs/chain.md)".into()),
+            (Kind::Log, Some(_)) => return Err(
+                "ledger.chain: a ledger of the kind \"log\" has none; expected kind = \"ethereum\""
+                    .into(),
+            ),
+            (Kind::Ethereum, None) => {
+                return Err(
+                    "ledger.chain: a ledger of the kind \"ethereum\" needs it (docs/chain.md)"
+                        .into(),
+                );
+            }
         }
         crate::valid_name(name).map_err(|e| format!("ledger.name: {e}"))?;
         if *threshold == 0 || (!approvers.is_empty() && *threshold > approvers.len()) {
-            return Err(format!("ledger.threshold: expected 1 to the number of approvers ({}), found {threshold}", approvers.len()));
+            return Err(format!(
+                "ledger.threshold: expected 1 to the number of approvers ({}), found {threshold}",
+                approvers.len()
+            ));
         }
         if raw.store.quota_mib == 0 {
             return Err("store.quota-mib: expected at least 1, found 0".into());
@@ -462,14 +524,25 @@ impl TryFrom<RawNode> for Node {
                 return Err(format!("registries: {} is there twice", registry.host));
             }
         }
-        let RawNode { hostname, time_servers, network, api, owner, ledger, keys, store, registries } = raw;
+        let RawNode {
+            hostname,
+            time_servers,
+            network,
+            api,
+            owner,
+            ledger,
+            keys,
+            store,
+            registries,
+        } = raw;
         Ok(Self { hostname, time_servers, network, api, owner, ledger, keys, store, registries })
     }
 }
 
 impl From<Node> for RawNode {
     fn from(node: Node) -> Self {
-        let Node { hostname, time_servers, network, api, owner, ledger, keys, store, registries } = node;
+        let Node { hostname, time_servers, network, api, owner, ledger, keys, store, registries } =
+            node;
         Self { hostname, time_servers, network, api, owner, ledger, keys, store, registries }
     }
 }
@@ -500,18 +573,39 @@ mod tests {
             ("threshold = 1", "threshold = 1\nsources = [\"oci:x/y:.z\"]", "no tag"),
             ("threshold = 1", "threshold = 1\npoll-s = 0", "poll-s"),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]", "log"),
-            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nthreshold = 1", "witnesses (0)"),
-            ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nmax-age-s = 0", "at least 1"),
+            (
+                "threshold = 1",
+                "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nthreshold = 1",
+                "witnesses (0)",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nmax-age-s = 0",
+                "at least 1",
+            ),
             ("threshold = 1", "threshold = 1\n[ledger.checkpoints]\nlog = \"x\"\nage = 1", "age"),
             ("kind = \"log\"", "kind = \"ethereum\"", "needs it"),
             ("threshold = 1", "threshold = 1\n[store]\nquota-mib = 0", "quota-mib"),
             ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"http://x\"", "HOST[:PORT]"),
-            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"", "go together"),
-            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\n[[registries]]\nhost = \"x\"", "twice"),
-            ("threshold = 1", "threshold = 1\n[[registries]]\nhost = \"x\"\nplain = true\nuser = \"u\"\npassword = \"p\"", "no place"),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"",
+                "go together",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\n[[registries]]\nhost = \"x\"",
+                "twice",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\nplain = true\nuser = \"u\"\npassword = \"p\"",
+                "no place",
+            ),
         ];
         for (from, to, says) in cases {
-            let error = parse::<Node>("node.toml", &GOOD.replace(from, to)).unwrap_err().to_string();
+            let error =
+                parse::<Node>("node.toml", &GOOD.replace(from, to)).unwrap_err().to_string();
             assert!(error.contains(says) && error.contains("node.toml"), "{error}");
         }
     }
@@ -524,7 +618,10 @@ mod tests {
         );
         let n = node(GOOD, Some(&own)).unwrap();
         let Addressing::Static { address, .. } = n.network else { panic!("not static") };
-        assert_eq!((n.hostname.as_str(), address.mask().to_string().as_str()), ("gate-7", "255.255.255.0"));
+        assert_eq!(
+            (n.hostname.as_str(), address.mask().to_string().as_str()),
+            ("gate-7", "255.255.255.0")
+        );
         assert_eq!(n.owner.certificates.len(), 1);
         assert_eq!(node(GOOD, None).unwrap().hostname, "basalt");
         assert_eq!(node(GOOD, Some("")).unwrap().hostname, "basalt");

@@ -29,15 +29,21 @@ pub struct ChainEvidence {
 /// Why the chain does not let an image run.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainReason {
-    #[error("the chain was not followed yet: no relay gave a bundle that holds (`trustctl status` names them)")]
+    #[error(
+        "the chain was not followed yet: no relay gave a bundle that holds (`trustctl status` names them)"
+    )]
     NotFollowed,
     #[error("the chain was not asked for it yet; the relays are asked now")]
     NotAsked,
-    #[error("the registry did not have it at block {block}: its approvers did not approve it there (`trustctl chain approve`)")]
+    #[error(
+        "the registry did not have it at block {block}: its approvers did not approve it there (`trustctl chain approve`)"
+    )]
     Absent { block: u64 },
     #[error("the registry had it revoked at block {block} (record {seq}); a revocation is final")]
     Revoked { seq: u64, block: u64 },
-    #[error("its approval in the registry (record {seq}) expired: it held until {not_after}, now is {now}; approve it again")]
+    #[error(
+        "its approval in the registry (record {seq}) expired: it held until {not_after}, now is {now}; approve it again"
+    )]
     Expired { seq: u64, not_after: u64, now: u64 },
     #[error("the registry had it as clear at block {block}, this node asks for proof")]
     NoProof { block: u64 },
@@ -74,11 +80,17 @@ pub enum Reason {
     Unknown { digest: String },
     #[error("{digest} was revoked by statement {seq}; a revocation is final")]
     Revoked { digest: String, seq: u64 },
-    #[error("the approval of {digest} (statement {seq}) expired: it held until {exp}, now is {now}; approve it again")]
+    #[error(
+        "the approval of {digest} (statement {seq}) expired: it held until {exp}, now is {now}; approve it again"
+    )]
     Expired { digest: String, seq: u64, exp: u64, now: u64 },
-    #[error("the approval of {digest} (statement {seq}) holds from {iat}, now is {now}; is the clock right?")]
+    #[error(
+        "the approval of {digest} (statement {seq}) holds from {iat}, now is {now}; is the clock right?"
+    )]
     NotYet { digest: String, seq: u64, iat: u64, now: u64 },
-    #[error("the clock is not set: it says {now}, which is before {floor}, when this node's image was built or its ledger was witnessed")]
+    #[error(
+        "the clock is not set: it says {now}, which is before {floor}, when this node's image was built or its ledger was witnessed"
+    )]
     Clock { now: u64, floor: u64 },
     #[error(
         "the ledger is too old: enough witnesses saw it at {witnessed}, now is {now}, at most {max_age} s may lie between; trustctl log cosign, then push"

@@ -1,11 +1,14 @@
 //! Which image digests are approved.
 //!
 //! Invariants:
-//! - A decision is a value. Unknown, unreadable, too old, too few signatures: all are `Deny` with a reason.
-//! - Only signed bytes decide. A line that is not the canonical form of what it says is refused, so nothing unsigned can ride along.
+//! - A decision is a value. Unknown, unreadable, too old, too few signatures: all are `Deny` with a
+//!   reason.
+//! - Only signed bytes decide. A line that is not the canonical form of what it says is refused, so
+//!   nothing unsigned can ride along.
 //! - The sequence has no gaps and, against a [`HighWater`], never goes back nor forks.
 //! - A revocation is final.
-//! - Where a node asks for witnesses, a log that too few of them saw, or saw too long ago, allows nothing.
+//! - Where a node asks for witnesses, a log that too few of them saw, or saw too long ago, allows
+//!   nothing.
 //! - No I/O, no clock, no unsafe.
 //!
 //! The format is specified in docs/ledger.md.
@@ -24,6 +27,8 @@ pub use checkpoint::{Checkpoint, Witnessing, cosignatures};
 pub use decision::{ChainEvidence, ChainReason, Decision, Evidence, Reason};
 pub use log::{HighWater, Log, LogError, Policy, longer, parts};
 pub use note::{NoteKey, Role};
-pub use statement::{ApproversStatement, Change, Entry, ImageStatement, Signature, Statement, Status};
+pub use statement::{
+    ApproversStatement, Change, Entry, ImageStatement, Signature, Statement, Status,
+};
 
 pub use ed25519_dalek::{SigningKey, VerifyingKey};

@@ -4,7 +4,10 @@ use ed25519_dalek::VerifyingKey;
 use sha2::{Digest as _, Sha256};
 
 use crate::merkle::{self, Hash, Tree};
-use crate::{ApproversStatement, Decision, Entry, Evidence, ImageStatement, Reason, Statement, Status, Witnessing, checkpoint};
+use crate::{
+    ApproversStatement, Decision, Entry, Evidence, ImageStatement, Reason, Statement, Status,
+    Witnessing, checkpoint,
+};
 
 /// A log of more lines than this is refused.
 const MOST_LINES: usize = 100_000;
@@ -32,7 +35,8 @@ struct Approvers {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HighWater {
     pub seq: u64,
-    /// Of the Merkle tree over the signed bytes of all statements. Signatures are not in it: a further approver may add his later.
+    /// Of the Merkle tree over the signed bytes of all statements. Signatures are not in it: a
+    /// further approver may add his later.
     pub root: Hash,
 }
 
@@ -48,23 +52,33 @@ pub enum LogError {
     NotAStatement { line: usize, problem: String },
     #[error("line {line} is not in canonical form (fixed order, no white space)")]
     NotCanonical { line: usize },
-    #[error("line {line} has sequence {found}, expected {expected}: statements are missing or in another order")]
+    #[error(
+        "line {line} has sequence {found}, expected {expected}: statements are missing or in another order"
+    )]
     Sequence { line: usize, expected: u64, found: u64 },
-    #[error("line {line} is signed by {found} of the approvers of that moment, {needed} are needed")]
+    #[error(
+        "line {line} is signed by {found} of the approvers of that moment, {needed} are needed"
+    )]
     Signatures { line: usize, found: usize, needed: usize },
     #[error("line {line}: it would expire at {exp}, before it holds at {iat}")]
     Times { line: usize, iat: u64, exp: u64 },
-    #[error("the log ends at {found}, this node has already seen {seen}: an older state is shown to it")]
+    #[error(
+        "the log ends at {found}, this node has already seen {seen}: an older state is shown to it"
+    )]
     RolledBack { seen: u64, found: u64 },
     #[error("statement {seq} is not the one that this node has seen: the log was forked")]
     Forked { seq: u64 },
-    #[error("the log is too long: more than {MOST_LINES} lines or a line of more than {LONGEST_LINE} bytes")]
+    #[error(
+        "the log is too long: more than {MOST_LINES} lines or a line of more than {LONGEST_LINE} bytes"
+    )]
     TooLong,
     #[error("the log has no checkpoint and this node asks for one: trustctl log cosign")]
     NoCheckpoint,
     #[error("the log's checkpoint does not hold: {problem}")]
     Checkpoint { problem: String },
-    #[error("{found} of the node's witnesses saw this log, {needed} are needed: trustctl log cosign")]
+    #[error(
+        "{found} of the node's witnesses saw this log, {needed} are needed: trustctl log cosign"
+    )]
     Cosignatures { found: usize, needed: usize },
     #[error("the policy is not usable: {0}")]
     Policy(String),
@@ -76,11 +90,16 @@ impl Policy {
         Ok(Self { name: name.to_owned(), approvers, witnessing: None })
     }
 
-    /// Stays the same for as long as these approvers, or those whom they named, decide: SHA-256 over name, threshold and keys.
+    /// Stays the same for as long as these approvers, or those whom they named, decide: SHA-256
+    /// over name, threshold and keys.
     pub fn identity(&self) -> measure::Digest {
-        let mut keys: Vec<&[u8]> = self.approvers.keys.iter().map(|key| &key.as_bytes()[..]).collect();
+        let mut keys: Vec<&[u8]> =
+            self.approvers.keys.iter().map(|key| &key.as_bytes()[..]).collect();
         keys.sort_unstable();
-        let begun = Sha256::new().chain_update(b"basalt-ledger-v1\0").chain_update(self.name.as_bytes()).chain_update([0]);
+        let begun = Sha256::new()
+            .chain_update(b"basalt-ledger-v1\0")
+            .chain_update(self.name.as_bytes())
+            .chain_update([0]);
         let begun = begun.chain_update((self.approvers.threshold as u64).to_be_bytes());
         keys.into_iter().fold(begun, |hasher, key| hasher.chain_update(key)).finalize().into()
     }
@@ -91,7 +110,10 @@ impl TryFrom<&config::Ledger> for Policy {
 
     fn try_from(settings: &config::Ledger) -> Result<Self, LogError> {
         let config::Ledger { name, approvers, threshold, checkpoints, .. } = settings;
-        let witnessing = checkpoints.as_ref().map(|c| Witnessing::new(&c.log, &c.witnesses, c.threshold, c.max_age_s)).transpose()?;
+        let witnessing = checkpoints
+            .as_ref()
+            .map(|c| Witnessing::new(&c.log, &c.witnesses, c.threshold, c.max_age_s))
+            .transpose()?;
         Ok(Self { witnessing, ..Self::new(name, approvers, *threshold)? })
     }
 }
@@ -101,7 +123,9 @@ impl Approvers {
         let mut keys: Vec<VerifyingKey> = Vec::new();
         for hex in approvers {
             let raw: Option<[u8; 32]> = measure::unhex(hex).and_then(|b| b.try_into().ok());
-            let key = raw.and_then(|raw| VerifyingKey::from_bytes(&raw).ok()).filter(|key| !key.is_weak());
+            let key = raw
+                .and_then(|raw| VerifyingKey::from_bytes(&raw).ok())
+                .filter(|key| !key.is_weak());
             let Some(key) = key else { return Err(format!("{hex} is not an Ed25519 public key")) };
             if keys.contains(&key) {
                 return Err(format!("the approver {hex} is there twice"));
@@ -109,7 +133,10 @@ impl Approvers {
             keys.push(key);
         }
         if threshold == 0 || threshold > keys.len() || keys.len() > MOST_APPROVERS {
-            return Err(format!("{threshold} of {} approvers cannot be reached, or they are more than {MOST_APPROVERS}", keys.len()));
+            return Err(format!(
+                "{threshold} of {} approvers cannot be reached, or they are more than {MOST_APPROVERS}",
+                keys.len()
+            ));
         }
         Ok(Self { keys, threshold })
     }
@@ -136,12 +163,15 @@ pub struct Log {
     witnessing: Option<Witnessing>,
 }
 
-/// The two parts of a log's file: the statements, a line each, and after an empty line the checkpoint, which may be missing.
+/// The two parts of a log's file: the statements, a line each, and after an empty line the
+/// checkpoint, which may be missing.
 pub fn parts(text: &str) -> (&str, Option<&str>) {
     if let Some(checkpoint) = text.strip_prefix('\n') {
         return ("", Some(checkpoint));
     }
-    text.split_once("\n\n").map_or((text, None), |(statements, checkpoint)| (&text[..=statements.len()], Some(checkpoint)))
+    text.split_once("\n\n").map_or((text, None), |(statements, checkpoint)| {
+        (&text[..=statements.len()], Some(checkpoint))
+    })
 }
 
 impl Log {
@@ -157,7 +187,8 @@ impl Log {
         }
     }
 
-    /// Checks every line and the checkpoint, and refuses the whole log for one bad one. `seen` is what this node knew before.
+    /// Checks every line and the checkpoint, and refuses the whole log for one bad one. `seen` is
+    /// what this node knew before.
     pub fn replay(policy: &Policy, text: &str, seen: &HighWater) -> Result<Self, LogError> {
         let mut log = Self::new(policy);
         let (statements, checkpoint) = parts(text);
@@ -214,7 +245,10 @@ impl Log {
                 if image.exp <= image.iat {
                     return Err(LogError::Times { line, iat: image.iat, exp: image.exp });
                 }
-                let revoked = self.latest.get(&image.digest).is_some_and(|(old, _)| old.status == Status::Revoked);
+                let revoked = self
+                    .latest
+                    .get(&image.digest)
+                    .is_some_and(|(old, _)| old.status == Status::Revoked);
                 if !revoked {
                     self.latest.insert(image.digest.clone(), (image, found));
                 }
@@ -237,24 +271,30 @@ impl Log {
         self.witnessing.as_ref()?.vouched(&self.seen, now)?.ok()
     }
 
-    /// Whether it says more than another replay of the same statements: it is fresher, or as fresh with more signatures.
+    /// Whether it says more than another replay of the same statements: it is fresher, or as fresh
+    /// with more signatures.
     pub fn better_than(&self, other: &Self, now: u64) -> bool {
         (self.witnessed(now), self.signatures) > (other.witnessed(now), other.signatures)
     }
 
     /// Who approves from here on (keys as hex), and how many of them an approval needs.
     pub fn approvers(&self) -> (Vec<String>, usize) {
-        (self.approvers.keys.iter().map(|key| measure::hex(key.as_bytes())).collect(), self.approvers.threshold)
+        (
+            self.approvers.keys.iter().map(|key| measure::hex(key.as_bytes())).collect(),
+            self.approvers.threshold,
+        )
     }
 
-    /// The same log as if what was approved after a statement had not been; what was revoked stays so.
+    /// The same log as if what was approved after a statement had not been; what was revoked stays
+    /// so.
     #[must_use]
     pub fn without_approvals_after(mut self, seq: u64) -> Self {
         self.latest.retain(|_, (image, _)| image.seq <= seq || image.status == Status::Revoked);
         self
     }
 
-    /// May the image with this manifest digest run at `now`? `floor` is a moment before which no clock can be right.
+    /// May the image with this manifest digest run at `now`? `floor` is a moment before which no
+    /// clock can be right.
     pub fn decide(&self, digest: &str, now: u64, floor: u64) -> Decision {
         match self.judge(digest, now, floor) {
             Ok(evidence) => Decision::Allow(evidence),
@@ -264,7 +304,9 @@ impl Log {
 
     fn judge(&self, digest: &str, now: u64, floor: u64) -> Result<Evidence, Reason> {
         let digest = digest.to_owned();
-        let Some((image, signers)) = self.latest.get(&digest) else { return Err(Reason::Unknown { digest }) };
+        let Some((image, signers)) = self.latest.get(&digest) else {
+            return Err(Reason::Unknown { digest });
+        };
         let (seq, exp, iat) = (image.seq, image.exp, image.iat);
         if image.status == Status::Revoked {
             return Err(Reason::Revoked { digest, seq });
@@ -296,11 +338,15 @@ impl Log {
     }
 }
 
-/// The longer of two copies of one log; `None` if their statements part. Signatures do not count: both copies are checked
-/// by whoever uses them.
+/// The longer of two copies of one log; `None` if their statements part. Signatures do not count:
+/// both copies are checked by whoever uses them.
 pub fn longer<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
     let statements = |text: &str| -> Vec<Option<Statement>> {
-        parts(text).0.lines().map(|line| serde_json::from_str::<Entry>(line).ok().map(|entry| entry.statement)).collect()
+        parts(text)
+            .0
+            .lines()
+            .map(|line| serde_json::from_str::<Entry>(line).ok().map(|entry| entry.statement))
+            .collect()
     };
     let (one, two) = (statements(a), statements(b));
     let common = one.len().min(two.len());
@@ -319,7 +365,8 @@ mod tests {
     }
 
     fn policy(threshold: usize) -> Policy {
-        let approvers: Vec<String> = (1..=3).map(|n| measure::hex(key(n).verifying_key().as_bytes())).collect();
+        let approvers: Vec<String> =
+            (1..=3).map(|n| measure::hex(key(n).verifying_key().as_bytes())).collect();
         Policy::new("home", &approvers, threshold).unwrap()
     }
 
@@ -328,7 +375,8 @@ mod tests {
     }
 
     fn line(seq: u64, image: u8, status: Status, signers: &[u8]) -> String {
-        let mut entry = Entry::new(ImageStatement { digest: digest(image), exp: 2000, iat: 1000, seq, status });
+        let mut entry =
+            Entry::new(ImageStatement { digest: digest(image), exp: 2000, iat: 1000, seq, status });
         for n in signers {
             entry.sign("home", &key(*n));
         }
@@ -342,10 +390,16 @@ mod tests {
     #[test]
     fn approved_then_revoked_then_approved_again_stays_revoked() {
         let mut text = line(1, 9, Status::Approved, &[1, 2]);
-        assert!(matches!(replay(2, &text).unwrap().decide(&digest(9), 1500, 0), Decision::Allow(Evidence { seq: 1, signers: 2, .. })));
+        assert!(matches!(
+            replay(2, &text).unwrap().decide(&digest(9), 1500, 0),
+            Decision::Allow(Evidence { seq: 1, signers: 2, .. })
+        ));
         text += &line(2, 9, Status::Revoked, &[3]);
         text += &line(3, 9, Status::Approved, &[1, 2]);
-        assert!(matches!(replay(2, &text).unwrap().decide(&digest(9), 1500, 0), Decision::Deny(Reason::Revoked { seq: 2, .. })));
+        assert!(matches!(
+            replay(2, &text).unwrap().decide(&digest(9), 1500, 0),
+            Decision::Deny(Reason::Revoked { seq: 2, .. })
+        ));
     }
 
     #[test]
@@ -359,12 +413,19 @@ mod tests {
 
     #[test]
     fn too_few_the_same_twice_strangers_and_other_ledgers_do_not_count() {
-        let refused = |text: &str| matches!(replay(2, text), Err(LogError::Signatures { needed: 2, .. }));
+        let refused =
+            |text: &str| matches!(replay(2, text), Err(LogError::Signatures { needed: 2, .. }));
         assert!(refused(&line(1, 9, Status::Approved, &[1])));
         // A stranger's signature, or the same one twice, has no business in a line at all.
         let stowaway = |text: &str| matches!(replay(2, text), Err(LogError::NotAStatement { .. }));
         assert!(stowaway(&line(1, 9, Status::Approved, &[1, 7])));
-        let mut twice = Entry::new(ImageStatement { digest: digest(9), exp: 2000, iat: 1000, seq: 1, status: Status::Approved });
+        let mut twice = Entry::new(ImageStatement {
+            digest: digest(9),
+            exp: 2000,
+            iat: 1000,
+            seq: 1,
+            status: Status::Approved,
+        });
         twice.sign("home", &key(1));
         twice.signatures.push(twice.signatures[0].clone());
         assert!(stowaway(&(twice.line() + "\n")));
@@ -373,7 +434,10 @@ mod tests {
         other.sign("office", &key(2));
         assert!(stowaway(&(other.line() + "\n")));
         assert!(stowaway(&line(1, 9, Status::Revoked, &[7])));
-        assert!(matches!(replay(2, &line(1, 9, Status::Revoked, &[])), Err(LogError::Signatures { needed: 1, .. })));
+        assert!(matches!(
+            replay(2, &line(1, 9, Status::Revoked, &[])),
+            Err(LogError::Signatures { needed: 1, .. })
+        ));
     }
 
     #[test]
@@ -396,8 +460,12 @@ mod tests {
         assert!(matches!(replay(1, &two), Err(LogError::Sequence { expected: 1, found: 2, .. })));
         let seen = replay(1, &(one.clone() + &two)).unwrap().high_water();
         assert!(Log::replay(&policy(1), &(one.clone() + &two), &seen).is_ok());
-        assert_eq!(Log::replay(&policy(1), &one, &seen).unwrap_err(), LogError::RolledBack { seen: 2, found: 1 });
-        let fork = one.clone() + &line(2, 7, Status::Approved, &[1]) + &line(3, 6, Status::Approved, &[1]);
+        assert_eq!(
+            Log::replay(&policy(1), &one, &seen).unwrap_err(),
+            LogError::RolledBack { seen: 2, found: 1 }
+        );
+        let fork =
+            one.clone() + &line(2, 7, Status::Approved, &[1]) + &line(3, 6, Status::Approved, &[1]);
         assert_eq!(Log::replay(&policy(1), &fork, &seen).unwrap_err(), LogError::Forked { seq: 2 });
         assert_eq!(longer(&one, &(one.clone() + &two)), Some((one.clone() + &two).as_str()));
         assert_eq!(longer(&two, &one), None);
@@ -410,9 +478,18 @@ mod tests {
     #[test]
     fn form_is_strict() {
         let good = line(1, 9, Status::Approved, &[1]);
-        assert!(matches!(replay(1, &good.replacen(':', ": ", 1)), Err(LogError::NotCanonical { .. })));
-        assert!(matches!(replay(1, &good.replacen('{', "{\"x\":1,", 1)), Err(LogError::NotAStatement { .. })));
-        assert!(matches!(replay(1, &good.replace('\n', "\r\n")), Err(LogError::NotCanonical { .. })));
+        assert!(matches!(
+            replay(1, &good.replacen(':', ": ", 1)),
+            Err(LogError::NotCanonical { .. })
+        ));
+        assert!(matches!(
+            replay(1, &good.replacen('{', "{\"x\":1,", 1)),
+            Err(LogError::NotAStatement { .. })
+        ));
+        assert!(matches!(
+            replay(1, &good.replace('\n', "\r\n")),
+            Err(LogError::NotCanonical { .. })
+        ));
         assert!(matches!(replay(1, good.trim_end()), Err(LogError::NotCanonical { .. })));
         assert!(matches!(replay(1, "\n"), Err(LogError::Checkpoint { .. })));
         assert!(Policy::new("x", &["00".repeat(32)], 1).is_err());
@@ -425,7 +502,13 @@ mod tests {
 
     fn change(seq: u64, approvers: &[u8], threshold: usize, signers: &[u8]) -> String {
         let approvers = approvers.iter().map(|n| hex(*n)).collect();
-        let mut entry = Entry::new(ApproversStatement { approvers, iat: 1000, seq, status: Change::Approvers, threshold });
+        let mut entry = Entry::new(ApproversStatement {
+            approvers,
+            iat: 1000,
+            seq,
+            status: Change::Approvers,
+            threshold,
+        });
         for n in signers {
             entry.sign("home", &key(*n));
         }
@@ -437,18 +520,37 @@ mod tests {
         let begin = line(1, 9, Status::Approved, &[1, 2]);
         let changed = begin.clone() + &change(2, &[4, 5], 1, &[1, 3]);
         let log = replay(2, &(changed.clone() + &line(3, 8, Status::Approved, &[4]))).unwrap();
-        assert!(matches!(log.decide(&digest(9), 1500, 0), Decision::Allow(_)), "what they approved before goes on");
+        assert!(
+            matches!(log.decide(&digest(9), 1500, 0), Decision::Allow(_)),
+            "what they approved before goes on"
+        );
         assert!(matches!(log.decide(&digest(8), 1500, 0), Decision::Allow(_)));
         assert_eq!(log.approvers(), (vec![hex(4), hex(5)], 1));
         // An old one counts no more, not even to revoke; a new one not before.
-        for gone in [line(3, 8, Status::Approved, &[1, 2]), line(3, 9, Status::Revoked, &[1]), change(3, &[1], 1, &[1, 2])] {
-            assert!(matches!(replay(2, &(changed.clone() + &gone)), Err(LogError::NotAStatement { line: 3, .. })));
+        for gone in [
+            line(3, 8, Status::Approved, &[1, 2]),
+            line(3, 9, Status::Revoked, &[1]),
+            change(3, &[1], 1, &[1, 2]),
+        ] {
+            assert!(matches!(
+                replay(2, &(changed.clone() + &gone)),
+                Err(LogError::NotAStatement { line: 3, .. })
+            ));
         }
-        assert!(matches!(replay(2, &(begin.clone() + &change(2, &[4], 1, &[4]))), Err(LogError::NotAStatement { .. })));
-        assert!(matches!(replay(2, &(begin.clone() + &change(2, &[4], 1, &[1]))), Err(LogError::Signatures { found: 1, needed: 2, .. })));
+        assert!(matches!(
+            replay(2, &(begin.clone() + &change(2, &[4], 1, &[4]))),
+            Err(LogError::NotAStatement { .. })
+        ));
+        assert!(matches!(
+            replay(2, &(begin.clone() + &change(2, &[4], 1, &[1]))),
+            Err(LogError::Signatures { found: 1, needed: 2, .. })
+        ));
         for (approvers, threshold) in [(&[][..], 0), (&[], 1), (&[4], 0), (&[4], 2), (&[4, 4], 1)] {
             let text = begin.clone() + &change(2, approvers, threshold, &[1, 2]);
-            assert!(matches!(replay(2, &text), Err(LogError::NotAStatement { line: 2, .. })), "{threshold} of {approvers:?}");
+            assert!(
+                matches!(replay(2, &text), Err(LogError::NotAStatement { line: 2, .. })),
+                "{threshold} of {approvers:?}"
+            );
         }
     }
 
@@ -464,9 +566,11 @@ mod tests {
     }
 
     fn witnessed() -> Policy {
-        let vkey = |name, role, n| NoteKey::new(name, role, key(n).verifying_key()).unwrap().to_string();
+        let vkey =
+            |name, role, n| NoteKey::new(name, role, key(n).verifying_key()).unwrap().to_string();
         let witnesses = [vkey("w.example", Role::Witness, 21)];
-        let witnessing = Witnessing::new(&vkey("log.example", Role::Log, 20), &witnesses, 1, 100).unwrap();
+        let witnessing =
+            Witnessing::new(&vkey("log.example", Role::Log, 20), &witnesses, 1, 100).unwrap();
         Policy { witnessing: Some(witnessing), ..policy(1) }
     }
 
@@ -476,8 +580,14 @@ mod tests {
         let log = Log::replay(&witnessed(), &seen(&text, 1500), &HighWater::default()).unwrap();
         assert_eq!((log.witnessed(1500), log.witnessed(1199)), (Some(1500), None));
         let decided = |now| log.decide(&digest(9), now, 0);
-        assert!(matches!(decided(1500), Decision::Allow(_)) && matches!(decided(1600), Decision::Allow(_)));
-        assert_eq!(decided(1601), Decision::Deny(Reason::Stale { witnessed: 1500, now: 1601, max_age: 100 }));
+        assert!(
+            matches!(decided(1500), Decision::Allow(_))
+                && matches!(decided(1600), Decision::Allow(_))
+        );
+        assert_eq!(
+            decided(1601),
+            Decision::Deny(Reason::Stale { witnessed: 1500, now: 1601, max_age: 100 })
+        );
         // A clock that is behind what witnesses saw is wrong, but for a little.
         assert!(matches!(decided(1200), Decision::Allow(_)));
         assert_eq!(decided(1199), Decision::Deny(Reason::Clock { now: 1199, floor: 1200 }));
@@ -490,27 +600,41 @@ mod tests {
     #[test]
     fn no_checkpoint_and_one_of_another_log_are_refused() {
         let (one, two) = (line(1, 9, Status::Approved, &[1]), line(2, 8, Status::Approved, &[1]));
-        let refused = |text: &str| Log::replay(&witnessed(), text, &HighWater::default()).unwrap_err();
+        let refused =
+            |text: &str| Log::replay(&witnessed(), text, &HighWater::default()).unwrap_err();
         assert_eq!(refused(&one), LogError::NoCheckpoint);
         assert_eq!(refused(""), LogError::NoCheckpoint);
         let checkpoint = |text: &str| parts(&seen(text, 1500)).1.unwrap().to_owned();
-        for (statements, of) in
-            [(one.clone() + &two, &one), (one.clone(), &(one.clone() + &two)), (line(1, 8, Status::Approved, &[1]), &one)]
-        {
+        for (statements, of) in [
+            (one.clone() + &two, &one),
+            (one.clone(), &(one.clone() + &two)),
+            (line(1, 8, Status::Approved, &[1]), &one),
+        ] {
             let text = format!("{statements}\n{}", checkpoint(of));
-            assert!(matches!(Log::replay(&witnessed(), &text, &HighWater::default()), Err(LogError::Checkpoint { .. })));
+            assert!(matches!(
+                Log::replay(&witnessed(), &text, &HighWater::default()),
+                Err(LogError::Checkpoint { .. })
+            ));
         }
         // A node that asks for none still refuses one that is not of this log.
         assert!(replay(1, &format!("{one}\n{}", checkpoint(&one))).is_ok());
-        assert!(matches!(replay(1, &format!("{one}{two}\n{}", checkpoint(&one))), Err(LogError::Checkpoint { .. })));
+        assert!(matches!(
+            replay(1, &format!("{one}{two}\n{}", checkpoint(&one))),
+            Err(LogError::Checkpoint { .. })
+        ));
         let empty = seen("", 1500);
-        assert_eq!(Log::replay(&witnessed(), &empty, &HighWater::default()).unwrap().high_water(), HighWater::default());
+        assert_eq!(
+            Log::replay(&witnessed(), &empty, &HighWater::default()).unwrap().high_water(),
+            HighWater::default()
+        );
     }
 
     /// `cargo xtask fuzz --corpus`: what the fuzz targets begin with.
     #[test]
     fn seeds_of_the_fuzzer() {
-        let text = line(1, 9, Status::Approved, &[1, 2]) + &line(2, 9, Status::Revoked, &[3]) + &change(3, &[4, 5], 2, &[1, 2]);
+        let text = line(1, 9, Status::Approved, &[1, 2])
+            + &line(2, 9, Status::Revoked, &[3])
+            + &change(3, &[4, 5], 2, &[1, 2]);
         let log = replay(2, &text).unwrap();
         assert_eq!(log.high_water().seq, 3);
         let Some(dir) = std::env::var_os("BASALT_CORPUS") else { return };
@@ -525,7 +649,15 @@ mod tests {
         let head = Checkpoint { origin: "log.example".into(), size: empty.seq, root: empty.root };
         let note = head.sign(&key(9)).unwrap();
         let body = note.split_inclusive('\n').take(3).collect::<String>();
-        write("checkpoint", "witnessed", &(note + &note::cosign(&body, "w1.example", &key(1), 1500)));
-        write("checkpoint", "vkey", &NoteKey::new("log.example", Role::Log, key(9).verifying_key()).unwrap().to_string());
+        write(
+            "checkpoint",
+            "witnessed",
+            &(note + &note::cosign(&body, "w1.example", &key(1), 1500)),
+        );
+        write(
+            "checkpoint",
+            "vkey",
+            &NoteKey::new("log.example", Role::Log, key(9).verifying_key()).unwrap().to_string(),
+        );
     }
 }

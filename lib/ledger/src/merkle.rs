@@ -13,7 +13,8 @@ fn node(left: &Hash, right: &Hash) -> Hash {
     Sha256::new().chain_update([1]).chain_update(left).chain_update(right).finalize().into()
 }
 
-/// A tree that only grows. It keeps its right edge: at most 64 hashes, however many leaves there are.
+/// A tree that only grows. It keeps its right edge: at most 64 hashes, however many leaves there
+/// are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tree {
     size: u64,
@@ -54,8 +55,9 @@ impl FromIterator<Hash> for Tree {
     }
 }
 
-/// What shows somebody who knows the tree of the first `old` leaves that the tree of all leaves continues it (RFC 6962 section
-/// 2.1.2). Nothing for no leaves and for all; None for more than there are.
+/// What shows somebody who knows the tree of the first `old` leaves that the tree of all leaves
+/// continues it (RFC 6962 section 2.1.2). Nothing for no leaves and for all; None for more than
+/// there are.
 pub fn consistency(leaves: &[Hash], old: usize) -> Option<Vec<Hash>> {
     if old > leaves.len() {
         return None;
@@ -145,15 +147,22 @@ mod tests {
         // The published roots of the first trees of the test data of Certificate Transparency.
         let data: [&[u8]; 3] = [&[], &[0], &[0x10]];
         let tree: Tree = data.iter().map(|d| leaf(d)).collect();
-        assert_eq!(measure::hex(&leaf(&[])), "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d");
-        assert_eq!(measure::hex(&tree.root()), "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77");
+        assert_eq!(
+            measure::hex(&leaf(&[])),
+            "6e340b9cffb37a989ca544e6bb780a2c78901d3fb33738768511a30617afa01d"
+        );
+        assert_eq!(
+            measure::hex(&tree.root()),
+            "aeb6bcfe274b70a14fb067a5e5578264db0fa9b51af5e0ba159158f329e06e77"
+        );
     }
 
     #[test]
     fn every_tree_is_shown_to_continue_every_earlier_one_and_no_other() {
         for new in 1..40 {
             for old in 1..new {
-                let (proof, root) = (consistency(&leaves(new), old.into()).unwrap(), |n| slow(&leaves(n)));
+                let (proof, root) =
+                    (consistency(&leaves(new), old.into()).unwrap(), |n| slow(&leaves(n)));
                 let (older, newer) = ((u64::from(old), root(old)), (u64::from(new), root(new)));
                 assert!(holds(&proof, older, newer), "{old} of {new}");
                 assert!(!holds(&proof, (older.0, root(new)), newer));

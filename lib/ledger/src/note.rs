@@ -1,4 +1,5 @@
-//! Signed notes and the keys that sign them: C2SP signed-note, and cosignature/v1 of C2SP tlog-cosignature.
+//! Signed notes and the keys that sign them: C2SP signed-note, and cosignature/v1 of C2SP
+//! tlog-cosignature.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -38,8 +39,13 @@ pub struct NoteKey {
 
 impl NoteKey {
     pub fn new(name: &str, role: Role, key: VerifyingKey) -> Result<Self, String> {
-        if name.is_empty() || name.len() > 255 || name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+') {
-            return Err(format!("{name:?} is no name of a key: expected 1 to 255 bytes without spaces and plus signs"));
+        if name.is_empty()
+            || name.len() > 255
+            || name.chars().any(|c| c.is_whitespace() || c.is_control() || c == '+')
+        {
+            return Err(format!(
+                "{name:?} is no name of a key: expected 1 to 255 bytes without spaces and plus signs"
+            ));
         }
         if key.is_weak() {
             return Err(format!("the key of {name} is a weak one"));
@@ -55,7 +61,11 @@ impl NoteKey {
         let (kind, key) = bytes.split_first().ok_or_else(expected)?;
         let role = [Role::Log, Role::Witness].into_iter().find(|role| role.byte() == *kind);
         let role = role.ok_or_else(|| format!("{name}: expected a key of type 1 (Ed25519) or 4 (cosignature/v1), found type {kind}"))?;
-        let key = key.try_into().ok().and_then(|key| VerifyingKey::from_bytes(key).ok()).ok_or_else(expected)?;
+        let key = key
+            .try_into()
+            .ok()
+            .and_then(|key| VerifyingKey::from_bytes(key).ok())
+            .ok_or_else(expected)?;
         let found = Self::new(name, role, key)?;
         // One spelling for one key.
         if found.to_string() == text {
@@ -67,8 +77,11 @@ impl NoteKey {
 
     /// What stands before its signatures.
     pub fn id(&self) -> [u8; 4] {
-        let hash =
-            Sha256::new().chain_update(&self.name).chain_update([b'\n', self.role.byte()]).chain_update(self.key.as_bytes()).finalize();
+        let hash = Sha256::new()
+            .chain_update(&self.name)
+            .chain_update([b'\n', self.role.byte()])
+            .chain_update(self.key.as_bytes())
+            .finalize();
         [hash[0], hash[1], hash[2], hash[3]]
     }
 }
@@ -116,16 +129,23 @@ impl<'a> Note<'a> {
 
     fn of(&self, key: &NoteKey) -> impl Iterator<Item = &[u8]> {
         let id = key.id();
-        self.signatures.iter().filter(move |line| line.name == key.name && line.id == id).map(|line| &line.blob[..])
+        self.signatures
+            .iter()
+            .filter(move |line| line.name == key.name && line.id == id)
+            .map(|line| &line.blob[..])
     }
 
     /// Whether the log signed it. One that does not hold is not the same as none.
     pub(crate) fn signed(&self, log: &NoteKey) -> Result<bool, String> {
         let mut signed = false;
         for blob in self.of(log) {
-            let good = Signature::from_slice(blob).is_ok_and(|s| log.key.verify_strict(self.body.as_bytes(), &s).is_ok());
+            let good = Signature::from_slice(blob)
+                .is_ok_and(|s| log.key.verify_strict(self.body.as_bytes(), &s).is_ok());
             if !good || signed {
-                return Err(format!("the signature of {} does not hold, or is there twice", log.name));
+                return Err(format!(
+                    "the signature of {} does not hold, or is there twice",
+                    log.name
+                ));
             }
             signed = true;
         }
@@ -137,10 +157,16 @@ impl<'a> Note<'a> {
         let mut newest = None;
         for blob in self.of(witness) {
             let held = blob.split_first_chunk::<8>().and_then(|(time, signature)| {
-                let (time, signature) = (u64::from_be_bytes(*time), Signature::from_slice(signature).ok()?);
-                witness.key.verify_strict(cosigned_bytes(time, self.body).as_bytes(), &signature).ok().map(|()| time)
+                let (time, signature) =
+                    (u64::from_be_bytes(*time), Signature::from_slice(signature).ok()?);
+                witness
+                    .key
+                    .verify_strict(cosigned_bytes(time, self.body).as_bytes(), &signature)
+                    .ok()
+                    .map(|()| time)
             });
-            // A time of 0 says that the witness vouches for no time; beyond 2^63 - 1 there is none (tlog-cosignature).
+            // A time of 0 says that the witness vouches for no time; beyond 2^63 - 1 there is none
+            // (tlog-cosignature).
             let time = held
                 .filter(|t| *t != 0 && i64::try_from(*t).is_ok())
                 .ok_or_else(|| format!("the cosignature of {} does not hold", witness.name))?;
@@ -152,9 +178,11 @@ impl<'a> Note<'a> {
 
 fn parse_line(line: &str) -> Result<Line<'_>, String> {
     let wrong = || format!("{line:?} is no signature: expected \"{DASH}NAME BASE64\"");
-    let (name, blob) = line.strip_prefix(DASH).and_then(|rest| rest.split_once(' ')).ok_or_else(wrong)?;
+    let (name, blob) =
+        line.strip_prefix(DASH).and_then(|rest| rest.split_once(' ')).ok_or_else(wrong)?;
     let bytes = STANDARD.decode(blob).map_err(|_| wrong())?;
-    let (id, blob) = bytes.split_first_chunk::<4>().filter(|_| !name.is_empty()).ok_or_else(wrong)?;
+    let (id, blob) =
+        bytes.split_first_chunk::<4>().filter(|_| !name.is_empty()).ok_or_else(wrong)?;
     Ok(Line { name, id: *id, blob: blob.to_vec() })
 }
 
@@ -194,21 +222,39 @@ mod tests {
         assert_eq!((key.role, key.to_string().as_str()), (Role::Log, KEY));
         assert_eq!(Note::parse(NOTE).unwrap().signed(&key), Ok(true));
         assert!(Note::parse(&NOTE.replace("answer", "Answer")).unwrap().signed(&key).is_err());
-        assert!(Note::parse(&format!("{NOTE}{}", NOTE.lines().last().unwrap().to_owned() + "\n")).unwrap().signed(&key).is_err(), "twice");
+        assert!(
+            Note::parse(&format!("{NOTE}{}", NOTE.lines().last().unwrap().to_owned() + "\n"))
+                .unwrap()
+                .signed(&key)
+                .is_err(),
+            "twice"
+        );
         let other = NoteKey::new("PeterNeuman", Role::Log, key.key).unwrap();
         assert_eq!(Note::parse(NOTE).unwrap().signed(&other), Ok(false));
     }
 
     #[test]
     fn keys_and_notes_have_one_spelling() {
-        for bad in
-            ["", "a", "a+b", "+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW", &KEY.replace("c7", "C7"), &KEY.replace("c7", "c8")]
-        {
+        for bad in [
+            "",
+            "a",
+            "a+b",
+            "+c74f20a3+ARpc2QcUPDhMQegwxbzhKqiBfsVkmqq/LDE4izWy10TW",
+            &KEY.replace("c7", "C7"),
+            &KEY.replace("c7", "c8"),
+        ] {
             assert!(NoteKey::parse(bad).is_err(), "{bad}");
         }
         assert!(NoteKey::parse(&KEY.replace("+AR", "+Ah")).unwrap_err().contains("type 2"));
         let key = SigningKey::from_bytes(&[1; 32]).verifying_key();
-        assert!(["", "a b", "a+b", "a\u{a0}b", "a\n"].iter().all(|name| NoteKey::new(name, Role::Log, key).is_err()));
+        assert!(
+            ["", "a b", "a+b", "a\u{a0}b", "a\n"].iter().all(|name| NoteKey::new(
+                name,
+                Role::Log,
+                key
+            )
+            .is_err())
+        );
         for bad in [
             "",
             "\n",
@@ -231,11 +277,30 @@ mod tests {
         assert_eq!(NoteKey::parse(&witness.to_string()), Ok(witness.clone()));
         let body = "log.example\n1\nAAAA\n";
         let lines = cosign(body, "w.example", &key, 70) + &cosign(body, "w.example", &key, 90);
-        assert_eq!(Note::parse(&format!("{body}\n{lines}")).unwrap().cosigned(&witness), Ok(Some(90)));
-        assert_eq!(Note::parse(&format!("{body}\n{}", cosign(body, "x.example", &key, 90))).unwrap().cosigned(&witness), Ok(None));
-        assert!(Note::parse(&format!("{body}\n{}", cosign("other\n", "w.example", &key, 90))).unwrap().cosigned(&witness).is_err());
-        assert!(Note::parse(&format!("{body}\n{}", cosign(body, "w.example", &key, 0))).unwrap().cosigned(&witness).is_err());
-        let mut blob = STANDARD.decode(lines.lines().next().unwrap().rsplit(' ').next().unwrap()).unwrap();
+        assert_eq!(
+            Note::parse(&format!("{body}\n{lines}")).unwrap().cosigned(&witness),
+            Ok(Some(90))
+        );
+        assert_eq!(
+            Note::parse(&format!("{body}\n{}", cosign(body, "x.example", &key, 90)))
+                .unwrap()
+                .cosigned(&witness),
+            Ok(None)
+        );
+        assert!(
+            Note::parse(&format!("{body}\n{}", cosign("other\n", "w.example", &key, 90)))
+                .unwrap()
+                .cosigned(&witness)
+                .is_err()
+        );
+        assert!(
+            Note::parse(&format!("{body}\n{}", cosign(body, "w.example", &key, 0)))
+                .unwrap()
+                .cosigned(&witness)
+                .is_err()
+        );
+        let mut blob =
+            STANDARD.decode(lines.lines().next().unwrap().rsplit(' ').next().unwrap()).unwrap();
         blob[11] ^= 1;
         let later = format!("{body}\n{DASH}w.example {}\n", STANDARD.encode(blob));
         assert!(Note::parse(&later).unwrap().cosigned(&witness).is_err());

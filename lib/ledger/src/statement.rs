@@ -32,7 +32,8 @@ pub enum Status {
     Revoked,
 }
 
-/// The approvers of all later statements. As many of those before as an approval needs must sign it.
+/// The approvers of all later statements. As many of those before as an approval needs must sign
+/// it.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct ApproversStatement {
@@ -88,7 +89,8 @@ impl Statement {
         }
     }
 
-    /// What is signed: a fixed purpose, the ledger's name, and the canonical JSON, so that a signature counts nowhere else.
+    /// What is signed: a fixed purpose, the ledger's name, and the canonical JSON, so that a
+    /// signature counts nowhere else.
     pub fn signed_bytes(&self, ledger: &str) -> Vec<u8> {
         format!("basalt-ledger-v1\n{ledger}\n{}", canonical(self)).into_bytes()
     }
@@ -114,18 +116,24 @@ impl Entry {
         }
     }
 
-    /// How many of these approvers signed. Every signature is by one of them, holds, and is there once: nothing else may stand
-    /// in a line.
-    pub(crate) fn signers(&self, ledger: &str, approvers: &[VerifyingKey]) -> Result<usize, String> {
+    /// How many of these approvers signed. Every signature is by one of them, holds, and is there
+    /// once: nothing else may stand in a line.
+    pub(crate) fn signers(
+        &self,
+        ledger: &str,
+        approvers: &[VerifyingKey],
+    ) -> Result<usize, String> {
         let bytes = self.statement.signed_bytes(ledger);
         for (n, signature) in self.signatures.iter().enumerate() {
             if self.signatures[..n].iter().any(|s| s.key == signature.key) {
                 return Err(format!("the approver {:?} signed twice", signature.key));
             }
             let approver = approvers.iter().find(|a| measure::hex(a.as_bytes()) == signature.key);
-            let raw: Option<[u8; 64]> = measure::unhex(&signature.sig).and_then(|b| b.try_into().ok());
-            let holds =
-                approver.zip(raw).is_some_and(|(a, raw)| a.verify_strict(&bytes, &ed25519_dalek::Signature::from_bytes(&raw)).is_ok());
+            let raw: Option<[u8; 64]> =
+                measure::unhex(&signature.sig).and_then(|b| b.try_into().ok());
+            let holds = approver.zip(raw).is_some_and(|(a, raw)| {
+                a.verify_strict(&bytes, &ed25519_dalek::Signature::from_bytes(&raw)).is_ok()
+            });
             if !holds {
                 return Err(format!(
                     "the signature by {:?} is not one of an approver of that moment for the ledger {ledger:?}",
@@ -136,12 +144,15 @@ impl Entry {
         Ok(self.signatures.len())
     }
 
-    /// Whether every signature is by the key that it names, for this ledger: not yet that the key is an approver's.
+    /// Whether every signature is by the key that it names, for this ledger: not yet that the key
+    /// is an approver's.
     ///
     /// # Errors
     /// The first signature that is not.
     pub fn holds(&self, ledger: &str) -> Result<(), String> {
-        let keys = self.signatures.iter().filter_map(|s| VerifyingKey::from_bytes(&measure::unhex(&s.key)?.try_into().ok()?).ok());
+        let keys = self.signatures.iter().filter_map(|s| {
+            VerifyingKey::from_bytes(&measure::unhex(&s.key)?.try_into().ok()?).ok()
+        });
         self.signers(ledger, &keys.collect::<Vec<_>>()).map(drop)
     }
 
@@ -157,7 +168,8 @@ impl From<ApproversStatement> for Statement {
     }
 }
 
-/// JSON without white space, members in the order of their names (which is the order of the fields above), ASCII strings only.
+/// JSON without white space, members in the order of their names (which is the order of the fields
+/// above), ASCII strings only.
 fn canonical<T: Serialize>(value: &T) -> String {
     // Strings, numbers and lists of them always serialise.
     serde_json::to_string(value).unwrap_or_default()

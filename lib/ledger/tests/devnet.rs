@@ -1,4 +1,5 @@
-//! Bundles that `trustctl relay` made on real networks (Lodestar and EthereumJS, `cargo xtask test chain`), as nodes got them.
+//! Bundles that `trustctl relay` made on real networks (Lodestar and EthereumJS, `cargo xtask test
+//! chain`), as nodes got them.
 #![cfg(feature = "ethereum")]
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -11,8 +12,8 @@ use serde::Deserialize;
 struct Recording {
     /// `[ledger.chain]`, TOML.
     settings: String,
-    /// One that is approved and then revoked, one that is revoked from the beginning, one that is not there, and one for the boot test,
-    /// with which it is as with the first.
+    /// One that is approved and then revoked, one that is revoked from the beginning, one that is
+    /// not there, and one for the boot test, with which it is as with the first.
     digests: [Hash; 4],
     bundles: Vec<Recorded>,
 }
@@ -68,7 +69,10 @@ fn verdicts(follower: &Follower, digests: &[Hash], now: u64) -> Vec<Result<Found
 
 #[test]
 fn approved_then_revoked_in_attested_state_then_in_final_state() {
-    for (recording, stages) in [(Recording::minimal(), &["attested", "revoked"][..]), (Recording::mainnet(), &["attested"])] {
+    for (recording, stages) in [
+        (Recording::minimal(), &["attested", "revoked"][..]),
+        (Recording::mainnet(), &["attested"]),
+    ] {
         let approved = recording.get("approved");
         let mut follower = recording.follower().take(&approved.text(), approved.now).unwrap();
         let [good, gone, absent, guest] = recording.digests;
@@ -80,13 +84,23 @@ fn approved_then_revoked_in_attested_state_then_in_final_state() {
         for stage in stages {
             let recorded = recording.get(stage);
             follower = follower.take(&recorded.text(), recorded.now).unwrap();
-            let Err(ChainReason::Revoked { block, .. }) = follower.decide(&good, recorded.now) else { panic!("{stage}: allowed") };
+            let Err(ChainReason::Revoked { block, .. }) = follower.decide(&good, recorded.now)
+            else {
+                panic!("{stage}: allowed")
+            };
             let last = follower.view().unwrap().block;
-            assert_eq!(*stage == "attested", block > last, "{stage}: seen at block {block}, final is {last}");
+            assert_eq!(
+                *stage == "attested",
+                block > last,
+                "{stage}: seen at block {block}, final is {last}"
+            );
         }
         // What was before is not taken any more.
         if stages.len() > 1 {
-            assert!(matches!(follower.take(&approved.text(), approved.now), Err(ChainError::Older { what: "final", .. })));
+            assert!(matches!(
+                follower.take(&approved.text(), approved.now),
+                Err(ChainError::Older { what: "final", .. })
+            ));
         }
         // A node that comes late begins with what is there then.
         let last = recording.get(stages[stages.len() - 1]);
@@ -100,7 +114,10 @@ fn the_checkpoint_is_of_before_the_fork_and_a_known_period_needs_none() {
     let recording = Recording::minimal();
     let revoked = recording.get("revoked");
     assert!(revoked.bundle.bootstrap.as_ref().unwrap().header.block_hash.is_none(), "of Bellatrix");
-    assert!(revoked.bundle.finality.finalized_header.as_ref().unwrap().block_hash.is_some(), "of Capella");
+    assert!(
+        revoked.bundle.finality.finalized_header.as_ref().unwrap().block_hash.is_some(),
+        "of Capella"
+    );
     let follower = recording.follower().take(&revoked.text(), revoked.now).unwrap();
     let period = recording.get("period");
     assert!(period.bundle.bootstrap.is_none());
@@ -128,7 +145,11 @@ fn no_altered_digit_changes_what_is_decided() {
                 Err(_) => refused += 1,
                 // What is there twice is looked at once.
                 Ok(taken) => {
-                    assert_eq!(verdicts(&taken, &recording.digests, recorded.now), decided, "byte {at}");
+                    assert_eq!(
+                        verdicts(&taken, &recording.digests, recorded.now),
+                        decided,
+                        "byte {at}"
+                    );
                     same += 1;
                 }
             }
@@ -165,7 +186,9 @@ fn a_bundle_for_one_digest_is_small() {
     let recording = Recording::mainnet();
     let mut bundle = recording.get("attested").bundle.clone();
     bundle.bootstrap = None;
-    let only = |proofs: &mut basalt_ledger::ethereum::types::Proofs| proofs.records.retain(|digest, _| *digest == recording.digests[0]);
+    let only = |proofs: &mut basalt_ledger::ethereum::types::Proofs| {
+        proofs.records.retain(|digest, _| *digest == recording.digests[0])
+    };
     only(&mut bundle.at_final);
     bundle.attested.as_mut().map(only).unwrap();
     let periods = bundle.updates.len();
@@ -199,7 +222,8 @@ fn memory(what: &str) -> u64 {
 #[ignore = "figures: cargo xtask bench ledger"]
 fn figures() {
     use basalt_ledger::ethereum::{Committee, Store};
-    // From before the recording is read: what that frees again would be taken without being seen, so it counts.
+    // From before the recording is read: what that frees again would be taken without being seen,
+    // so it counts.
     let begun = memory("VmRSS:");
     let recording = Recording::mainnet();
     let recorded = recording.get("attested");
@@ -212,8 +236,12 @@ fn figures() {
     let peak = memory("VmHWM:").saturating_sub(begun);
     let store = Store::bootstrap(&settings.network, &settings.checkpoint, bootstrap).unwrap();
     let load = median(|| drop(std::hint::black_box(Committee::load(raw, 512).unwrap())));
-    let update = median(|| store.clone().process(&settings.network, &recorded.bundle.finality, slot).unwrap());
-    let whole = median(|| drop(std::hint::black_box(recording.follower().take(&text, recorded.now).unwrap())));
+    let update = median(|| {
+        store.clone().process(&settings.network, &recorded.bundle.finality, slot).unwrap()
+    });
+    let whole = median(|| {
+        drop(std::hint::black_box(recording.follower().take(&text, recorded.now).unwrap()))
+    });
     let later = median(|| drop(std::hint::black_box(follower.take(&text, recorded.now).unwrap())));
     let lookup = median(|| {
         for _ in 0..1000 {
@@ -225,5 +253,8 @@ fn figures() {
     println!("lookup                         {lookup:8.5} ms   (at most 0.05)");
     println!("first bundle, {:3} kB, whole    {whole:8.3} ms", text.len() / 1000);
     println!("the same again                 {later:8.3} ms");
-    println!("memory at its peak, recording and all {:.2} MiB  (at most 4)", peak as f64 / f64::from(1 << 20));
+    println!(
+        "memory at its peak, recording and all {:.2} MiB  (at most 4)",
+        peak as f64 / f64::from(1 << 20)
+    );
 }

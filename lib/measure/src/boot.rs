@@ -14,8 +14,8 @@ pub struct BootFacts<'a> {
     /// As /proc/cmdline shows it; see [`own_words`].
     pub command_line: &'a str,
     pub device_tree: Digest,
-    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device trees. Without [`SETTINGS`],
-    /// [`LEDGER`] and [`POLICIES`].
+    /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device
+    /// trees. Without [`SETTINGS`], [`LEDGER`] and [`POLICIES`].
     pub boot_partition: Digest,
     /// Digest of [`SETTINGS`], or of nothing where there is no such file.
     pub node_settings: Digest,
@@ -29,27 +29,40 @@ pub struct BootFacts<'a> {
     pub configuration: Digest,
 }
 
-/// What the owner may put on the boot partition; an event of its own, so that all others stay those of the image.
+/// What the owner may put on the boot partition; an event of its own, so that all others stay those
+/// of the image.
 pub const SETTINGS: &str = "/boot/node.toml";
 pub const NODE_SETTINGS: &str = "node-settings";
 /// In bytes. Settings are a few lines; what is larger is something else.
 pub const LARGEST_SETTINGS: u64 = 1 << 16;
 
-/// A log of approvals on the boot partition. Not measured: it holds by its own signatures or not at all.
+/// A log of approvals on the boot partition. Not measured: it holds by its own signatures or not at
+/// all.
 pub const LEDGER: &str = "/boot/ledger.jsonl";
 /// In bytes; init keeps it in memory.
 pub const LARGEST_LEDGER: u64 = 16 << 20;
 
-/// Whether Windows or macOS puts this on a FAT partition that it sees, without being asked; as a path inside of the partition.
+/// Whether Windows or macOS puts this on a FAT partition that it sees, without being asked; as a
+/// path inside of the partition.
 ///
-/// It is not measured: nobody could predict it. The board's firmware reads none of these names by itself, and config.txt,
-/// which could point to one, is measured.
+/// It is not measured: nobody could predict it. The board's firmware reads none of these names by
+/// itself, and config.txt, which could point to one, is measured.
 pub fn left_by_a_computer(path: &Path) -> bool {
-    const FOLDERS: [&str; 6] =
-        ["system volume information", "$recycle.bin", ".fseventsd", ".spotlight-v100", ".trashes", ".temporaryitems"];
-    let names: Vec<String> = path.iter().map(|name| name.to_string_lossy().to_ascii_lowercase()).collect();
+    const FOLDERS: [&str; 6] = [
+        "system volume information",
+        "$recycle.bin",
+        ".fseventsd",
+        ".spotlight-v100",
+        ".trashes",
+        ".temporaryitems",
+    ];
+    let names: Vec<String> =
+        path.iter().map(|name| name.to_string_lossy().to_ascii_lowercase()).collect();
     match names.as_slice() {
-        [file] => file.starts_with("._") || [".ds_store", ".metadata_never_index"].contains(&file.as_str()),
+        [file] => {
+            file.starts_with("._")
+                || [".ds_store", ".metadata_never_index"].contains(&file.as_str())
+        }
         [folder, ..] => FOLDERS.contains(&folder.as_str()),
         [] => false,
     }
@@ -85,9 +98,11 @@ pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
     ]
 }
 
-/// Words that the Raspberry Pi's firmware puts on the kernel command line before those of cmdline.txt.
+/// Words that the Raspberry Pi's firmware puts on the kernel command line before those of
+/// cmdline.txt.
 ///
-/// They differ from board to board (an address, memory sizes) or set what this kernel does not have.
+/// They differ from board to board (an address, memory sizes) or set what this kernel does not
+/// have.
 const FIRMWARE_WORDS: [&str; 11] = [
     "8250.nr_uarts=",
     "bcm2708_fb.",
@@ -104,8 +119,9 @@ const FIRMWARE_WORDS: [&str; 11] = [
 
 /// The command line without what firmware puts in front of it, and without white space at its ends.
 ///
-/// Only in front: behind the image's own first word nothing is left out. A word is left out only if it is plain: the kernel
-/// takes more for the end of a word than a space (byte a0, a quote), and nothing may hide there.
+/// Only in front: behind the image's own first word nothing is left out. A word is left out only if
+/// it is plain: the kernel takes more for the end of a word than a space (byte a0, a quote), and
+/// nothing may hide there.
 pub fn own_words(command_line: &str) -> &str {
     let mut rest = command_line.trim_matches([' ', '\n']);
     loop {
@@ -165,7 +181,8 @@ impl Board {
     /// PCR 14 at the end of the boot, from the events.
     pub fn platform(&self) -> Pcr {
         let mut register = Pcr::default();
-        for event in self.events.iter().map(Record::event).filter(|event| event.pcr == PLATFORM_PCR) {
+        for event in self.events.iter().map(Record::event).filter(|event| event.pcr == PLATFORM_PCR)
+        {
             register.extend(&event.digest());
         }
         register
@@ -173,7 +190,8 @@ impl Board {
 
     fn with(&self, kind: &str, digest: &Digest) -> Self {
         let events: Vec<Event> = self.events.iter().map(Record::event).collect();
-        let replaced = |e: Event| if e.kind == kind { Event::of_digest(e.pcr, kind, digest) } else { e };
+        let replaced =
+            |e: Event| if e.kind == kind { Event::of_digest(e.pcr, kind, digest) } else { e };
         Self::predict(&self.board, &events.into_iter().map(replaced).collect::<Vec<_>>())
     }
 }
@@ -182,13 +200,18 @@ impl Measurements {
     /// The board that this log is of: the one that it agrees with longest.
     pub fn board_of(&self, log: &[Record]) -> Option<&Board> {
         // The first of equals: the board that the machine's file names first.
-        self.boards.iter().rev().max_by_key(|board| compare(&board.events, log).map_or(u64::MAX, |d| d.recnum))
+        self.boards
+            .iter()
+            .rev()
+            .max_by_key(|board| compare(&board.events, log).map_or(u64::MAX, |d| d.recnum))
     }
 }
 
-/// The root hash in a kernel command line's `dm-mod.create=` (kernel: Documentation/admin-guide/device-mapper/dm-init.rst).
+/// The root hash in a kernel command line's `dm-mod.create=` (kernel:
+/// Documentation/admin-guide/device-mapper/dm-init.rst).
 ///
-/// The verity target's table is: version, data device, hash device, two block sizes, two block numbers, algorithm, root hash, salt.
+/// The verity target's table is: version, data device, hash device, two block sizes, two block
+/// numbers, algorithm, root hash, salt.
 pub fn verity_root(command_line: &str) -> Option<&str> {
     // A second table could replace the first; the kernel takes `_` for `-` in a parameter's name.
     if command_line.replace('_', "-").matches("dm-mod.create=").count() != 1 {
@@ -214,17 +237,23 @@ mod tests {
     #[test]
     fn only_words_of_the_firmware_in_front_are_left_out() {
         let own = "console=ttyAMA0,115200 quiet root=/dev/dm-0";
-        let firmware =
-            "coherent_pool=1M 8250.nr_uarts=0 snd_bcm2835.enable_hdmi=0 smsc95xx.macaddr=DC:A6:32:00:00:01 vc_mem.mem_base=0x3ec00000  ";
+        let firmware = "coherent_pool=1M 8250.nr_uarts=0 snd_bcm2835.enable_hdmi=0 smsc95xx.macaddr=DC:A6:32:00:00:01 vc_mem.mem_base=0x3ec00000  ";
         assert_eq!(own_words(&format!("{own} \n")), own);
         assert_eq!(own_words(&format!("{firmware}{own}\n")), own);
-        for added in [format!("init=/bin/sh {own}"), format!("{firmware}init=/bin/sh {own}"), format!("{own} coherent_pool=1M")] {
+        for added in [
+            format!("init=/bin/sh {own}"),
+            format!("{firmware}init=/bin/sh {own}"),
+            format!("{own} coherent_pool=1M"),
+        ] {
             assert_eq!(own_words(&added), added.trim_start_matches(firmware), "seen");
         }
         // What the kernel would read as more than one word.
-        for hidden in
-            ["vc_mem.mem_base=\u{e0}mitigations=off", "vc_mem.mem_base=\"", "coherent_pool=1M\tinit=/x", "coherent_pool=1M\u{a0}init=/x"]
-        {
+        for hidden in [
+            "vc_mem.mem_base=\u{e0}mitigations=off",
+            "vc_mem.mem_base=\"",
+            "coherent_pool=1M\tinit=/x",
+            "coherent_pool=1M\u{a0}init=/x",
+        ] {
             let line = format!("{hidden} {own}");
             assert_eq!(own_words(&line), line, "seen");
         }
@@ -234,10 +263,23 @@ mod tests {
 
     #[test]
     fn what_computers_leave_is_known_by_name_only() {
-        for left in ["System Volume Information/WPSettings.dat", "._node.toml", ".fseventsd/0000", ".DS_Store", "$RECYCLE.BIN/a/b"] {
+        for left in [
+            "System Volume Information/WPSettings.dat",
+            "._node.toml",
+            ".fseventsd/0000",
+            ".DS_Store",
+            "$RECYCLE.BIN/a/b",
+        ] {
             assert!(left_by_a_computer(Path::new(left)), "{left}");
         }
-        for kept in ["config.txt", "System Volume Information", "overlays/._x", "sub/.fseventsd/x", ".fseventsdx/y", "node.toml"] {
+        for kept in [
+            "config.txt",
+            "System Volume Information",
+            "overlays/._x",
+            "sub/.fseventsd/x",
+            ".fseventsdx/y",
+            "node.toml",
+        ] {
             assert!(!left_by_a_computer(Path::new(kept)), "{kept}");
         }
     }
@@ -251,8 +293,14 @@ mod tests {
         assert_eq!(verity_root(&line), Some(hash.as_str()));
         assert_eq!(verity_root(&line.replace("verity", "linear")), None);
         assert_eq!(verity_root(&line.replace("sha256", "sha1")), None);
-        assert_eq!(verity_root(&format!("{line} dm-mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")), None);
-        assert_eq!(verity_root(&format!("{line} dm_mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")), None);
+        assert_eq!(
+            verity_root(&format!("{line} dm-mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")),
+            None
+        );
+        assert_eq!(
+            verity_root(&format!("{line} dm_mod.create=\"root,,,ro,0 1 linear /dev/vda 0\"")),
+            None
+        );
         assert_eq!(verity_root("root=/dev/vda2"), None);
     }
 }

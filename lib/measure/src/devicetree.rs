@@ -1,9 +1,10 @@
 //! A digest of a flattened device tree that does not depend on what firmware fills in.
 //!
-//! Boot firmware writes into the tree what differs from card to card or boot to boot: the command line (measured on its
-//! own), memory size, serial number, MAC addresses, random seeds. The digest covers every other node and property, so
-//! that the tree which a build ships and the one which the kernel got (/sys/firmware/fdt) have the same digest.
-//! Format: Devicetree Specification v0.4, chapter 5.
+//! Boot firmware writes into the tree what differs from card to card or boot to boot: the command
+//! line (measured on its own), memory size, serial number, MAC addresses, random seeds. The digest
+//! covers every other node and property, so that the tree which a build ships and the one which the
+//! kernel got (/sys/firmware/fdt) have the same digest. Format: Devicetree Specification v0.4,
+//! chapter 5.
 
 use sha2::{Digest as _, Sha256};
 
@@ -12,7 +13,8 @@ use crate::Digest;
 /// Nodes (with all below them) that firmware owns.
 const FIRMWARE_NODES: [&str; 2] = ["/chosen", "/memory"];
 /// Properties that firmware owns, wherever they are.
-const FIRMWARE_PROPERTIES: [&str; 5] = ["serial-number", "local-mac-address", "mac-address", "phandle", "linux,phandle"];
+const FIRMWARE_PROPERTIES: [&str; 5] =
+    ["serial-number", "local-mac-address", "mac-address", "phandle", "linux,phandle"];
 
 const MAGIC: u32 = 0xd00d_feed;
 const BEGIN_NODE: u32 = 1;
@@ -51,8 +53,11 @@ pub fn device_tree_digest(blob: &[u8]) -> Result<Digest, DeviceTreeError> {
         let start = offset as usize;
         start.checked_add(size as usize).and_then(|end| blob.get(start..end)).ok_or(Truncated(what))
     };
-    let mut reader =
-        Reader { structure: part(field(2)?, field(9)?, "structure block")?, strings: part(field(3)?, field(8)?, "strings block")?, at: 0 };
+    let mut reader = Reader {
+        structure: part(field(2)?, field(9)?, "structure block")?,
+        strings: part(field(3)?, field(8)?, "strings block")?,
+        at: 0,
+    };
     let mut lines = reader.lines()?;
     lines.sort();
     let mut hasher = Sha256::new();
@@ -94,7 +99,8 @@ impl<'a> Reader<'a> {
                     let length = self.word()? as usize;
                     let name = self.word()? as usize;
                     let value = self.take(length)?;
-                    let name = text(self.strings.get(name..).ok_or(Truncated("a property's name"))?)?;
+                    let name =
+                        text(self.strings.get(name..).ok_or(Truncated("a property's name"))?)?;
                     if path.is_empty() {
                         return Err(Malformed("a property outside of all nodes"));
                     }
@@ -174,7 +180,18 @@ mod tests {
         }
         word(&mut structure, END_NODE);
         word(&mut structure, END);
-        let header = [MAGIC, 0, 40, 40 + structure.len() as u32, 0, 17, 16, 0, strings.len() as u32, structure.len() as u32];
+        let header = [
+            MAGIC,
+            0,
+            40,
+            40 + structure.len() as u32,
+            0,
+            17,
+            16,
+            0,
+            strings.len() as u32,
+            structure.len() as u32,
+        ];
         let mut blob: Vec<u8> = header.iter().flat_map(|n| n.to_be_bytes()).collect();
         blob.extend(structure);
         blob.extend(strings);

@@ -4,8 +4,9 @@ use crate::{Digest, hex};
 
 /// One measured event: what kind, and its data as text.
 ///
-/// Its digest is `SHA-256("basalt-event-v1\n" kind "\n" data)`: the kind is inside, so that no event can stand for
-/// another. Neither kind nor data of a boot event can be altered without another digest.
+/// Its digest is `SHA-256("basalt-event-v1\n" kind "\n" data)`: the kind is inside, so that no
+/// event can stand for another. Neither kind nor data of a boot event can be altered without
+/// another digest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub pcr: u32,

@@ -10,7 +10,8 @@ pub struct BadName {
     pub problem: &'static str,
 }
 
-/// A list of files with their digests; its own digest does not depend on the order in which they were added.
+/// A list of files with their digests; its own digest does not depend on the order in which they
+/// were added.
 #[derive(Default, Clone, Debug)]
 pub struct FileList(std::collections::BTreeMap<String, Digest>);
 

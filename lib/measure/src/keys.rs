@@ -1,4 +1,5 @@
-//! The TPM's keys as others must see them: TPMT_PUBLIC (TPM 2.0 Library, Part 2, 12.2.4) of exactly the two kinds that a node has.
+//! The TPM's keys as others must see them: TPMT_PUBLIC (TPM 2.0 Library, Part 2, 12.2.4) of exactly
+//! the two kinds that a node has.
 
 use p256::PublicKey;
 use p256::elliptic_curve::sec1::ToSec1Point as _;
@@ -8,18 +9,23 @@ use crate::Digest;
 
 /// type ECC, name algorithm SHA-256.
 const ECC_SHA256: [u8; 4] = [0x00, 0x23, 0x00, 0x0b];
-/// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign (Part 2, 8.3); no policy; no symmetric cipher; ECDSA with
-/// SHA-256 on NIST P-256; no key derivation.
-const ATTESTATION: [u8; 18] = [0x00, 0x05, 0x04, 0x72, 0x00, 0x00, 0x00, 0x10, 0x00, 0x18, 0x00, 0x0b, 0x00, 0x03, 0x00, 0x10, 0x00, 0x20];
-/// fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt: template L-2 of the TCG EK Credential Profile 2.3, B.3.4.
+/// fixedTPM, fixedParent, sensitiveDataOrigin, userWithAuth, noDA, restricted, sign (Part 2, 8.3);
+/// no policy; no symmetric cipher; ECDSA with SHA-256 on NIST P-256; no key derivation.
+const ATTESTATION: [u8; 18] = [
+    0x00, 0x05, 0x04, 0x72, 0x00, 0x00, 0x00, 0x10, 0x00, 0x18, 0x00, 0x0b, 0x00, 0x03, 0x00, 0x10,
+    0x00, 0x20,
+];
+/// fixedTPM, fixedParent, sensitiveDataOrigin, adminWithPolicy, restricted, decrypt: template L-2
+/// of the TCG EK Credential Profile 2.3, B.3.4.
 const ENDORSEMENT_ATTRIBUTES: [u8; 4] = [0x00, 0x03, 0x00, 0xb2];
 /// TPM2_PolicySecret of the endorsement hierarchy (same place).
 const ENDORSEMENT_POLICY: [u8; 32] = [
-    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24, 0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52,
-    0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
+    0x83, 0x71, 0x97, 0x67, 0x44, 0x84, 0xb3, 0xf8, 0x1a, 0x90, 0xcc, 0x8d, 0x46, 0xa5, 0xd7, 0x24,
+    0xfd, 0x52, 0xd7, 0x6e, 0x06, 0x52, 0x0b, 0x64, 0xf2, 0xa1, 0xda, 0x1b, 0x33, 0x14, 0x69, 0xaa,
 ];
 /// AES-128 in CFB mode, no scheme, NIST P-256, no key derivation; then the length of x.
-const ENDORSEMENT: [u8; 14] = [0x00, 0x06, 0x00, 0x80, 0x00, 0x43, 0x00, 0x10, 0x00, 0x03, 0x00, 0x10, 0x00, 0x20];
+const ENDORSEMENT: [u8; 14] =
+    [0x00, 0x06, 0x00, 0x80, 0x00, 0x43, 0x00, 0x10, 0x00, 0x03, 0x00, 0x10, 0x00, 0x20];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the {what} is not what a node has: expected {expected}")]
@@ -36,13 +42,15 @@ pub struct TpmKey {
 }
 
 impl TpmKey {
-    /// A key that signs nothing but what the TPM itself made (restricted), and that cannot leave the TPM.
+    /// A key that signs nothing but what the TPM itself made (restricted), and that cannot leave
+    /// the TPM.
     ///
     /// # Errors
     /// [`KeyError`] if it is any other key.
     pub fn attestation(area: &[u8]) -> Result<Self, KeyError> {
         let expected = "a restricted ECDSA P-256 key that is fixed to its TPM";
-        Self::read(area, &[&ECC_SHA256[..], &ATTESTATION].concat()).ok_or(KeyError { what: "attestation key", expected })
+        Self::read(area, &[&ECC_SHA256[..], &ATTESTATION].concat())
+            .ok_or(KeyError { what: "attestation key", expected })
     }
 
     /// The key by which the TPM's manufacturer knows it.
@@ -67,7 +75,10 @@ impl TpmKey {
 
     #[cfg(test)]
     pub(crate) fn of_point(sec1: &[u8]) -> Self {
-        Self::attestation(&[&ECC_SHA256[..], &ATTESTATION, &sec1[1..33], &[0x00, 0x20], &sec1[33..]].concat()).expect("a point")
+        Self::attestation(
+            &[&ECC_SHA256[..], &ATTESTATION, &sec1[1..33], &[0x00, 0x20], &sec1[33..]].concat(),
+        )
+        .expect("a point")
     }
 
     /// TPMT_PUBLIC.

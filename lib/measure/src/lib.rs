@@ -1,8 +1,9 @@
 //! What a boot measures: the list of events, their digests, the log and its replay.
 //!
 //! Invariants:
-//! - The same functions make the events for the predictor (`xtask`, from the files that it just built) and for the
-//!   extender (`init`, from what it finds on the running machine). Nobody else makes boot events.
+//! - The same functions make the events for the predictor (`xtask`, from the files that it just
+//!   built) and for the extender (`init`, from what it finds on the running machine). Nobody else
+//!   makes boot events.
 //! - No I/O, no clock, no unsafe: bytes go in, values come out.
 //!
 //! The exact bytes are specified in docs/measurements.md.
@@ -23,8 +24,9 @@ mod quote;
 mod statement;
 
 pub use boot::{
-    Board, BootFacts, LARGEST_LEDGER, LARGEST_POLICIES, LARGEST_SETTINGS, LEDGER, Measurements, NODE_SETTINGS, POLICIES, SETTINGS,
-    boot_events, left_by_a_computer, no_settings, own_words, verity_root,
+    Board, BootFacts, LARGEST_LEDGER, LARGEST_POLICIES, LARGEST_SETTINGS, LEDGER, Measurements,
+    NODE_SETTINGS, POLICIES, SETTINGS, boot_events, left_by_a_computer, no_settings, own_words,
+    verity_root,
 };
 #[cfg(feature = "quote")]
 pub use credential::{Credential, Unlucky, make_credential};
@@ -50,7 +52,11 @@ pub const MODULES_PCR: u32 = 15;
 /// Lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).map(char::from).collect()
+    bytes
+        .iter()
+        .flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]])
+        .map(char::from)
+        .collect()
 }
 
 /// The inverse of [`hex`]; upper case and odd lengths are refused.
@@ -62,5 +68,8 @@ pub fn unhex(text: &str) -> Option<Vec<u8>> {
             _ => None,
         }
     }
-    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
+        .collect()
 }

@@ -1,5 +1,5 @@
-//! The log: one JSON record a line, after the TCG Canonical Event Log Format (version 1.0, section 5.2, JSON encoding),
-//! with a content type of our own.
+//! The log: one JSON record a line, after the TCG Canonical Event Log Format (version 1.0, section
+//! 5.2, JSON encoding), with a content type of our own.
 
 use std::collections::BTreeMap;
 
@@ -37,11 +37,17 @@ pub struct Content {
 pub enum LogError {
     #[error("line {line} of the log is not a record: {reason}")]
     NotARecord { line: usize, reason: String },
-    #[error("record {recnum} ({kind}): its number should be {expected}; records are missing or in another order")]
+    #[error(
+        "record {recnum} ({kind}): its number should be {expected}; records are missing or in another order"
+    )]
     Order { recnum: u64, expected: u64, kind: String },
-    #[error("record {recnum} ({kind}): the digest should be that of its content, {expected}; found {found}")]
+    #[error(
+        "record {recnum} ({kind}): the digest should be that of its content, {expected}; found {found}"
+    )]
     Digest { recnum: u64, kind: String, expected: String, found: String },
-    #[error("record {recnum} ({kind}): expected exactly one SHA-256 digest and content type \"basalt\"")]
+    #[error(
+        "record {recnum} ({kind}): expected exactly one SHA-256 digest and content type \"basalt\""
+    )]
     Form { recnum: u64, kind: String },
 }
 
@@ -61,7 +67,13 @@ impl std::fmt::Display for Divergence {
                 None => "the end of the log".into(),
             }
         }
-        write!(f, "event {} differs: expected {}, found {}", self.recnum, show(&self.expected), show(&self.found))
+        write!(
+            f,
+            "event {} differs: expected {}, found {}",
+            self.recnum,
+            show(&self.expected),
+            show(&self.found)
+        )
     }
 }
 
@@ -91,28 +103,43 @@ impl Record {
 pub fn parse_log(text: &str, first: u64) -> Result<Vec<Record>, LogError> {
     let mut records = Vec::new();
     for (n, line) in text.lines().enumerate() {
-        let record: Record = serde_json::from_str(line).map_err(|e| LogError::NotARecord { line: n + 1, reason: e.to_string() })?;
+        let record: Record = serde_json::from_str(line)
+            .map_err(|e| LogError::NotARecord { line: n + 1, reason: e.to_string() })?;
         let expected = first + n as u64;
         if record.recnum != expected {
-            return Err(LogError::Order { recnum: record.recnum, expected, kind: record.content.kind });
+            return Err(LogError::Order {
+                recnum: record.recnum,
+                expected,
+                kind: record.content.kind,
+            });
         }
         records.push(record);
     }
     Ok(records)
 }
 
-/// The values that registers, all zero at first, have after these records. Every digest is recomputed from its content.
-pub fn replay<'a>(records: impl IntoIterator<Item = &'a Record>) -> Result<BTreeMap<u32, Pcr>, LogError> {
+/// The values that registers, all zero at first, have after these records. Every digest is
+/// recomputed from its content.
+pub fn replay<'a>(
+    records: impl IntoIterator<Item = &'a Record>,
+) -> Result<BTreeMap<u32, Pcr>, LogError> {
     let mut pcrs: BTreeMap<u32, Pcr> = BTreeMap::new();
     for record in records {
         let kind = record.content.kind.clone();
-        let [tagged] = record.digests.as_slice() else { return Err(LogError::Form { recnum: record.recnum, kind }) };
+        let [tagged] = record.digests.as_slice() else {
+            return Err(LogError::Form { recnum: record.recnum, kind });
+        };
         if tagged.hash_alg != "sha256" || record.content_type != "basalt" {
             return Err(LogError::Form { recnum: record.recnum, kind });
         }
         let digest = record.event().digest();
         if unhex(&tagged.digest).as_deref() != Some(&digest[..]) {
-            return Err(LogError::Digest { recnum: record.recnum, kind, expected: hex(&digest), found: tagged.digest.clone() });
+            return Err(LogError::Digest {
+                recnum: record.recnum,
+                kind,
+                expected: hex(&digest),
+                found: tagged.digest.clone(),
+            });
         }
         pcrs.entry(record.pcr).or_default().extend(&digest);
     }
@@ -121,10 +148,12 @@ pub fn replay<'a>(records: impl IntoIterator<Item = &'a Record>) -> Result<BTree
 
 /// The first record in which `found` differs from `expected`.
 pub fn compare(expected: &[Record], found: &[Record]) -> Option<Divergence> {
-    (0..expected.len().max(found.len())).find(|&n| expected.get(n) != found.get(n)).map(|n| Divergence {
-        recnum: n as u64,
-        expected: expected.get(n).cloned(),
-        found: found.get(n).cloned(),
+    (0..expected.len().max(found.len())).find(|&n| expected.get(n) != found.get(n)).map(|n| {
+        Divergence {
+            recnum: n as u64,
+            expected: expected.get(n).cloned(),
+            found: found.get(n).cloned(),
+        }
     })
 }
 
@@ -167,16 +196,27 @@ mod tests {
     fn a_log_is_compared_with_the_board_that_it_is_of() {
         let boards: Vec<Board> = [("a", 1u8), ("b", 2), ("c", 3)]
             .iter()
-            .map(|(name, n)| Board { board: (*name).into(), ..Board::predict(name, &events()).with_device_tree(&[*n; 32]) })
+            .map(|(name, n)| Board {
+                board: (*name).into(),
+                ..Board::predict(name, &events()).with_device_tree(&[*n; 32])
+            })
             .collect();
-        let all = Measurements { machine: "m".into(), variant: "prod".into(), version: "0".into(), boards };
+        let all = Measurements {
+            machine: "m".into(),
+            variant: "prod".into(),
+            version: "0".into(),
+            boards,
+        };
         for board in &all.boards {
             assert_eq!(all.board_of(&board.events).unwrap().board, board.board);
         }
         // Of none of them: the first is as good as any, and the difference is the device tree.
         let other = all.boards[0].with_device_tree(&[9; 32]);
         let closest = all.board_of(&other.events).unwrap();
-        assert_eq!((closest.board.as_str(), compare(&closest.events, &other.events).unwrap().recnum), ("a", 2));
+        assert_eq!(
+            (closest.board.as_str(), compare(&closest.events, &other.events).unwrap().recnum),
+            ("a", 2)
+        );
         // Of one of them, with something else altered.
         let mut altered = all.boards[1].events.clone();
         altered[6].content.data.push('x');
@@ -189,10 +229,14 @@ mod tests {
         for n in 0..original.len() {
             let mut kind = original.clone();
             kind[n].content.kind.push('x');
-            assert!(matches!(replay(&kind), Err(LogError::Digest { recnum, .. }) if recnum == n as u64));
+            assert!(
+                matches!(replay(&kind), Err(LogError::Digest { recnum, .. }) if recnum == n as u64)
+            );
             let mut data = original.clone();
             data[n].content.data.push('x');
-            assert!(matches!(replay(&data), Err(LogError::Digest { recnum, .. }) if recnum == n as u64));
+            assert!(
+                matches!(replay(&data), Err(LogError::Digest { recnum, .. }) if recnum == n as u64)
+            );
             assert_eq!(compare(&original, &data).unwrap().recnum, n as u64);
             let mut gone = original.clone();
             gone.remove(n);
@@ -208,7 +252,10 @@ mod tests {
     fn the_digest_of_an_event_is_fixed() {
         // printf 'basalt-event-v1\nvariant\nprod virt' | sha256sum
         let event = Event::new(14, "variant", "prod virt");
-        assert_eq!(hex(&event.digest()), "db99bbb43d08409bd20b7ba564a38ffbac2aab92ba0eb38e92057e2eef64f1f9");
+        assert_eq!(
+            hex(&event.digest()),
+            "db99bbb43d08409bd20b7ba564a38ffbac2aab92ba0eb38e92057e2eef64f1f9"
+        );
     }
 
     #[test]

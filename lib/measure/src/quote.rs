@@ -1,4 +1,5 @@
-//! Checks a TPM quote: structure (TPM 2.0 Library, Part 2, 10.12.8 TPMS_ATTEST), nonce, selection, digest and signature.
+//! Checks a TPM quote: structure (TPM 2.0 Library, Part 2, 10.12.8 TPMS_ATTEST), nonce, selection,
+//! digest and signature.
 
 use std::collections::BTreeMap;
 
@@ -53,8 +54,13 @@ pub fn verify_quote(
     read_quote(attest, qualifying, pcrs)
 }
 
-/// What a TPMS_ATTEST says, if it is a quote about these registers with this qualifying data. Who signed it is another question.
-pub fn read_quote(attest: &[u8], qualifying: &[u8], pcrs: &BTreeMap<u32, Pcr>) -> Result<Quote, QuoteError> {
+/// What a TPMS_ATTEST says, if it is a quote about these registers with this qualifying data. Who
+/// signed it is another question.
+pub fn read_quote(
+    attest: &[u8],
+    qualifying: &[u8],
+    pcrs: &BTreeMap<u32, Pcr>,
+) -> Result<Quote, QuoteError> {
     let mut r = Reader(attest);
     let magic = r.u32()?;
     if magic != GENERATED {
@@ -99,7 +105,8 @@ struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], QuoteError> {
-        let (head, tail) = self.0.split_at_checked(n).ok_or(QuoteError::Malformed("it ends early"))?;
+        let (head, tail) =
+            self.0.split_at_checked(n).ok_or(QuoteError::Malformed("it ends early"))?;
         self.0 = tail;
         Ok(head)
     }
@@ -165,7 +172,9 @@ mod tests {
         let public = TpmKey::of_point(key.verifying_key().to_sec1_point(false).as_bytes());
         let pcrs: BTreeMap<u32, Pcr> = [(14, Pcr([1; 32])), (15, Pcr([2; 32]))].into();
         let good = attest(b"nonce", &pcrs);
-        let check = |attest: &[u8], pcrs: &BTreeMap<u32, Pcr>| verify_quote(&public, attest, &sign(&key, attest), b"nonce", pcrs);
+        let check = |attest: &[u8], pcrs: &BTreeMap<u32, Pcr>| {
+            verify_quote(&public, attest, &sign(&key, attest), b"nonce", pcrs)
+        };
         assert!(check(&good, &pcrs).is_ok());
         assert_eq!(check(&attest(b"other", &pcrs), &pcrs), Err(QuoteError::Nonce));
         let other: BTreeMap<u32, Pcr> = [(14, Pcr([1; 32])), (15, Pcr([3; 32]))].into();
@@ -184,6 +193,9 @@ mod tests {
         for end in 0..good.len() {
             assert!(check(&good[..end], &pcrs).is_err());
         }
-        assert_eq!(verify_quote(&public, &good, &[1; 64], b"nonce", &pcrs), Err(QuoteError::Signature));
+        assert_eq!(
+            verify_quote(&public, &good, &[1; 64], b"nonce", &pcrs),
+            Err(QuoteError::Signature)
+        );
     }
 }

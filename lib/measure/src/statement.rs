@@ -1,7 +1,8 @@
 //! What a quote is about beside the registers.
 //!
-//! Invariant: a node lets its attestation key sign nothing but the digest of such a statement. Its kind is inside, so that no one who may
-//! ask for one kind gets another: neither an owner nor a module can have the node say what is not so.
+//! Invariant: a node lets its attestation key sign nothing but the digest of such a statement. Its
+//! kind is inside, so that no one who may ask for one kind gets another: neither an owner nor a
+//! module can have the node say what is not so.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -17,13 +18,21 @@ const PURPOSE: &[u8] = b"basalt-statement-v1\0";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Statement {
-    /// Somebody asked the node for its state; `certificate` is the SHA-256 of the one that its API shows, so that who talks to it knows that no
-    /// other node's answer is passed on.
+    /// Somebody asked the node for its state; `certificate` is the SHA-256 of the one that its API
+    /// shows, so that who talks to it knows that no other node's answer is passed on.
     Node { certificate: String, nonce: String },
     /// A module did; `image` is the digest of the manifest that it runs from.
     Module { image: String, module: String, nonce: String },
-    /// A module's public key, whose secret key never leaves this node. `bound_to` says who has the same key after an upgrade.
-    VrfKey { bound_to: String, image: String, module: String, nonce: String, public_key: String, suite: String },
+    /// A module's public key, whose secret key never leaves this node. `bound_to` says who has the
+    /// same key after an upgrade.
+    VrfKey {
+        bound_to: String,
+        image: String,
+        module: String,
+        nonce: String,
+        public_key: String,
+        suite: String,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -45,9 +54,13 @@ impl Statement {
     /// [`StatementError`] if it is not exactly what [`Statement::text`] makes.
     pub fn read(text: &str) -> Result<Self, StatementError> {
         if text.len() > LONGEST {
-            return Err(StatementError::Malformed(format!("{} bytes, at most {LONGEST} are expected", text.len())));
+            return Err(StatementError::Malformed(format!(
+                "{} bytes, at most {LONGEST} are expected",
+                text.len()
+            )));
         }
-        let statement: Self = serde_json::from_str(text).map_err(|e| StatementError::Malformed(e.to_string()))?;
+        let statement: Self =
+            serde_json::from_str(text).map_err(|e| StatementError::Malformed(e.to_string()))?;
         if statement.text() == text { Ok(statement) } else { Err(StatementError::NotCanonical) }
     }
 
@@ -58,7 +71,9 @@ impl Statement {
 
     pub fn nonce(&self) -> &str {
         match self {
-            Self::Node { nonce, .. } | Self::Module { nonce, .. } | Self::VrfKey { nonce, .. } => nonce,
+            Self::Node { nonce, .. } | Self::Module { nonce, .. } | Self::VrfKey { nonce, .. } => {
+                nonce
+            }
         }
     }
 }
@@ -73,12 +88,17 @@ mod tests {
         assert_eq!(node.text(), r#"{"kind":"node","certificate":"cd","nonce":"ab"}"#);
         assert_eq!(Statement::read(&node.text()), Ok(node.clone()));
         // sha256sum of the purpose, the zero byte and the text
-        assert_eq!(crate::hex(&node.qualifying_data()), "0352eaedef88406dfeb00660f0c36f3b4228a23dd47b63db9a9b9d5aa5eb276f");
-        let module = Statement::Module { image: "i".into(), module: "m".into(), nonce: "ab".into() };
+        assert_eq!(
+            crate::hex(&node.qualifying_data()),
+            "0352eaedef88406dfeb00660f0c36f3b4228a23dd47b63db9a9b9d5aa5eb276f"
+        );
+        let module =
+            Statement::Module { image: "i".into(), module: "m".into(), nonce: "ab".into() };
         assert_ne!(module.qualifying_data(), node.qualifying_data());
-        for text in
-            ["{\"kind\":\"node\",\"nonce\":\"ab\",\"certificate\":\"cd\"}", "{\"kind\":\"node\", \"certificate\":\"cd\",\"nonce\":\"ab\"}"]
-        {
+        for text in [
+            "{\"kind\":\"node\",\"nonce\":\"ab\",\"certificate\":\"cd\"}",
+            "{\"kind\":\"node\", \"certificate\":\"cd\",\"nonce\":\"ab\"}",
+        ] {
             assert_eq!(Statement::read(text), Err(StatementError::NotCanonical), "{text}");
         }
         for text in [

@@ -5,14 +5,21 @@ use crate::{Checked, Limits, OciError, Sink, Source};
 
 /// Reads an OCI layout in one tar, front to back, and puts its blobs away. Returns their digests.
 ///
-/// Nothing but blobs is taken from it: which image is meant follows from the digest that is asked for later.
+/// Nothing but blobs is taken from it: which image is meant follows from the digest that is asked
+/// for later.
 ///
 /// # Errors
 /// The first member that has no business there, or is not what its name says.
-pub fn import(archive: &mut impl Read, sink: &mut impl Sink, limits: &Limits) -> Result<Vec<String>, OciError> {
+pub fn import(
+    archive: &mut impl Read,
+    sink: &mut impl Sink,
+    limits: &Limits,
+) -> Result<Vec<String>, OciError> {
     let mut source = Source::new(archive);
     match read(&mut source, sink, limits) {
-        Err(Problem::Format(OciError::Io(error))) if !source.failed => Err(OciError::Archive { problem: error.to_string() }),
+        Err(Problem::Format(OciError::Io(error))) if !source.failed => {
+            Err(OciError::Archive { problem: error.to_string() })
+        }
         Err(Problem::Format(error) | Problem::Sink(error)) => Err(error),
         Ok(found) => Ok(found),
     }
@@ -30,11 +37,17 @@ impl<E: Into<OciError>> From<E> for Problem {
     }
 }
 
-fn read(archive: &mut impl Read, sink: &mut impl Sink, limits: &Limits) -> Result<Vec<String>, Problem> {
+fn read(
+    archive: &mut impl Read,
+    sink: &mut impl Sink,
+    limits: &Limits,
+) -> Result<Vec<String>, Problem> {
     let mut found = Vec::new();
     let mut names = BTreeSet::new();
-    let mut tar = tar::Archive::new(Limited { from: archive, left: limits.archive, limit: limits.archive });
-    // Raw: extensions (long names, sparse files, other attributes) are members of their own and are refused as such.
+    let mut tar =
+        tar::Archive::new(Limited { from: archive, left: limits.archive, limit: limits.archive });
+    // Raw: extensions (long names, sparse files, other attributes) are members of their own and are
+    // refused as such.
     for entry in tar.entries()?.raw(true) {
         let mut entry = entry?;
         let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
@@ -44,15 +57,23 @@ fn read(archive: &mut impl Read, sink: &mut impl Sink, limits: &Limits) -> Resul
             return Err(refuse("it is there twice").into());
         }
         if names.len() > limits.members {
-            return Err(OciError::Limit { what: "the number of members", limit: limits.members as u64 }.into());
+            return Err(OciError::Limit {
+                what: "the number of members",
+                limit: limits.members as u64,
+            }
+            .into());
         }
         if kind.is_dir() && ["blobs", "blobs/sha256"].contains(&member.trim_end_matches('/')) {
             continue;
         }
         if !kind.is_file() {
-            return Err(refuse("only plain files (and the folders blobs and blobs/sha256) may be in it").into());
+            return Err(refuse(
+                "only plain files (and the folders blobs and blobs/sha256) may be in it",
+            )
+            .into());
         }
-        if ["oci-layout", "index.json", "manifest.json", "repositories"].contains(&member.as_str()) {
+        if ["oci-layout", "index.json", "manifest.json", "repositories"].contains(&member.as_str())
+        {
             // Not read: what is in the image follows from the digest that was asked for.
             continue;
         }
@@ -81,10 +102,9 @@ struct Limited<R> {
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.from.read(buffer)?;
-        self.left = self
-            .left
-            .checked_sub(n as u64)
-            .ok_or_else(|| io::Error::from(OciError::Limit { what: "the archive in bytes", limit: self.limit }))?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::from(OciError::Limit { what: "the archive in bytes", limit: self.limit })
+        })?;
         Ok(n)
     }
 }

@@ -27,7 +27,9 @@ impl<R: Read> Checked<R> {
 
     fn end(&mut self) -> io::Result<usize> {
         if self.read != self.size {
-            return Err(self.mismatch(format!("{} bytes", self.size), format!("{} bytes", self.read)));
+            return Err(
+                self.mismatch(format!("{} bytes", self.size), format!("{} bytes", self.read))
+            );
         }
         // Asked again after the end: it was judged then.
         let Some(hasher) = self.hasher.take() else { return Ok(0) };

@@ -9,14 +9,20 @@ use crate::{Blobs, Checked, Layer, OciError, Verified};
 ///
 /// # Errors
 /// What the storage or `out` says, and the first layer that is not what was verified.
-pub fn emit<W: Write>(blobs: &impl Blobs, image: &Verified, name: &str, out: W) -> Result<W, OciError> {
+pub fn emit<W: Write>(
+    blobs: &impl Blobs,
+    image: &Verified,
+    name: &str,
+    out: W,
+) -> Result<W, OciError> {
     Emitter::new(out, BTreeSet::new())?.finish(blobs, image, name)
 }
 
-/// Writes an archive of one fixed form, the layers as soon as each is known to be good. What makes an image of them comes last:
-/// without it, whoever reads the archive has nothing but parts.
+/// Writes an archive of one fixed form, the layers as soon as each is known to be good. What makes
+/// an image of them comes last: without it, whoever reads the archive has nothing but parts.
 ///
-/// The layers are hashed once more on the way: if the storage changed meanwhile, the archive stays unfinished.
+/// The layers are hashed once more on the way: if the storage changed meanwhile, the archive stays
+/// unfinished.
 pub struct Emitter<W: Write> {
     /// Gone when the archive is whole.
     tar: Option<tar::Builder<Fuse<W>>>,
@@ -29,7 +35,8 @@ impl<W: Write> Emitter<W> {
     /// # Errors
     /// What `out` says.
     pub fn new(out: W, already: BTreeSet<String>) -> Result<Self, OciError> {
-        let mut new = Self { tar: Some(tar::Builder::new(Fuse { out, broken: false })), written: already };
+        let mut new =
+            Self { tar: Some(tar::Builder::new(Fuse { out, broken: false })), written: already };
         append(new.tar()?, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
         Ok(new)
     }
@@ -46,9 +53,15 @@ impl<W: Write> Emitter<W> {
         if self.written.contains(&layer.digest) {
             return Ok(());
         }
-        let (_, content) =
-            blobs.blob(&layer.digest)?.ok_or_else(|| OciError::Absent { what: "the layer", digest: layer.digest.clone(), size: None })?;
-        self.tar()?.append(&header(&blob(&layer.digest), layer.size)?, Checked::new(content, &layer.digest, layer.size))?;
+        let (_, content) = blobs.blob(&layer.digest)?.ok_or_else(|| OciError::Absent {
+            what: "the layer",
+            digest: layer.digest.clone(),
+            size: None,
+        })?;
+        self.tar()?.append(
+            &header(&blob(&layer.digest), layer.size)?,
+            Checked::new(content, &layer.digest, layer.size),
+        )?;
         self.written.insert(layer.digest.clone());
         Ok(())
     }
@@ -57,7 +70,12 @@ impl<W: Write> Emitter<W> {
     ///
     /// # Errors
     /// As [`Emitter::layer`].
-    pub fn finish(mut self, blobs: &impl Blobs, image: &Verified, name: &str) -> Result<W, OciError> {
+    pub fn finish(
+        mut self,
+        blobs: &impl Blobs,
+        image: &Verified,
+        name: &str,
+    ) -> Result<W, OciError> {
         for layer in &image.layers {
             self.layer(blobs, layer)?;
         }
@@ -99,7 +117,11 @@ struct Fuse<W> {
 
 impl<W: Write> Write for Fuse<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.broken { Err(io::Error::other("the archive stays unfinished")) } else { self.out.write(data) }
+        if self.broken {
+            Err(io::Error::other("the archive stays unfinished"))
+        } else {
+            self.out.write(data)
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -111,7 +133,11 @@ pub(crate) fn blob(digest: &str) -> String {
     format!("blobs/sha256/{}", digest.trim_start_matches("sha256:"))
 }
 
-pub(crate) fn append<W: Write>(tar: &mut tar::Builder<W>, name: &str, data: &[u8]) -> io::Result<()> {
+pub(crate) fn append<W: Write>(
+    tar: &mut tar::Builder<W>,
+    name: &str,
+    data: &[u8],
+) -> io::Result<()> {
     tar.append(&header(name, data.len() as u64)?, data)
 }
 

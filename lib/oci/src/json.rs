@@ -1,7 +1,7 @@
 //! JSON in which no object has the same key twice, not even in another case.
 //!
-//! The Docker Engine matches keys without regard to case and lets the last one win; with two of them, it could read
-//! something else than we do.
+//! The Docker Engine matches keys without regard to case and lets the last one win; with two of
+//! them, it could read something else than we do.
 
 use std::fmt;
 
@@ -24,7 +24,11 @@ struct Strict {
 
 impl Strict {
     fn deeper<E: Error>(self) -> Result<Self, E> {
-        if self.depth == MAX_DEPTH { Err(E::custom("nested too deeply")) } else { Ok(Self { depth: self.depth + 1 }) }
+        if self.depth == MAX_DEPTH {
+            Err(E::custom("nested too deeply"))
+        } else {
+            Ok(Self { depth: self.depth + 1 })
+        }
     }
 }
 
@@ -81,7 +85,9 @@ impl<'de> Visitor<'de> for Strict {
         let (mut object, mut folded) = (Map::new(), std::collections::BTreeSet::new());
         while let Some(key) = map.next_key::<String>()? {
             if !folded.insert(key.to_uppercase().to_lowercase()) {
-                return Err(A::Error::custom(format!("the key {key:?} is there twice (upper and lower case are the same to the engine)")));
+                return Err(A::Error::custom(format!(
+                    "the key {key:?} is there twice (upper and lower case are the same to the engine)"
+                )));
             }
             object.insert(key, map.next_value_seed(inner)?);
         }

@@ -48,14 +48,23 @@ impl Layer {
     pub(crate) fn new(described: Descriptor, diff_id: &str) -> Result<Self, OciError> {
         let Descriptor { digest, size, kind } = described;
         let Some((_, compression)) = KINDS.into_iter().find(|(name, _)| *name == kind) else {
-            return Err(OciError::Layer { digest, problem: format!("media type {kind:?}; known are {:?}", KINDS.map(|(name, _)| name)) });
+            return Err(OciError::Layer {
+                digest,
+                problem: format!(
+                    "media type {kind:?}; known are {:?}",
+                    KINDS.map(|(name, _)| name)
+                ),
+            });
         };
         Ok(Self { digest, size, compression, diff_id: diff_id.to_owned() })
     }
 
     /// What manifests call a layer that is packed so.
     pub(crate) fn media_type(&self) -> &'static str {
-        KINDS.into_iter().find(|(_, compression)| *compression == self.compression).map_or("", |(name, _)| name)
+        KINDS
+            .into_iter()
+            .find(|(_, compression)| *compression == self.compression)
+            .map_or("", |(name, _)| name)
     }
 
     /// Whether unpacking it showed what manifest and config say of it.
@@ -64,10 +73,18 @@ impl Layer {
     /// What is otherwise.
     pub fn judge(&self, facts: &Facts) -> Result<(), OciError> {
         let mismatch = |what, expected: String, found: String| {
-            if expected == found { Ok(()) } else { Err(OciError::Mismatch { what, digest: self.digest.clone(), expected, found }) }
+            if expected == found {
+                Ok(())
+            } else {
+                Err(OciError::Mismatch { what, digest: self.digest.clone(), expected, found })
+            }
         };
         mismatch("the unpacked layer", self.diff_id.clone(), facts.diff_id.clone())?;
-        mismatch("the packing of the layer", format!("{:?}", self.compression), format!("{:?}", facts.compression))
+        mismatch(
+            "the packing of the layer",
+            format!("{:?}", self.compression),
+            format!("{:?}", facts.compression),
+        )
     }
 }
 
@@ -89,12 +106,17 @@ impl OciError {
 pub fn inspect(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
     let mut source = Source::new(packed);
     let looked = look(&mut source, limits);
-    if looked.as_ref().is_err_and(|error| !matches!(error, OciError::Limit { .. })) && !source.failed {
-        // Whether the blob is the right one is known at its end, and says more than what is odd about its content.
+    if looked.as_ref().is_err_and(|error| !matches!(error, OciError::Limit { .. }))
+        && !source.failed
+    {
+        // Whether the blob is the right one is known at its end, and says more than what is odd
+        // about its content.
         io::copy(&mut source, &mut io::sink())?;
     }
     match looked {
-        Err(OciError::Io(error)) if !source.failed => Err(bad(format!("it cannot be unpacked: {error}"))),
+        Err(OciError::Io(error)) if !source.failed => {
+            Err(bad(format!("it cannot be unpacked: {error}")))
+        }
         looked => looked,
     }
 }
@@ -109,22 +131,32 @@ fn look(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
     };
     let (diff_id, unpacked) = match compression {
         Compression::None => unpack(&mut packed, limits)?,
-        Compression::Gzip => unpack(&mut flate2::bufread::MultiGzDecoder::new(&mut packed), limits)?,
+        Compression::Gzip => {
+            unpack(&mut flate2::bufread::MultiGzDecoder::new(&mut packed), limits)?
+        }
         Compression::Zstd => unpack(&mut Frames::new(&mut packed), limits)?,
     };
-    // Whatever a decoder left unread belongs to the blob, and only its end says whether the blob was the right one.
+    // Whatever a decoder left unread belongs to the blob, and only its end says whether the blob
+    // was the right one.
     if io::copy(&mut packed, &mut io::sink())? != 0 {
-        return Err(OciError::Layer { digest: String::new(), problem: "bytes follow the packed data".into() });
+        return Err(OciError::Layer {
+            digest: String::new(),
+            problem: "bytes follow the packed data".into(),
+        });
     }
     Ok(Facts { compression, diff_id, unpacked })
 }
 
 fn unpack(stream: &mut impl Read, limits: &Limits) -> Result<(String, u64), OciError> {
-    let mut hashed = Hashed { stream, hasher: Sha256::new(), limit: limits.unpacked, left: limits.unpacked };
+    let mut hashed =
+        Hashed { stream, hasher: Sha256::new(), limit: limits.unpacked, left: limits.unpacked };
     walk(&mut hashed, limits)?;
     // What follows the tar's end counts for the digest too.
     io::copy(&mut hashed, &mut io::sink())?;
-    Ok((format!("sha256:{}", measure::hex(&hashed.hasher.finalize())), limits.unpacked - hashed.left))
+    Ok((
+        format!("sha256:{}", measure::hex(&hashed.hasher.finalize())),
+        limits.unpacked - hashed.left,
+    ))
 }
 
 fn bad(problem: String) -> OciError {
@@ -150,7 +182,10 @@ impl<R: io::BufRead> Frames<R> {
         while !self.source.fill_buf()?.is_empty() {
             match self.decoder.reset(&mut self.source) {
                 Ok(()) => return Ok(true),
-                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame { length, .. })) => {
+                Err(FrameDecoderError::ReadFrameHeaderError(ReadFrameHeaderError::SkipFrame {
+                    length,
+                    ..
+                })) => {
                     let length = u64::from(length);
                     if io::copy(&mut (&mut self.source).take(length), &mut io::sink())? != length {
                         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -169,7 +204,9 @@ impl<R: io::BufRead> Read for Frames<R> {
             if self.within {
                 while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
                     let one = BlockDecodingStrategy::UptoBlocks(1);
-                    self.decoder.decode_blocks(&mut self.source, one).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
+                    self.decoder
+                        .decode_blocks(&mut self.source, one)
+                        .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))?;
                 }
                 let n = self.decoder.read(buffer)?;
                 if n > 0 {
@@ -185,7 +222,8 @@ impl<R: io::BufRead> Read for Frames<R> {
     }
 }
 
-/// Long names and attributes come as members of their own, which are read whole: so much is enough for any honest one.
+/// Long names and attributes come as members of their own, which are read whole: so much is enough
+/// for any honest one.
 const LONGEST_EXTENSION: u64 = 64 * 1024;
 
 fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
@@ -198,14 +236,21 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
             return Err(bad(format!("more than {} members", limits.members)));
         }
         let kind = entry.header().entry_type();
-        if kind.is_gnu_longname() || kind.is_gnu_longlink() || kind.is_pax_local_extensions() || kind.is_pax_global_extensions() {
+        if kind.is_gnu_longname()
+            || kind.is_gnu_longlink()
+            || kind.is_pax_local_extensions()
+            || kind.is_pax_global_extensions()
+        {
             for (key, value) in extension(&mut entry, kind)? {
                 match key.as_str() {
-                    "path" => inside(Path::new(&value)).map_err(|why| bad(format!("the long name {value:?}: {why}")))?,
+                    "path" => inside(Path::new(&value))
+                        .map_err(|why| bad(format!("the long name {value:?}: {why}")))?,
                     "linkpath" => long_target = Some(value),
                     // Somebody who goes by these reads other members than somebody who does not.
                     "size" => return Err(bad("a member's size is given beside it".into())),
-                    other if other.starts_with("GNU.sparse") => return Err(bad("a member is sparse".into())),
+                    other if other.starts_with("GNU.sparse") => {
+                        return Err(bad("a member is sparse".into()));
+                    }
                     _ => {}
                 }
             }
@@ -221,17 +266,30 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
         if kind.is_hard_link() {
             let short = entry.link_name()?.unwrap_or_default().into_owned();
             for target in std::iter::once(short).chain(long_target.map(Into::into)) {
-                inside(&target).map_err(|why| bad(format!("member {:?} links to {:?}: {why}", path.display(), target.display())))?;
+                inside(&target).map_err(|why| {
+                    bad(format!(
+                        "member {:?} links to {:?}: {why}",
+                        path.display(),
+                        target.display()
+                    ))
+                })?;
             }
         }
     }
     Ok(())
 }
 
-/// What is said beside a member: one name as a whole (GNU), or `LENGTH KEY=VALUE` records (POSIX pax).
-fn extension(entry: &mut tar::Entry<'_, impl Read>, kind: tar::EntryType) -> Result<Vec<(String, String)>, OciError> {
+/// What is said beside a member: one name as a whole (GNU), or `LENGTH KEY=VALUE` records (POSIX
+/// pax).
+fn extension(
+    entry: &mut tar::Entry<'_, impl Read>,
+    kind: tar::EntryType,
+) -> Result<Vec<(String, String)>, OciError> {
     if entry.size() > LONGEST_EXTENSION {
-        return Err(bad(format!("a name or attribute of {} bytes; {LONGEST_EXTENSION} are allowed", entry.size())));
+        return Err(bad(format!(
+            "a name or attribute of {} bytes; {LONGEST_EXTENSION} are allowed",
+            entry.size()
+        )));
     }
     let mut data = Vec::new();
     entry.read_to_end(&mut data)?;
@@ -248,10 +306,17 @@ fn extension(entry: &mut tar::Entry<'_, impl Read>, kind: tar::EntryType) -> Res
         let record = rest
             .iter()
             .position(|b| *b == b' ')
-            .and_then(|at| text(&rest[..at]).parse::<usize>().ok().filter(|n| *n > at + 1).map(|n| (at, n)))
+            .and_then(|at| {
+                text(&rest[..at]).parse::<usize>().ok().filter(|n| *n > at + 1).map(|n| (at, n))
+            })
             .and_then(|(at, n)| Some((rest.get(at + 1..n)?.strip_suffix(b"\n")?, n)));
-        let Some((record, length)) = record else { return Err(bad("an attribute beside a member is malformed".into())) };
-        let at = record.iter().position(|b| *b == b'=').ok_or_else(|| bad("an attribute beside a member has no value".into()))?;
+        let Some((record, length)) = record else {
+            return Err(bad("an attribute beside a member is malformed".into()));
+        };
+        let at = record
+            .iter()
+            .position(|b| *b == b'=')
+            .ok_or_else(|| bad("an attribute beside a member has no value".into()))?;
         found.push((text(&record[..at]), text(&record[at + 1..])));
         rest = &rest[length..];
     }
@@ -282,10 +347,12 @@ impl<R: Read> Read for Hashed<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let n = self.stream.read(buffer)?;
         self.hasher.update(&buffer[..n]);
-        self.left = self
-            .left
-            .checked_sub(n as u64)
-            .ok_or_else(|| io::Error::from(OciError::Limit { what: "all layers unpacked, in bytes,", limit: self.limit }))?;
+        self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
+            io::Error::from(OciError::Limit {
+                what: "all layers unpacked, in bytes,",
+                limit: self.limit,
+            })
+        })?;
         Ok(n)
     }
 }

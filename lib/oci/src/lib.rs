@@ -1,10 +1,14 @@
 //! Container images by digest: strictly verified, canonically written.
 //!
 //! Invariants:
-//! - Every blob is read through [`Checked`]: who got its last byte knows that all of it was what its digest says.
-//! - A [`Verified`] image hangs together by digests from the manifest that was asked for down to the unpacked layers.
-//! - [`emit`] writes only verified bytes, in one form; nothing of a foreign archive's own structure gets through.
-//! - Every size and count has a limit; JSON with a key twice (upper and lower case are the same to the engine) is refused.
+//! - Every blob is read through [`Checked`]: who got its last byte knows that all of it was what
+//!   its digest says.
+//! - A [`Verified`] image hangs together by digests from the manifest that was asked for down to
+//!   the unpacked layers.
+//! - [`emit`] writes only verified bytes, in one form; nothing of a foreign archive's own structure
+//!   gets through.
+//! - Every size and count has a limit; JSON with a key twice (upper and lower case are the same to
+//!   the engine) is refused.
 #![forbid(unsafe_code)]
 
 mod archive;
@@ -20,7 +24,9 @@ pub use archive::import;
 pub use build::{Image as Plain, build};
 pub use checked::Checked;
 pub use emit::{Emitter, emit};
-pub use image::{Descriptor, INDEX_TYPES, Image, MANIFEST_TYPES, Platform, Verified, is_digest, resolve};
+pub use image::{
+    Descriptor, INDEX_TYPES, Image, MANIFEST_TYPES, Platform, Verified, is_digest, resolve,
+};
 pub use layer::{Compression, Facts, Layer, inspect};
 pub use memory::Memory;
 
@@ -101,7 +107,8 @@ impl From<OciError> for io::Error {
     }
 }
 
-/// Remembers whether it was the source that failed: if not, what comes from a decoder as an I/O error is a verdict on the data.
+/// Remembers whether it was the source that failed: if not, what comes from a decoder as an I/O
+/// error is a verdict on the data.
 struct Source<R> {
     from: R,
     failed: bool,
@@ -135,7 +142,8 @@ pub trait Blobs {
 
 /// Where blobs are put.
 pub trait Sink {
-    /// Takes a blob. `content` ends with an error if it is not what the digest says: it must not be kept then.
+    /// Takes a blob. `content` ends with an error if it is not what the digest says: it must not be
+    /// kept then.
     ///
     /// # Errors
     /// Those of `content`, and what the storage says.

@@ -4,7 +4,9 @@
 
 use std::io::{Read as _, Write as _};
 
-use basalt_oci::{Compression, Limits, Memory, OciError, Plain, Platform, Verified, build, emit, import, resolve};
+use basalt_oci::{
+    Compression, Limits, Memory, OciError, Plain, Platform, Verified, build, emit, import, resolve,
+};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -61,7 +63,8 @@ impl Parts {
         self.manifest["config"]["size"] = config.len().into();
         let manifest = self.manifest.to_string();
         let blobs = [config.into_bytes(), manifest.clone().into_bytes(), self.packed];
-        let members: Vec<(String, Vec<u8>)> = blobs.into_iter().map(|b| (blob(&sha(&b)), b)).collect();
+        let members: Vec<(String, Vec<u8>)> =
+            blobs.into_iter().map(|b| (blob(&sha(&b)), b)).collect();
         (tar_of(&members), sha(manifest.as_bytes()))
     }
 }
@@ -97,7 +100,8 @@ fn members_of(archive: &[u8]) -> Vec<(String, Vec<u8>)> {
 fn verify(archive: &[u8], digest: &str, limits: &Limits) -> Result<(Memory, Verified), OciError> {
     let mut blobs = Memory::default();
     import(&mut &archive[..], &mut blobs, limits)?;
-    let image = resolve(&blobs, digest, &Platform::linux("arm64"), limits)?.verify(&blobs, limits)?;
+    let image =
+        resolve(&blobs, digest, &Platform::linux("arm64"), limits)?.verify(&blobs, limits)?;
     Ok((blobs, image))
 }
 
@@ -109,8 +113,8 @@ fn good() -> (Vec<u8>, String) {
     Parts::new(&[("bin/x", tar::EntryType::Regular, b"program")]).archive()
 }
 
-/// `cargo xtask fuzz --corpus`: what these tests make is what the fuzz targets begin with, and what the gate is shown whole.
-/// An archive is written behind the 32 bytes of its manifest's SHA-256.
+/// `cargo xtask fuzz --corpus`: what these tests make is what the fuzz targets begin with, and what
+/// the gate is shown whole. An archive is written behind the 32 bytes of its manifest's SHA-256.
 fn keep(kind: &str, input: &[u8]) {
     if let Some(dir) = std::env::var_os("BASALT_CORPUS").filter(|_| input.len() < 20_000) {
         let path = std::path::Path::new(&dir).join(kind).join(&sha(input)["sha256:".len()..][..16]);
@@ -127,11 +131,18 @@ fn digest_bytes(digest: &str) -> Vec<u8> {
 fn nothing_of_the_corpus_is_admitted() {
     let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus");
     let mut seen = 0;
-    for entry in ["archive", "archive-around"].iter().flat_map(|kind| std::fs::read_dir(corpus.join(kind)).unwrap()) {
+    for entry in ["archive", "archive-around"]
+        .iter()
+        .flat_map(|kind| std::fs::read_dir(corpus.join(kind)).unwrap())
+    {
         let path = entry.unwrap().path();
         let input = std::fs::read(&path).unwrap();
         let (digest, archive) = input.split_at(32);
-        assert!(check(archive, &format!("sha256:{}", measure::hex(digest))).is_err(), "{}", path.display());
+        assert!(
+            check(archive, &format!("sha256:{}", measure::hex(digest))).is_err(),
+            "{}",
+            path.display()
+        );
         seen += 1;
     }
     assert!(seen >= 40, "only {seen}: cargo xtask fuzz --corpus");
@@ -139,7 +150,8 @@ fn nothing_of_the_corpus_is_admitted() {
 
 #[track_caller]
 fn refused(archive: &[u8], digest: &str, says: &str) {
-    // Around a good image, whose blobs stay good whatever comes with them, or one that is bad by itself.
+    // Around a good image, whose blobs stay good whatever comes with them, or one that is bad by
+    // itself.
     let kind = if digest == good().1 { "archive-around" } else { "archive" };
     keep(kind, &[&digest_bytes(digest), archive].concat());
     let error = check(archive, digest).unwrap_err().to_string();
@@ -148,16 +160,22 @@ fn refused(archive: &[u8], digest: &str, says: &str) {
 
 #[test]
 fn a_good_archive_passes_and_comes_out_in_canonical_form() {
-    let (archive, digest) =
-        build(&Plain { architecture: "arm64", files: &[("x", 0o755, b"program")], folders: &["run"], entrypoint: &["/x"], user: "1:1" })
-            .unwrap();
+    let (archive, digest) = build(&Plain {
+        architecture: "arm64",
+        files: &[("x", 0o755, b"program")],
+        folders: &["run"],
+        entrypoint: &["/x"],
+        user: "1:1",
+    })
+    .unwrap();
     let (blobs, image) = check(&archive, &digest).unwrap();
     keep("archive-good", &[&digest_bytes(&digest), archive.as_slice()].concat());
     keep("manifest", &[&*blobs.0[&digest], &[0], &*blobs.0[&image.config_digest]].concat());
     keep("layer", &blobs.0[&image.layers[0].digest]);
     let out = emit(&blobs, &image, "basalt/x:1", Vec::new()).unwrap();
     assert_eq!(check(&out, &digest).unwrap().1.layers.len(), 1);
-    // What came in decides nothing about the form: more members and another order give the same bytes.
+    // What came in decides nothing about the form: more members and another order give the same
+    // bytes.
     let mut members = members_of(&archive);
     members.reverse();
     members.push(("manifest.json".into(), b"[{\"Config\":\"evil\"}]".to_vec()));
@@ -217,7 +235,14 @@ fn members_that_have_no_business_in_an_image() {
         bytes.extend(&archive);
         bytes
     };
-    for name in ["../../etc/passwd", "/etc/passwd", "blobs/sha256/../../x", "blobs/sha256/abc", "blobs/sha512/x", "INDEX.JSON"] {
+    for name in [
+        "../../etc/passwd",
+        "/etc/passwd",
+        "blobs/sha256/../../x",
+        "blobs/sha256/abc",
+        "blobs/sha512/x",
+        "INDEX.JSON",
+    ] {
         refused(&with(name, tar::EntryType::Regular), &digest, "refused");
     }
     for kind in [
@@ -274,7 +299,11 @@ fn documents_that_say_two_things() {
 fn what_cannot_be_read_is_refused_and_no_error_of_the_storage() {
     let (_, digest) = good();
     refused(&b"not a tar".repeat(1000), &digest, "no tar archive");
-    for junk in [&b"\x1f\x8b\x08 and no deflate follows"[..], b"\x28\xb5\x2f\xfd and no frame", &b"no tar either ".repeat(100)] {
+    for junk in [
+        &b"\x1f\x8b\x08 and no deflate follows"[..],
+        b"\x28\xb5\x2f\xfd and no frame",
+        &b"no tar either ".repeat(100),
+    ] {
         let mut parts = Parts::new(&[("x", tar::EntryType::Regular, b"p")]);
         parts.packed = junk.to_vec();
         parts.manifest["layers"][0]["digest"] = sha(junk).into();
@@ -394,21 +423,33 @@ fn with_index(archive: &[u8], index: &[u8]) -> Vec<u8> {
 #[test]
 fn an_index_leads_to_the_platforms_manifest() {
     let (archive, digest) = good();
-    let size = members_of(&archive).iter().find(|(name, _)| *name == blob(&digest)).unwrap().1.len();
+    let size =
+        members_of(&archive).iter().find(|(name, _)| *name == blob(&digest)).unwrap().1.len();
     let other = sha(b"for another");
-    let list = index(&[("amd64", None, &other, 9), ("arm64", Some("v9"), &other, 9), ("arm64", Some("v8"), &digest, size)]);
+    let list = index(&[
+        ("amd64", None, &other, 9),
+        ("arm64", Some("v9"), &other, 9),
+        ("arm64", Some("v8"), &digest, size),
+    ]);
     let (_, image) = check(&with_index(&archive, &list), &sha(&list)).unwrap();
-    assert_eq!((image.digest.as_str(), image.asked.as_str()), (digest.as_str(), sha(&list).as_str()));
+    assert_eq!(
+        (image.digest.as_str(), image.asked.as_str()),
+        (digest.as_str(), sha(&list).as_str())
+    );
 
     let none = index(&[("amd64", None, &digest, size), ("riscv64", None, &digest, size)]);
     refused(&with_index(&archive, &none), &sha(&none), "linux/amd64, linux/riscv64");
     let wrong = index(&[("arm64", None, &digest, size + 1)]);
     refused(&with_index(&archive, &wrong), &sha(&wrong), "bytes");
     // An index of indexes would be followed without end.
-    let text = String::from_utf8(list.clone()).unwrap().replacen("image.manifest.v1", "image.index.v1", 3);
+    let text =
+        String::from_utf8(list.clone()).unwrap().replacen("image.manifest.v1", "image.index.v1", 3);
     refused(&with_index(&archive, text.as_bytes()), &sha(text.as_bytes()), "expected one of");
     // A manifest that is an index as well could be read as either.
-    let both = format!("{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",{}", &String::from_utf8(list).unwrap()[1..]);
+    let both = format!(
+        "{{\"mediaType\":\"application/vnd.oci.image.manifest.v1+json\",{}",
+        &String::from_utf8(list).unwrap()[1..]
+    );
     refused(&with_index(&archive, both.as_bytes()), &sha(both.as_bytes()), "twice");
     let both = both.replacen(",\"mediaType\":\"application/vnd.oci.image.index.v1+json\"", "", 1);
     refused(&with_index(&archive, both.as_bytes()), &sha(both.as_bytes()), "index too");
@@ -463,13 +504,17 @@ fn layers_may_be_packed_with_zstd() {
     let (archive, digest) = named.archive();
     refused(&archive, &digest, "packing of the layer");
     // A window of 512 MiB is what the unpacker would have to keep in memory.
-    let (archive, digest) = packed_with_zstd(vec![0; 64 << 20], zstd(&vec![0; 64 << 20], 27)).archive();
+    let (archive, digest) =
+        packed_with_zstd(vec![0; 64 << 20], zstd(&vec![0; 64 << 20], 27)).archive();
     assert!(check(&archive, &digest).is_err());
     let bomb = vec![0; 32 << 20];
     let packed = zstd(&bomb, 20);
     let (archive, digest) = packed_with_zstd(bomb, packed).archive();
     let limits = Limits { unpacked: 1 << 20, ..Limits::default() };
-    assert!(matches!(verify(&archive, &digest, &limits), Err(OciError::Limit { limit: 1048576, .. })));
+    assert!(matches!(
+        verify(&archive, &digest, &limits),
+        Err(OciError::Limit { limit: 1048576, .. })
+    ));
 }
 
 mod properties {
@@ -479,7 +524,8 @@ mod properties {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
-        /// Whatever is done to an archive: what comes out at the other end is the approved image or nothing.
+        /// Whatever is done to an archive: what comes out at the other end is the approved image or
+        /// nothing.
         #[test]
         fn an_altered_archive_gives_the_same_image_or_none(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8), cut in any::<prop::sample::Index>(), cuts in any::<bool>()) {
             let (archive, digest) = good();

@@ -1,5 +1,5 @@
-//! The root key, readable for one key that its owner keeps elsewhere: HPKE (RFC 9180) in base mode with DHKEM(X25519, HKDF-SHA256),
-//! HKDF-SHA256 and ChaCha20-Poly1305.
+//! The root key, readable for one key that its owner keeps elsewhere: HPKE (RFC 9180) in base mode
+//! with DHKEM(X25519, HKDF-SHA256), HKDF-SHA256 and ChaCha20-Poly1305.
 
 use hpke::aead::ChaCha20Poly1305;
 use hpke::kdf::HkdfSha256;
@@ -87,12 +87,23 @@ pub struct Escrow {
 
 impl Escrow {
     /// # Errors
-    /// [`EscrowError::Key`] for a key with which nothing can be kept secret: a point of small order.
+    /// [`EscrowError::Key`] for a key with which nothing can be kept secret: a point of small
+    /// order.
     pub fn seal(to: RecoveryPublic, root: &[u8]) -> Result<Self, EscrowError> {
         let key = <Kem as hpke::Kem>::PublicKey::from_bytes(&to.0).map_err(|_| EscrowError::Key)?;
-        let sealed = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeS::Base, &key, INFO, root, &to.0);
+        let sealed = hpke::single_shot_seal::<ChaCha20Poly1305, HkdfSha256, Kem>(
+            &OpModeS::Base,
+            &key,
+            INFO,
+            root,
+            &to.0,
+        );
         let (enc, ciphertext) = sealed.map_err(|_| EscrowError::Key)?;
-        Ok(Self { recovery: to.to_string(), enc: measure::hex(&enc.to_bytes()), ciphertext: measure::hex(&ciphertext) })
+        Ok(Self {
+            recovery: to.to_string(),
+            enc: measure::hex(&enc.to_bytes()),
+            ciphertext: measure::hex(&ciphertext),
+        })
     }
 
     /// # Errors
@@ -102,10 +113,21 @@ impl Escrow {
         if expected != found {
             return Err(EscrowError::Other { expected, found });
         }
-        let enc = <Kem as hpke::Kem>::EncappedKey::from_bytes(&bytes(&self.enc).map_err(|_| EscrowError::Damaged)?);
-        let (enc, text) = (enc.map_err(|_| EscrowError::Damaged)?, measure::unhex(&self.ciphertext).ok_or(EscrowError::Damaged)?);
-        let opened =
-            hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, Kem>(&OpModeR::Base, &key.secret()?, &enc, INFO, &text, &expected.0);
+        let enc = <Kem as hpke::Kem>::EncappedKey::from_bytes(
+            &bytes(&self.enc).map_err(|_| EscrowError::Damaged)?,
+        );
+        let (enc, text) = (
+            enc.map_err(|_| EscrowError::Damaged)?,
+            measure::unhex(&self.ciphertext).ok_or(EscrowError::Damaged)?,
+        );
+        let opened = hpke::single_shot_open::<ChaCha20Poly1305, HkdfSha256, Kem>(
+            &OpModeR::Base,
+            &key.secret()?,
+            &enc,
+            INFO,
+            &text,
+            &expected.0,
+        );
         opened.map(Zeroizing::new).map_err(|_| EscrowError::Damaged)
     }
 
@@ -124,7 +146,11 @@ mod tests {
         let (ours, others) = (RecoveryKey::from_bytes([1; 32]), RecoveryKey::from_bytes([2; 32]));
         let escrow = Escrow::seal(ours.public().unwrap(), b"root").unwrap();
         assert_eq!(**escrow.open(&ours).as_ref().unwrap(), *b"root");
-        assert_ne!(escrow, Escrow::seal(ours.public().unwrap(), b"root").unwrap(), "another secret each time");
+        assert_ne!(
+            escrow,
+            Escrow::seal(ours.public().unwrap(), b"root").unwrap(),
+            "another secret each time"
+        );
         assert!(matches!(escrow.open(&others), Err(EscrowError::Other { .. })));
         let renamed = Escrow { recovery: others.public().unwrap().to_string(), ..escrow.clone() };
         assert_eq!(renamed.open(&others), Err(EscrowError::Damaged));
@@ -134,9 +160,16 @@ mod tests {
             let altered = Escrow { ciphertext: measure::hex(&text), ..escrow.clone() };
             assert_eq!(altered.open(&ours), Err(EscrowError::Damaged), "byte {n}");
         }
-        assert_eq!(Escrow { enc: "00".repeat(32), ..escrow.clone() }.open(&ours), Err(EscrowError::Damaged));
+        assert_eq!(
+            Escrow { enc: "00".repeat(32), ..escrow.clone() }.open(&ours),
+            Err(EscrowError::Damaged)
+        );
         assert_eq!(Escrow { enc: "00".into(), ..escrow }.open(&ours), Err(EscrowError::Damaged));
-        assert_eq!(Escrow::seal(RecoveryPublic([0; 32]), b"root"), Err(EscrowError::Key), "of small order");
+        assert_eq!(
+            Escrow::seal(RecoveryPublic([0; 32]), b"root"),
+            Err(EscrowError::Key),
+            "of small order"
+        );
         assert!(RecoveryKey::from_hex("AB").is_err());
         assert_eq!(RecoveryKey::from_hex(&ours.hex()).unwrap().public(), ours.public());
     }

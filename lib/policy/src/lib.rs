@@ -1,7 +1,9 @@
-//! Who may unseal a node's root key: boots for which an image's builder signed a policy, and whoever has the key of its escrow.
+//! Who may unseal a node's root key: boots for which an image's builder signed a policy, and
+//! whoever has the key of its escrow.
 //!
 //! Invariants:
-//! - What is signed is what the TPM itself checks (TPM2_PolicyAuthorize): no program that reads a policy has to be believed.
+//! - What is signed is what the TPM itself checks (TPM2_PolicyAuthorize): no program that reads a
+//!   policy has to be believed.
 //! - A policy allows one value of PCR 14: one image, on one board, with one file of settings.
 //! - No I/O, no clock, no unsafe.
 //!

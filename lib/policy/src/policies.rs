@@ -66,7 +66,8 @@ impl Approved {
 impl Policies {
     /// For these boards of an image.
     pub fn sign(signer: &Signer, boards: &[Board]) -> Self {
-        let policies = boards.iter().map(|board| signer.sign(&board.board, &board.platform())).collect();
+        let policies =
+            boards.iter().map(|board| signer.sign(&board.board, &board.platform())).collect();
         Self { signer: signer.public().hex(), policies }
     }
 
@@ -75,7 +76,8 @@ impl Policies {
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// Reads policies, of which each must be signed by whom they name: whether that is somebody whose policies count is another question.
+    /// Reads policies, of which each must be signed by whom they name: whether that is somebody
+    /// whose policies count is another question.
     ///
     /// # Errors
     /// [`PolicyError`]; one bad policy spoils all.
@@ -87,7 +89,9 @@ impl Policies {
         let signer = PublicKey::from_hex(&policies.signer)?;
         for (n, policy) in policies.policies.iter().enumerate() {
             let fail = |problem| PolicyError::Policy { n, board: policy.board.clone(), problem };
-            let (digest, signature) = policy.parts().ok_or_else(|| fail("expected a digest and a signature in lower-case hex"))?;
+            let (digest, signature) = policy
+                .parts()
+                .ok_or_else(|| fail("expected a digest and a signature in lower-case hex"))?;
             if !signer.signed(&digest, &signature) {
                 return Err(fail("its signature is not the signer's"));
             }
@@ -104,7 +108,11 @@ impl Policies {
             return Err(Missing::Signer { expected: signer.hex(), found: self.signer.clone() });
         }
         let pcr14 = measure::hex(&pcr14.0);
-        let found = self.policies.iter().filter(|policy| policy.pcr14 == pcr14).find_map(SignedPolicy::parts);
+        let found = self
+            .policies
+            .iter()
+            .filter(|policy| policy.pcr14 == pcr14)
+            .find_map(SignedPolicy::parts);
         let (policy, signature) = found.ok_or(Missing::Boot { pcr14 })?;
         Ok(Approved { signer: *signer, policy, digest: to_sign(&policy), signature })
     }
@@ -123,7 +131,10 @@ mod tests {
 
     fn signed() -> Policies {
         let signer = Signer::of_builder(&[7; 32]);
-        Policies { signer: signer.public().hex(), policies: vec![signer.sign("a", &Pcr([1; 32])), signer.sign("b", &Pcr([2; 32]))] }
+        Policies {
+            signer: signer.public().hex(),
+            policies: vec![signer.sign("a", &Pcr([1; 32])), signer.sign("b", &Pcr([2; 32]))],
+        }
     }
 
     #[test]
@@ -151,13 +162,26 @@ mod tests {
             alter(&mut bad);
             Policies::read(bad.text().as_bytes()).unwrap_err().to_string()
         };
-        assert!(refused(&|p| p.signer = Signer::of_builder(&[8; 32]).public().hex()).contains("policy 0 (a)"));
+        assert!(
+            refused(&|p| p.signer = Signer::of_builder(&[8; 32]).public().hex())
+                .contains("policy 0 (a)")
+        );
         assert!(refused(&|p| p.signer.truncate(64)).contains("NIST P-256"));
-        assert!(refused(&|p| p.signer = format!("04{}", "11".repeat(64))).contains("NIST P-256"), "not on the curve");
-        assert!(refused(&|p| p.policies[1].pcr14 = p.policies[0].pcr14.clone()).contains("policy 1 (b)"));
+        assert!(
+            refused(&|p| p.signer = format!("04{}", "11".repeat(64))).contains("NIST P-256"),
+            "not on the curve"
+        );
+        assert!(
+            refused(&|p| p.policies[1].pcr14 = p.policies[0].pcr14.clone())
+                .contains("policy 1 (b)")
+        );
         assert!(refused(&|p| p.policies[0].signature.truncate(126)).contains("policy 0 (a)"));
-        assert!(refused(&|p| p.policies[0].board = "x".repeat(LARGEST as usize)).contains("more than"));
+        assert!(
+            refused(&|p| p.policies[0].board = "x".repeat(LARGEST as usize)).contains("more than")
+        );
         let unknown = good.text().replacen("\"signer\"", "\"more\": 1, \"signer\"", 1);
-        assert!(Policies::read(unknown.as_bytes()).unwrap_err().to_string().contains("unknown field"));
+        assert!(
+            Policies::read(unknown.as_bytes()).unwrap_err().to_string().contains("unknown field")
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! Keys that sign policies: ECDSA on NIST P-256, which every TPM 2.0 verifies (TCG PC Client Platform TPM Profile, 4.3).
+//! Keys that sign policies: ECDSA on NIST P-256, which every TPM 2.0 verifies (TCG PC Client
+//! Platform TPM Profile, 4.3).
 
 use crrl::p256;
 use hkdf::Hkdf;
@@ -11,10 +12,12 @@ use crate::SignedPolicy;
 /// Part of every signature, so that none that was made for something else counts.
 pub(crate) const REFERENCE: &[u8] = b"basalt-policy-v1";
 
-/// type ECC, name algorithm SHA-256; userWithAuth and sign; no policy; no symmetric cipher; ECDSA with SHA-256 on NIST P-256; no key
-/// derivation (TPM 2.0 Library, Part 2, 12.2.4 TPMT_PUBLIC).
-const AREA: [u8; 22] =
-    [0x00, 0x23, 0x00, 0x0b, 0x00, 0x04, 0x00, 0x40, 0x00, 0x00, 0x00, 0x10, 0x00, 0x18, 0x00, 0x0b, 0x00, 0x03, 0x00, 0x10, 0x00, 0x20];
+/// type ECC, name algorithm SHA-256; userWithAuth and sign; no policy; no symmetric cipher; ECDSA
+/// with SHA-256 on NIST P-256; no key derivation (TPM 2.0 Library, Part 2, 12.2.4 TPMT_PUBLIC).
+const AREA: [u8; 22] = [
+    0x00, 0x23, 0x00, 0x0b, 0x00, 0x04, 0x00, 0x40, 0x00, 0x00, 0x00, 0x10, 0x00, 0x18, 0x00, 0x0b,
+    0x00, 0x03, 0x00, 0x10, 0x00, 0x20,
+];
 /// Part 2, 6.5.2.
 const POLICY_AUTHORIZE: [u8; 4] = [0x00, 0x00, 0x01, 0x6a];
 const POLICY_PCR: [u8; 4] = [0x00, 0x00, 0x01, 0x7f];
@@ -23,7 +26,8 @@ const POLICY_PCR: [u8; 4] = [0x00, 0x00, 0x01, 0x7f];
 pub struct Signer(p256::PrivateKey);
 
 impl Signer {
-    /// The builder's: derived from the key that signs the manifests of images, so that whoever has that one has this one.
+    /// The builder's: derived from the key that signs the manifests of images, so that whoever has
+    /// that one has this one.
     pub fn of_builder(secret: &[u8; 32]) -> Self {
         let hkdf = Hkdf::<Sha256>::new(Some(b"basalt-policy-signer-v1"), secret);
         let mut scalar = Zeroizing::new([0; 32]);
@@ -43,15 +47,22 @@ impl Signer {
         PublicKey(self.0.to_public_key().encode_uncompressed())
     }
 
-    /// Lets a boot that ends with this value of PCR 14 unseal. The same for the same value: nonces after RFC 6979.
+    /// Lets a boot that ends with this value of PCR 14 unseal. The same for the same value: nonces
+    /// after RFC 6979.
     pub fn sign(&self, board: &str, pcr14: &Pcr) -> SignedPolicy {
         let signature = self.0.sign_hash(&to_sign(&pcr_policy(pcr14)), &[]);
-        SignedPolicy { board: board.to_owned(), pcr14: measure::hex(&pcr14.0), signature: measure::hex(&signature) }
+        SignedPolicy {
+            board: board.to_owned(),
+            pcr14: measure::hex(&pcr14.0),
+            signature: measure::hex(&signature),
+        }
     }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("expected a point of NIST P-256 in SEC 1's uncompressed form: 130 lower-case hex digits that begin with 04")]
+#[error(
+    "expected a point of NIST P-256 in SEC 1's uncompressed form: 130 lower-case hex digits that begin with 04"
+)]
 pub struct NotAKey;
 
 /// Whose policies count: SEC 1, uncompressed.
@@ -93,14 +104,20 @@ impl PublicKey {
         name
     }
 
-    /// The policy of an object that any policy signed by this key unlocks: TPM2_PolicyAuthorize (Part 3, 23.16).
+    /// The policy of an object that any policy signed by this key unlocks: TPM2_PolicyAuthorize
+    /// (Part 3, 23.16).
     pub fn authorises(&self) -> Digest {
-        let inner = Sha256::new().chain_update([0; 32]).chain_update(POLICY_AUTHORIZE).chain_update(self.name()).finalize();
+        let inner = Sha256::new()
+            .chain_update([0; 32])
+            .chain_update(POLICY_AUTHORIZE)
+            .chain_update(self.name())
+            .finalize();
         Sha256::new().chain_update(inner).chain_update(REFERENCE).finalize().into()
     }
 
     pub(crate) fn signed(&self, policy: &Digest, signature: &[u8; 64]) -> bool {
-        p256::PublicKey::decode(&self.0).is_some_and(|key| key.verify_hash(signature, &to_sign(policy)))
+        p256::PublicKey::decode(&self.0)
+            .is_some_and(|key| key.verify_hash(signature, &to_sign(policy)))
     }
 }
 
@@ -110,7 +127,13 @@ pub(crate) fn pcr_policy(pcr14: &Pcr) -> Digest {
     let mut selection = [0, 0, 0, 1, 0x00, 0x0b, 3, 0, 0, 0];
     selection[7 + (PLATFORM_PCR / 8) as usize] = 1 << (PLATFORM_PCR % 8);
     let values = Sha256::digest(pcr14.0);
-    Sha256::new().chain_update([0; 32]).chain_update(POLICY_PCR).chain_update(selection).chain_update(values).finalize().into()
+    Sha256::new()
+        .chain_update([0; 32])
+        .chain_update(POLICY_PCR)
+        .chain_update(selection)
+        .chain_update(values)
+        .finalize()
+        .into()
 }
 
 /// What a signer signs (aHash of Part 3, 23.16).

@@ -12,12 +12,15 @@ const PROOF: usize = 80;
 /// RFC 9380, section 3.1, and RFC 9381, section 5.4.1.2.
 const ELL2: &[u8] = b"ECVRF_edwards25519_XMD:SHA-512_ELL2_NU_\x04";
 
-/// A point in its one encoding. Others exist of those whose y is below 19, or whose x is zero (RFC 8032, section 5.1.3).
+/// A point in its one encoding. Others exist of those whose y is below 19, or whose x is zero (RFC
+/// 8032, section 5.1.3).
 pub(crate) fn decode(bytes: &[u8]) -> Option<EdwardsPoint> {
     let bytes: [u8; 32] = bytes.try_into().ok()?;
-    let below_p = bytes[31] & 0x7f != 0x7f || bytes[1..31].iter().any(|b| *b != 0xff) || bytes[0] < 0xed;
+    let below_p =
+        bytes[31] & 0x7f != 0x7f || bytes[1..31].iter().any(|b| *b != 0xff) || bytes[0] < 0xed;
     // x is zero where y is 1 or -1: its sign is none then.
-    let minus_one = bytes[0] == 0xec && bytes[1..31].iter().all(|b| *b == 0xff) && bytes[31] == 0xff;
+    let minus_one =
+        bytes[0] == 0xec && bytes[1..31].iter().all(|b| *b == 0xff) && bytes[31] == 0xff;
     let one = bytes[0] == 1 && bytes[1..31].iter().all(|b| *b == 0) && bytes[31] == 0x80;
     if !below_p || minus_one || one {
         return None;
@@ -25,7 +28,8 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<EdwardsPoint> {
     CompressedEdwardsY(bytes).decompress()
 }
 
-/// The secret scalar and what nonces are made of (RFC 8032, section 5.1.5). The scalar is not reduced: it is below 2^255.
+/// The secret scalar and what nonces are made of (RFC 8032, section 5.1.5). The scalar is not
+/// reduced: it is below 2^255.
 fn expand(secret: &[u8; 32]) -> (Zeroizing<[u8; 32]>, Zeroizing<[u8; 32]>) {
     let mut hash: [u8; 64] = Sha512::digest(secret).into();
     let (mut x, mut prefix) = (Zeroizing::new([0; 32]), Zeroizing::new([0; 32]));
@@ -54,11 +58,13 @@ fn encode_to_curve(suite: Suite, salt: &[u8], alpha: &[u8]) -> Result<EdwardsPoi
     if suite == Suite::Ed25519Ell2 {
         return Ok(EdwardsPoint::encode_to_curve::<Sha512>(&[salt, alpha], &[ELL2]));
     }
-    let begun = Sha512::new().chain_update([suite.number(), 1]).chain_update(salt).chain_update(alpha);
+    let begun =
+        Sha512::new().chain_update([suite.number(), 1]).chain_update(salt).chain_update(alpha);
     (0..=u8::MAX)
         .find_map(|counter| {
             let hash = begun.clone().chain_update([counter, 0]).finalize();
-            let point = CompressedEdwardsY::from_slice(&hash[..32]).ok()?.decompress()?.mul_by_cofactor();
+            let point =
+                CompressedEdwardsY::from_slice(&hash[..32]).ok()?.decompress()?.mul_by_cofactor();
             (!point.is_identity()).then_some(point)
         })
         .ok_or(VrfError::Encoding)
@@ -67,7 +73,11 @@ fn encode_to_curve(suite: Suite, salt: &[u8], alpha: &[u8]) -> Result<EdwardsPoi
 /// c (RFC 9381, section 5.4.3), as it is in a proof.
 fn challenge(suite: Suite, points: [&[u8]; 5]) -> [u8; 16] {
     let begun = Sha512::new().chain_update([suite.number(), 2]);
-    let hash = points.into_iter().fold(begun, |hasher, point| hasher.chain_update(point)).chain_update([0]).finalize();
+    let hash = points
+        .into_iter()
+        .fold(begun, |hasher, point| hasher.chain_update(point))
+        .chain_update([0])
+        .finalize();
     let mut c = [0; 16];
     c.copy_from_slice(&hash[..16]);
     c
@@ -79,10 +89,20 @@ fn scalar(c: &[u8; 16]) -> Scalar {
 
 fn output(suite: Suite, gamma: &EdwardsPoint) -> Vec<u8> {
     let point = gamma.mul_by_cofactor().compress();
-    Sha512::new().chain_update([suite.number(), 3]).chain_update(point.as_bytes()).chain_update([0]).finalize().to_vec()
+    Sha512::new()
+        .chain_update([suite.number(), 3])
+        .chain_update(point.as_bytes())
+        .chain_update([0])
+        .finalize()
+        .to_vec()
 }
 
-pub(crate) fn prove(suite: Suite, secret: &[u8; 32], public: &[u8], alpha: &[u8]) -> Result<Steps, VrfError> {
+pub(crate) fn prove(
+    suite: Suite,
+    secret: &[u8; 32],
+    public: &[u8],
+    alpha: &[u8],
+) -> Result<Steps, VrfError> {
     let x = expand(secret).0;
     let h = encode_to_curve(suite, public, alpha)?;
     let h_string = h.compress();
@@ -90,8 +110,12 @@ pub(crate) fn prove(suite: Suite, secret: &[u8; 32], public: &[u8], alpha: &[u8]
     // H has no part of small order, so the scalar may be reduced.
     let mut x = Scalar::from_bytes_mod_order(*x);
     let gamma = x * h;
-    let [gamma_string, u, v] = EdwardsPoint::compress_batch(&[gamma, EdwardsPoint::mul_base(&k), k * h]);
-    let c = challenge(suite, [public, h_string.as_bytes(), gamma_string.as_bytes(), u.as_bytes(), v.as_bytes()]);
+    let [gamma_string, u, v] =
+        EdwardsPoint::compress_batch(&[gamma, EdwardsPoint::mul_base(&k), k * h]);
+    let c = challenge(
+        suite,
+        [public, h_string.as_bytes(), gamma_string.as_bytes(), u.as_bytes(), v.as_bytes()],
+    );
     let s = k + scalar(&c) * x;
     k.zeroize();
     x.zeroize();
@@ -99,11 +123,21 @@ pub(crate) fn prove(suite: Suite, secret: &[u8; 32], public: &[u8], alpha: &[u8]
     Ok(Steps {
         proof: Proof { pi, beta: output(suite, &gamma) },
         #[cfg(test)]
-        seen: crate::Seen { h: h_string.as_bytes().to_vec(), u: u.as_bytes().to_vec(), v: v.as_bytes().to_vec() },
+        seen: crate::Seen {
+            h: h_string.as_bytes().to_vec(),
+            u: u.as_bytes().to_vec(),
+            v: v.as_bytes().to_vec(),
+        },
     })
 }
 
-pub(crate) fn verify(suite: Suite, key: &[u8], y: &EdwardsPoint, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {
+pub(crate) fn verify(
+    suite: Suite,
+    key: &[u8],
+    y: &EdwardsPoint,
+    alpha: &[u8],
+    pi: &[u8],
+) -> Result<Option<Vec<u8>>, VrfError> {
     let pi: &[u8; PROOF] = pi.try_into().map_err(|_| VrfError::Form)?;
     let (gamma_string, rest) = pi.split_at(32);
     let gamma = decode(gamma_string).ok_or(VrfError::Form)?;

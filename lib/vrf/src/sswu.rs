@@ -1,4 +1,5 @@
-//! Encoding to P-256 by the simplified SWU map: P256_XMD:SHA-256_SSWU_NU_ (RFC 9380, sections 5.3.1, 6.6.2 and 8.2). All of it is public.
+//! Encoding to P-256 by the simplified SWU map: P256_XMD:SHA-256_SSWU_NU_ (RFC 9380, sections
+//! 5.3.1, 6.6.2 and 8.2). All of it is public.
 
 use crrl::field::GFp256;
 use sha2::{Digest as _, Sha256};
@@ -6,7 +7,12 @@ use sha2::{Digest as _, Sha256};
 /// RFC 9381, section 5.4.1.2: "ECVRF_", the suite of RFC 9380, and suite_string.
 const DST: &[u8] = b"ECVRF_P256_XMD:SHA-256_SSWU_NU_\x02";
 /// Of the curve, SEC 2, section 2.4.2.
-const B: GFp256 = GFp256::w64be(0x5ac6_35d8_aa3a_93e7, 0xb3eb_bd55_7698_86bc, 0x651d_06b0_cc53_b0f6, 0x3bce_3c3e_27d2_604b);
+const B: GFp256 = GFp256::w64be(
+    0x5ac6_35d8_aa3a_93e7,
+    0xb3eb_bd55_7698_86bc,
+    0x651d_06b0_cc53_b0f6,
+    0x3bce_3c3e_27d2_604b,
+);
 const A: i32 = -3;
 const Z: i32 = -10;
 /// Bytes that make an element of the field without a bias (RFC 9380, section 5.1).
@@ -48,7 +54,11 @@ fn map(u: GFp256) -> (GFp256, GFp256) {
     let zu2 = z * u.square();
     let below = zu2.square() + zu2;
     // By zero the field divides to zero: that case has a formula of its own.
-    let x1 = if below.iszero() != 0 { B / (z * a) } else { (-B / a) * (GFp256::ONE + GFp256::ONE / below) };
+    let x1 = if below.iszero() != 0 {
+        B / (z * a)
+    } else {
+        (-B / a) * (GFp256::ONE + GFp256::ONE / below)
+    };
     let (root, square) = curve(x1).sqrt();
     let (x, y) = if square != 0 {
         (x1, root)

@@ -8,9 +8,14 @@ use super::*;
 fn every_example_of_the_rfc_to_the_intermediate_values() {
     let mut seen = 0;
     for line in include_str!("../tests/rfc9381.txt").lines().filter(|line| !line.starts_with('#')) {
-        let [suite, secret, public, alpha, h, k, u, v, pi, beta] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+        let [suite, secret, public, alpha, h, k, u, v, pi, beta] =
+            line.split(' ').collect::<Vec<_>>()[..]
+        else {
+            panic!("{line}")
+        };
         let suite: Suite = serde_json::from_value(suite.into()).unwrap();
-        let (secret, alpha) = (unhex(secret).unwrap(), unhex(alpha.trim_start_matches('-')).unwrap());
+        let (secret, alpha) =
+            (unhex(secret).unwrap(), unhex(alpha.trim_start_matches('-')).unwrap());
         let key = SecretKey::new(suite, &secret).unwrap();
         assert_eq!(hex(key.public_key()), public, "{suite:?}");
         let steps = key.steps(&alpha).unwrap();
@@ -19,7 +24,15 @@ fn every_example_of_the_rfc_to_the_intermediate_values() {
             Suite::P256Tai | Suite::P256Sswu => weierstrass::nonce_bytes(&secret, &steps.seen.h),
             _ => edwards::nonce(&secret, &steps.seen.h).to_bytes(),
         };
-        let found = [&steps.seen.h[..], &nonce, &steps.seen.u, &steps.seen.v, &steps.proof.pi, &steps.proof.beta].map(hex);
+        let found = [
+            &steps.seen.h[..],
+            &nonce,
+            &steps.seen.u,
+            &steps.seen.v,
+            &steps.proof.pi,
+            &steps.proof.beta,
+        ]
+        .map(hex);
         assert_eq!(found, [h, k, u, v, pi, beta], "{suite:?}");
         let public = PublicKey::new(suite, key.public_key()).unwrap();
         assert_eq!(public.verify(&alpha, &steps.proof.pi), Ok(Some(steps.proof.beta)));
@@ -28,7 +41,8 @@ fn every_example_of_the_rfc_to_the_intermediate_values() {
     assert_eq!(seen, 12);
 }
 
-/// u and P of RFC 9380, appendix J.1.2, for the empty message: its tag is another one, the map is the same.
+/// u and P of RFC 9380, appendix J.1.2, for the empty message: its tag is another one, the map is
+/// the same.
 #[test]
 fn the_map_of_sswu() {
     let mut u = unhex("b22d487045f80e9edcb0ecc8d4bf77833e2bf1f3a54004d7df1d57f4802d311f").unwrap();

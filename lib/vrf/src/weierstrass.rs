@@ -12,9 +12,14 @@ use crate::{Proof, Steps, Suite, VrfError, sswu};
 const PROOF: usize = 81;
 const POINT: usize = 33;
 
-/// A curve of prime order. Multiplications take the same time whatever the scalar, but those that are called vartime.
+/// A curve of prime order. Multiplications take the same time whatever the scalar, but those that
+/// are called vartime.
 pub(crate) trait Curve {
-    type Point: Copy + std::fmt::Debug + Add<Output = Self::Point> + Neg<Output = Self::Point> + Mul<Self::Scalar, Output = Self::Point>;
+    type Point: Copy
+        + std::fmt::Debug
+        + Add<Output = Self::Point>
+        + Neg<Output = Self::Point>
+        + Mul<Self::Scalar, Output = Self::Point>;
     type Scalar: Copy + Add<Output = Self::Scalar> + Mul<Output = Self::Scalar>;
     const NEUTRAL: Self::Point;
 
@@ -61,7 +66,11 @@ macro_rules! curve {
                 $module::Point::mulgen(&scalar)
             }
 
-            fn mul_add_mulgen_vartime(point: Self::Point, a: Self::Scalar, b: Self::Scalar) -> Self::Point {
+            fn mul_add_mulgen_vartime(
+                point: Self::Point,
+                a: Self::Scalar,
+                b: Self::Scalar,
+            ) -> Self::Point {
                 point.mul_add_mulgen_vartime(&a, &b)
             }
 
@@ -112,16 +121,23 @@ fn end(suite: Suite) -> &'static [u8] {
 }
 
 /// H and its encoding (RFC 9381, sections 5.4.1.1 and 5.4.1.2).
-fn encode_to_curve<C: Curve>(suite: Suite, salt: &[u8], alpha: &[u8]) -> Result<(C::Point, [u8; POINT]), VrfError> {
+fn encode_to_curve<C: Curve>(
+    suite: Suite,
+    salt: &[u8],
+    alpha: &[u8],
+) -> Result<(C::Point, [u8; POINT]), VrfError> {
     let from = |string: [u8; POINT]| C::decode(&string).map(|point| (point, string));
     if suite == Suite::P256Sswu {
         return from(sswu::encode_to_curve(salt, alpha)).ok_or(VrfError::Encoding);
     }
-    let begun = Sha256::new().chain_update([suite.number(), 1]).chain_update(salt).chain_update(alpha);
+    let begun =
+        Sha256::new().chain_update([suite.number(), 1]).chain_update(salt).chain_update(alpha);
     (0..=u8::MAX)
         .find_map(|counter| {
             let mut string = [2; POINT];
-            string[1..].copy_from_slice(&begun.clone().chain_update([counter]).chain_update(end(suite)).finalize());
+            string[1..].copy_from_slice(
+                &begun.clone().chain_update([counter]).chain_update(end(suite)).finalize(),
+            );
             from(string)
         })
         .ok_or(VrfError::Encoding)
@@ -154,7 +170,9 @@ fn nonce<C: Curve>(secret: &[u8; 32], h: &[u8; POINT]) -> Result<C::Scalar, VrfE
 
 #[cfg(test)]
 pub(crate) fn nonce_bytes(secret: &[u8; 32], h: &[u8]) -> [u8; 32] {
-    reversed(P256::scalar_bytes(nonce::<P256>(secret, h.try_into().expect("a point")).expect("a nonce")))
+    reversed(P256::scalar_bytes(
+        nonce::<P256>(secret, h.try_into().expect("a point")).expect("a nonce"),
+    ))
 }
 
 /// c (RFC 9381, section 5.4.3), as it is in a proof. The draft leaves the public key out.
@@ -180,10 +198,20 @@ fn challenge_scalar<C: Curve>(c: &[u8; 16]) -> C::Scalar {
 }
 
 fn output(suite: Suite, gamma: &[u8; POINT]) -> Vec<u8> {
-    Sha256::new().chain_update([suite.number(), 3]).chain_update(gamma).chain_update(end(suite)).finalize().to_vec()
+    Sha256::new()
+        .chain_update([suite.number(), 3])
+        .chain_update(gamma)
+        .chain_update(end(suite))
+        .finalize()
+        .to_vec()
 }
 
-pub(crate) fn prove<C: Curve>(suite: Suite, secret: &[u8; 32], public: &[u8], alpha: &[u8]) -> Result<Steps, VrfError> {
+pub(crate) fn prove<C: Curve>(
+    suite: Suite,
+    secret: &[u8; 32],
+    public: &[u8],
+    alpha: &[u8],
+) -> Result<Steps, VrfError> {
     let x = secret_scalar::<C>(secret)?;
     let (h, h_string) = encode_to_curve::<C>(suite, public, alpha)?;
     let gamma = C::encode(h * x);
@@ -201,7 +229,13 @@ pub(crate) fn prove<C: Curve>(suite: Suite, secret: &[u8; 32], public: &[u8], al
     })
 }
 
-pub(crate) fn verify<C: Curve>(suite: Suite, key: &[u8], y: C::Point, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {
+pub(crate) fn verify<C: Curve>(
+    suite: Suite,
+    key: &[u8],
+    y: C::Point,
+    alpha: &[u8],
+    pi: &[u8],
+) -> Result<Option<Vec<u8>>, VrfError> {
     let pi: &[u8; PROOF] = pi.try_into().map_err(|_| VrfError::Form)?;
     let (gamma_string, rest) = pi.split_first_chunk::<POINT>().ok_or(VrfError::Form)?;
     let (c, s) = rest.split_first_chunk::<16>().ok_or(VrfError::Form)?;
@@ -246,7 +280,8 @@ fn mul_add_mul_vartime<C: Curve>(p: C::Point, a: C::Scalar, q: C::Point, b: C::S
     sum
 }
 
-/// Digits that are zero or odd, from -15 to 15, at most one of five in a row not zero; the lowest first.
+/// Digits that are zero or odd, from -15 to 15, at most one of five in a row not zero; the lowest
+/// first.
 fn digits(little_endian: &[u8; 32]) -> [i8; 257] {
     let mut digits = [0i8; 257];
     let bit = |n: usize| little_endian.get(n / 8).map_or(0, |byte| i16::from(byte >> (n % 8) & 1));

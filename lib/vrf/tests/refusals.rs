@@ -54,7 +54,8 @@ fn no_flipped_bit_and_no_other_length_passes() {
 /// What is proved under one suite is no proof under the other one of the same curve.
 #[test]
 fn suites_do_not_mix() {
-    for (one, other) in [(Suite::P256Tai, Suite::P256Sswu), (Suite::Ed25519Tai, Suite::Ed25519Ell2)] {
+    for (one, other) in [(Suite::P256Tai, Suite::P256Sswu), (Suite::Ed25519Tai, Suite::Ed25519Ell2)]
+    {
         let (key, pi, _) = proved(one);
         assert_eq!(PublicKey::new(other, key.as_bytes()).unwrap().verify(ALPHA, &pi), Ok(None));
     }
@@ -140,7 +141,11 @@ fn bad_public_keys_are_refused() {
     ];
     for suite in [Suite::Ed25519Tai, Suite::Ed25519Ell2] {
         for key in small.into_iter().chain(NOT_CANONICAL).chain(["", "d75a98"]) {
-            assert_eq!(PublicKey::new(suite, &bytes(key)).unwrap_err(), VrfError::PublicKey, "{key}");
+            assert_eq!(
+                PublicKey::new(suite, &bytes(key)).unwrap_err(),
+                VrfError::PublicKey,
+                "{key}"
+            );
         }
         let good = SecretKey::new(suite, &[7; 32]).unwrap().public_key().to_vec();
         assert!(PublicKey::new(suite, &[&good[..], &[0]].concat()).is_err());
@@ -150,7 +155,15 @@ fn bad_public_keys_are_refused() {
         let mut uncompressed = good.clone();
         uncompressed[0] = 4;
         let off = bytes(&format!("02{}", "ff".repeat(32)));
-        for key in [vec![], vec![0], vec![0; 33], uncompressed, off, [&good[..], &[0]].concat(), good[..32].to_vec()] {
+        for key in [
+            vec![],
+            vec![0],
+            vec![0; 33],
+            uncompressed,
+            off,
+            [&good[..], &[0]].concat(),
+            good[..32].to_vec(),
+        ] {
             assert_eq!(PublicKey::new(suite, &key).unwrap_err(), VrfError::PublicKey, "{key:?}");
         }
     }
@@ -160,7 +173,11 @@ fn bad_public_keys_are_refused() {
 fn bad_secret_keys_are_refused() {
     for suite in Suite::ALL {
         for secret in [vec![], vec![7; 31], vec![7; 33]] {
-            assert_eq!(SecretKey::new(suite, &secret).unwrap_err(), VrfError::SecretKey, "{suite:?}");
+            assert_eq!(
+                SecretKey::new(suite, &secret).unwrap_err(),
+                VrfError::SecretKey,
+                "{suite:?}"
+            );
         }
     }
     for suite in [Suite::P256Tai, Suite::P256Sswu, Suite::Secp256k1Draft05] {
@@ -168,11 +185,18 @@ fn bad_secret_keys_are_refused() {
         let mut less = n.clone();
         less[31] -= 1;
         for secret in [vec![0; 32], n, vec![0xff; 32]] {
-            assert_eq!(SecretKey::new(suite, &secret).unwrap_err(), VrfError::SecretKey, "{suite:?}");
+            assert_eq!(
+                SecretKey::new(suite, &secret).unwrap_err(),
+                VrfError::SecretKey,
+                "{suite:?}"
+            );
         }
         // The largest one there is.
         SecretKey::new(suite, &less).unwrap().prove(ALPHA).unwrap();
     }
     // Whoever prints one sees nothing of it.
-    assert_eq!(format!("{:?}", SecretKey::new(Suite::P256Tai, &[7; 32]).unwrap()), "SecretKey { suite: P256Tai, .. }");
+    assert_eq!(
+        format!("{:?}", SecretKey::new(Suite::P256Tai, &[7; 32]).unwrap()),
+        "SecretKey { suite: P256Tai, .. }"
+    );
 }

@@ -1,4 +1,5 @@
-//! Against second implementations, on 10,000 random inputs for each suite; and what the verifiers on EVM chains publish.
+//! Against second implementations, on 10,000 random inputs for each suite; and what the verifiers
+//! on EVM chains publish.
 // Helpers of tests may unwrap as tests may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -46,9 +47,13 @@ where
     V::Prover: Prover<V::Hash>,
     V::Verifier: Verifier<V::Hash>,
 {
-    let prove = |secret: &[u8; 32], alpha: &[u8]| vrf.prove(&V::Prover::from_slice(secret).unwrap(), alpha).unwrap();
+    let prove = |secret: &[u8; 32], alpha: &[u8]| {
+        vrf.prove(&V::Prover::from_slice(secret).unwrap(), alpha).unwrap()
+    };
     let verify = |public: &[u8], alpha: &[u8], pi: &[u8]| {
-        vrf.verify(&V::Verifier::from_slice(public).unwrap(), alpha, pi).ok().map(|beta| beta.to_vec())
+        vrf.verify(&V::Verifier::from_slice(public).unwrap(), alpha, pi)
+            .ok()
+            .map(|beta| beta.to_vec())
     };
     compare(suite, prove, verify);
 }
@@ -86,10 +91,12 @@ fn secp256k1_of_the_draft() {
 
 #[test]
 fn what_verifiers_on_evm_chains_publish() {
-    let lines: Vec<&str> = include_str!("vrf-solidity.txt").lines().filter(|line| !line.starts_with('#')).collect();
+    let lines: Vec<&str> =
+        include_str!("vrf-solidity.txt").lines().filter(|line| !line.starts_with('#')).collect();
     assert_eq!(lines.len(), 16);
     for line in lines {
-        let [public, pi, beta] = line.split(' ').map(|hex| unhex(hex).unwrap()).collect::<Vec<_>>().try_into().unwrap();
+        let [public, pi, beta] =
+            line.split(' ').map(|hex| unhex(hex).unwrap()).collect::<Vec<_>>().try_into().unwrap();
         let key = PublicKey::new(Suite::Secp256k1Draft05, &public).unwrap();
         assert_eq!(key.verify(b"sample", &pi), Ok(Some(beta)), "{line}");
         assert_eq!(key.verify(b"notsample", &pi), Ok(None), "{line}");

@@ -1,9 +1,11 @@
 //! What an owner wants of a module: a document of one form, signed with the key of his certificate.
 //!
 //! Invariants:
-//! - A document that is not the canonical form of what it says is refused, so that nothing unsigned can ride along.
-//! - It names the module and carries a serial number: a node takes only what is newer than what it has, so an old wish that
-//!   somebody kept cannot come back, nor be shown to it for another module.
+//! - A document that is not the canonical form of what it says is refused, so that nothing unsigned
+//!   can ride along.
+//! - It names the module and carries a serial number: a node takes only what is newer than what it
+//!   has, so an old wish that somebody kept cannot come back, nor be shown to it for another
+//!   module.
 //! - No I/O, no clock, no unsafe; the signature is checked by whoever has the certificates.
 #![forbid(unsafe_code)]
 
@@ -29,7 +31,8 @@ pub enum Aim {
 pub struct Wish {
     pub aim: Aim,
     pub module: String,
-    /// Greater than that of every wish for this module before; `trustctl` takes milliseconds since 1970.
+    /// Greater than that of every wish for this module before; `trustctl` takes milliseconds since
+    /// 1970.
     pub serial: u64,
     /// The module's file.
     pub toml: String,
@@ -41,7 +44,8 @@ pub struct Wish {
 pub struct Signed {
     /// DER as hex; node.toml pins its SHA-256.
     pub certificate: String,
-    /// By the certificate's key over [`signed_bytes`], hex. ECDSA P-256 with SHA-256 as in X.509 (RFC 5758), or Ed25519.
+    /// By the certificate's key over [`signed_bytes`], hex. ECDSA P-256 with SHA-256 as in X.509
+    /// (RFC 5758), or Ed25519.
     pub signature: String,
     /// The canonical form of a [`Wish`].
     pub wish: String,

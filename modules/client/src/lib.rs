@@ -1,4 +1,5 @@
-//! For modules of a Basalt node: keys, proofs, randomness and quotes from trustd, over the socket in the module's container.
+//! For modules of a Basalt node: keys, proofs, randomness and quotes from trustd, over the socket
+//! in the module's container.
 //!
 //! ```no_run
 //! let mut node = basalt_client::Client::connect()?;
@@ -7,9 +8,10 @@
 //! # Ok::<(), basalt_client::Error>(())
 //! ```
 //!
-//! Blocking, one request at a time on a connection that is kept; it is opened anew when trustd was started anew. What a module may call
-//! stands in its file under `crypto`. docs/api.md describes the calls; [`Client::call`] makes any of them. Bytes are hex in what comes back,
-//! ready to be sent on.
+//! Blocking, one request at a time on a connection that is kept; it is opened anew when trustd was
+//! started anew. What a module may call stands in its file under `crypto`. docs/api.md describes
+//! the calls; [`Client::call`] makes any of them. Bytes are hex in what comes back, ready to be
+//! sent on.
 #![forbid(unsafe_code)]
 
 use std::io::{Read as _, Write as _};
@@ -34,7 +36,8 @@ pub enum Error {
     /// Not reached, or the connection broke.
     #[error("{path}: {source}")]
     Io { path: PathBuf, source: std::io::Error },
-    /// trustd said no: 403 `forbidden` (not in the module's file) or `identity`, 429 `quota`, 400 `bad-request`, 503 `busy`, …
+    /// trustd said no: 403 `forbidden` (not in the module's file) or `identity`, 429 `quota`, 400
+    /// `bad-request`, 503 `busy`, …
     #[error("{code} ({status}): {message}")]
     Refused { status: u16, code: String, message: String },
     #[error("the answer is not one of trustd's: {0}")]
@@ -95,7 +98,10 @@ impl Client {
 
     fn open(&self) -> Result<UnixStream, Error> {
         let connection = UnixStream::connect(&self.path).map_err(|e| self.io(e))?;
-        connection.set_read_timeout(Some(WITHIN)).and_then(|()| connection.set_write_timeout(Some(WITHIN))).map_err(|e| self.io(e))?;
+        connection
+            .set_read_timeout(Some(WITHIN))
+            .and_then(|()| connection.set_write_timeout(Some(WITHIN)))
+            .map_err(|e| self.io(e))?;
         Ok(connection)
     }
 
@@ -112,7 +118,13 @@ impl Client {
     }
 
     /// The outer error is of the connection, the inner one trustd's.
-    fn exchange(&mut self, mut connection: UnixStream, method: &str, path: &str, body: &str) -> std::io::Result<Result<Value, Error>> {
+    fn exchange(
+        &mut self,
+        mut connection: UnixStream,
+        method: &str,
+        path: &str,
+        body: &str,
+    ) -> std::io::Result<Result<Value, Error>> {
         let request = format!(
             "{method} /v1/{path} HTTP/1.1\r\nhost: trustd\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
             body.len()
@@ -123,12 +135,18 @@ impl Client {
         loop {
             let n = match connection.read(&mut chunk) {
                 Ok(n) if n > 0 => n,
-                Ok(_) => return Err(written.err().unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(_) => {
+                    return Err(written
+                        .err()
+                        .unwrap_or_else(|| std::io::ErrorKind::UnexpectedEof.into()));
+                }
                 Err(error) => return Err(written.err().unwrap_or(error)),
             };
             read.extend_from_slice(&chunk[..n]);
             match whole(&read) {
-                Ok(None) if read.len() > LONGEST => return Ok(Err(Error::Answer(format!("it is longer than {LONGEST} bytes")))),
+                Ok(None) if read.len() > LONGEST => {
+                    return Ok(Err(Error::Answer(format!("it is longer than {LONGEST} bytes"))));
+                }
                 Ok(None) => {}
                 Ok(Some(answer)) => {
                     if !answer.closes {
@@ -167,12 +185,19 @@ impl Client {
     ///
     /// # Errors
     /// [`Error`]; 400 if key or proof cannot be those of anybody.
-    pub fn vrf_verify(&mut self, suite: &str, public_key: &str, alpha: &[u8], pi: &str) -> Result<Option<String>, Error> {
+    pub fn vrf_verify(
+        &mut self,
+        suite: &str,
+        public_key: &str,
+        alpha: &[u8],
+        pi: &str,
+    ) -> Result<Option<String>, Error> {
         #[derive(Deserialize)]
         struct Verdict {
             beta: Option<String>,
         }
-        let request = json!({ "suite": suite, "public_key": public_key, "alpha": hex(alpha), "pi": pi });
+        let request =
+            json!({ "suite": suite, "public_key": public_key, "alpha": hex(alpha), "pi": pi });
         Ok(self.call::<Verdict>("vrf/verify", &request)?.beta)
     }
 
@@ -216,7 +241,10 @@ impl Client {
 
     fn bytes(&mut self, name: &str, request: &Value, field: &str) -> Result<Vec<u8>, Error> {
         let answer: Value = self.call(name, request)?;
-        answer[field].as_str().and_then(unhex).ok_or_else(|| Error::Answer(format!("it has no {field}")))
+        answer[field]
+            .as_str()
+            .and_then(unhex)
+            .ok_or_else(|| Error::Answer(format!("it has no {field}")))
     }
 }
 
@@ -229,7 +257,8 @@ struct Answer {
 
 impl Answer {
     fn value(&self) -> Result<Value, Error> {
-        let value: Value = serde_json::from_slice(&self.body).map_err(|e| Error::Answer(e.to_string()))?;
+        let value: Value =
+            serde_json::from_slice(&self.body).map_err(|e| Error::Answer(e.to_string()))?;
         if self.status == 200 {
             return Ok(value);
         }
@@ -242,10 +271,18 @@ impl Answer {
 fn whole(read: &[u8]) -> Result<Option<Answer>, String> {
     let mut headers = [httparse::EMPTY_HEADER; MOST_HEADERS];
     let mut head = httparse::Response::new(&mut headers);
-    let httparse::Status::Complete(end) = head.parse(read).map_err(|e| e.to_string())? else { return Ok(None) };
-    let header =
-        |name: &str| head.headers.iter().find(|h| h.name.eq_ignore_ascii_case(name)).and_then(|h| std::str::from_utf8(h.value).ok());
-    let length: usize = header("content-length").and_then(|value| value.parse().ok()).ok_or("it does not say how long it is")?;
+    let httparse::Status::Complete(end) = head.parse(read).map_err(|e| e.to_string())? else {
+        return Ok(None);
+    };
+    let header = |name: &str| {
+        head.headers
+            .iter()
+            .find(|h| h.name.eq_ignore_ascii_case(name))
+            .and_then(|h| std::str::from_utf8(h.value).ok())
+    };
+    let length: usize = header("content-length")
+        .and_then(|value| value.parse().ok())
+        .ok_or("it does not say how long it is")?;
     if length > LONGEST {
         return Err(format!("it is longer than {LONGEST} bytes"));
     }
@@ -257,13 +294,20 @@ fn whole(read: &[u8]) -> Result<Option<Answer>, String> {
 /// Lower-case hex, as trustd takes bytes.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]).map(char::from).collect()
+    bytes
+        .iter()
+        .flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]])
+        .map(char::from)
+        .collect()
 }
 
 /// The inverse of [`hex`].
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |c: u8| char::from(c).to_digit(16).and_then(|d| u8::try_from(d).ok());
-    text.as_bytes().chunks(2).map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?)).collect()
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| Some(digit(pair[0])? << 4 | digit(*pair.get(1)?)?))
+        .collect()
 }
 
 #[cfg(test)]
@@ -273,14 +317,17 @@ mod tests {
     #[test]
     fn an_answer_is_taken_when_it_is_whole() {
         let body = r#"{"error":{"code":"forbidden","message":"no"}}"#;
-        let text = format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+        let text =
+            format!("HTTP/1.1 403 Forbidden\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         let text = text.as_bytes();
         for end in 0..text.len() {
             assert!(whole(&text[..end]).unwrap().is_none(), "{end}");
         }
         let answer = whole(text).unwrap().unwrap();
         assert!(!answer.closes);
-        assert!(matches!(answer.value(), Err(Error::Refused { status: 403, code, .. }) if code == "forbidden"));
+        assert!(
+            matches!(answer.value(), Err(Error::Refused { status: 403, code, .. }) if code == "forbidden")
+        );
         for bad in [
             "HTTP/1.1 200 OK\r\n\r\n",
             "HTTP/1.1 200 OK\r\ncontent-length: x\r\n\r\n",

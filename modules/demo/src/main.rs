@@ -1,4 +1,5 @@
-//! A module as small as one can be: it holds no key and no cryptography, and still has a verifiable random function.
+//! A module as small as one can be: it holds no key and no cryptography, and still has a verifiable
+//! random function.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs as _};
@@ -58,7 +59,8 @@ fn prove() {
         println!("demo: failed: {error}");
         std::process::exit(1);
     }
-    // A module runs until it is stopped, and outlives a trustd that is started anew: its socket comes back at the same place.
+    // A module runs until it is stopped, and outlives a trustd that is started anew: its socket
+    // comes back at the same place.
     for number in 2u64.. {
         std::thread::sleep(PAUSE);
         match prove_and_verify(SUITES[0]) {
@@ -88,11 +90,14 @@ fn node() -> Result<Client, String> {
 fn prove_and_verify(suite: &str) -> Result<Value, String> {
     let mut node = node()?;
     let proof = node.vrf_prove(suite, ALPHA).map_err(|e| e.to_string())?;
-    let beta = node.vrf_verify(suite, &proof.public_key, ALPHA, &proof.pi).map_err(|e| e.to_string())?;
+    let beta =
+        node.vrf_verify(suite, &proof.public_key, ALPHA, &proof.pi).map_err(|e| e.to_string())?;
     if beta.as_ref() != Some(&proof.beta) {
         return Err("the proof does not verify".into());
     }
-    Ok(json!({ "suite": suite, "alpha": hex(ALPHA), "public_key": proof.public_key, "pi": proof.pi, "beta": proof.beta }))
+    Ok(
+        json!({ "suite": suite, "alpha": hex(ALPHA), "public_key": proof.public_key, "pi": proof.pi, "beta": proof.beta }),
+    )
 }
 
 /// A container has no business with the TPM; the log shows that it cannot.

@@ -1,4 +1,5 @@
-//! The registry contract (contracts/ImageRegistry.sol) from the approvers' side: deploying it, voting, reading it.
+//! The registry contract (contracts/ImageRegistry.sol) from the approvers' side: deploying it,
+//! voting, reading it.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -30,13 +31,17 @@ struct Compiled {
 }
 
 fn compiled() -> Result<Compiled> {
-    serde_json::from_str(include_str!("../../../contracts/registry.json")).context("contracts/registry.json")
+    serde_json::from_str(include_str!("../../../contracts/registry.json"))
+        .context("contracts/registry.json")
 }
 
 /// Keccak-256 of the registry's code once it is deployed: what nodes pin.
 pub fn code_hash() -> Result<Hash> {
     let code = compiled()?.code;
-    let bytes = code.strip_prefix("0x").and_then(measure::unhex).context("contracts/registry.json: the code is no hex")?;
+    let bytes = code
+        .strip_prefix("0x")
+        .and_then(measure::unhex)
+        .context("contracts/registry.json: the code is no hex")?;
     Ok(Hash::new(keccak(&bytes)))
 }
 
@@ -52,14 +57,22 @@ impl Signer {
     /// From 64 hex digits, with or without `0x`.
     pub fn from_hex(text: &str) -> Result<Self> {
         let hex = text.trim();
-        let bytes = measure::unhex(&hex.strip_prefix("0x").unwrap_or(hex).to_lowercase()).context("it is not hex")?;
-        Ok(Self::Key(Box::new(SigningKey::from_slice(&bytes).map_err(|_| anyhow::anyhow!("it is no secp256k1 key of 64 hex digits"))?)))
+        let bytes = measure::unhex(&hex.strip_prefix("0x").unwrap_or(hex).to_lowercase())
+            .context("it is not hex")?;
+        Ok(Self::Key(Box::new(
+            SigningKey::from_slice(&bytes)
+                .map_err(|_| anyhow::anyhow!("it is no secp256k1 key of 64 hex digits"))?,
+        )))
     }
 
     /// From the file of an account's key.
     pub fn load(path: &Path) -> Result<Self> {
-        let hint =
-            || format!("no account's key at {}; make one with `trustctl key new chain`, or name a signer with --signer", path.display());
+        let hint = || {
+            format!(
+                "no account's key at {}; make one with `trustctl key new chain`, or name a signer with --signer",
+                path.display()
+            )
+        };
         let text = std::fs::read_to_string(path).with_context(hint)?;
         Self::from_hex(&text).with_context(|| path.display().to_string())
     }
@@ -82,8 +95,10 @@ impl Signer {
         let from = self.address();
         let chain = node.number("eth_chainId", json!([]))?;
         let block = node.call("eth_getBlockByNumber", json!(["latest", false]))?;
-        let base = quantity(&block["baseFeePerGas"]).context("the newest block has no base fee: a network of before London")?;
-        let tip = node.number("eth_maxPriorityFeePerGas", json!([])).unwrap_or(USUAL_TIP).min(MOST_TIP);
+        let base = quantity(&block["baseFeePerGas"])
+            .context("the newest block has no base fee: a network of before London")?;
+        let tip =
+            node.number("eth_maxPriorityFeePerGas", json!([])).unwrap_or(USUAL_TIP).min(MOST_TIP);
         // The fee may rise by an eighth a block until it is in; what is not needed is not taken.
         let most = base.saturating_mul(2).saturating_add(tip);
         let sent = match self {
@@ -100,20 +115,32 @@ impl Signer {
             }
             Self::Key(key) => {
                 let pending = node.number("eth_getTransactionCount", json!([from, "pending"]));
-                let nonce = pending.or_else(|_| node.number("eth_getTransactionCount", json!([from, "latest"])))?;
+                let nonce = pending
+                    .or_else(|_| node.number("eth_getTransactionCount", json!([from, "latest"])))?;
                 let to = to.map_or(Vec::new(), |to| to.0.to_vec());
                 let numbers = [chain, nonce, tip, most, gas].map(minimal);
-                let fields = numbers.into_iter().chain([to, Vec::new(), data.to_vec()]).map(|field| string(&field));
+                let fields = numbers
+                    .into_iter()
+                    .chain([to, Vec::new(), data.to_vec()])
+                    .map(|field| string(&field));
                 // And no access list.
                 let unsigned = [fields.collect::<Vec<_>>().concat(), vec![0xc0]].concat();
                 let typed = |payload: &[u8]| [vec![2], list_of(payload)].concat();
-                let (signature, recovery) = key.sign_prehash_recoverable(&keccak(&typed(&unsigned)));
+                let (signature, recovery) =
+                    key.sign_prehash_recoverable(&keccak(&typed(&unsigned)));
                 let (r, s) = signature.split_bytes();
-                let proof = [minimal(recovery.is_y_odd().into()), trimmed(&r), trimmed(&s)].map(|field| string(&field)).concat();
-                node.call("eth_sendRawTransaction", json!([hex(&typed(&[unsigned, proof].concat()))]))?
+                let proof = [minimal(recovery.is_y_odd().into()), trimmed(&r), trimmed(&s)]
+                    .map(|field| string(&field))
+                    .concat();
+                node.call(
+                    "eth_sendRawTransaction",
+                    json!([hex(&typed(&[unsigned, proof].concat()))]),
+                )?
             }
         };
-        sent.as_str().and_then(|hash| hash.parse().ok()).with_context(|| format!("a transaction was sent, and answered with {sent}"))
+        sent.as_str()
+            .and_then(|hash| hash.parse().ok())
+            .with_context(|| format!("a transaction was sent, and answered with {sent}"))
     }
 }
 
@@ -181,30 +208,62 @@ pub struct Registry<'a> {
 
 impl<'a> Registry<'a> {
     /// Deploys a registry. Its own address is in what comes back.
-    pub fn deploy(node: &'a Execution, signer: &Signer, who: &[Hex<20>], quorum: u16, revocations: u16) -> Result<(Self, Mined)> {
+    pub fn deploy(
+        node: &'a Execution,
+        signer: &Signer,
+        who: &[Hex<20>],
+        quorum: u16,
+        revocations: u16,
+    ) -> Result<(Self, Mined)> {
         let code = compiled()?.bytecode;
-        let code = code.strip_prefix("0x").and_then(measure::unhex).context("contracts/registry.json: the bytecode is no hex")?;
-        let mined = transact(node, signer, None, &[code, approvers(who, quorum, revocations).concat()].concat())?;
+        let code = code
+            .strip_prefix("0x")
+            .and_then(measure::unhex)
+            .context("contracts/registry.json: the bytecode is no hex")?;
+        let mined = transact(
+            node,
+            signer,
+            None,
+            &[code, approvers(who, quorum, revocations).concat()].concat(),
+        )?;
         let address = mined.address.context("the receipt of the deployment names no address")?;
         let found = node.call("eth_getCode", json!([address, "latest"]))?;
         ensure!(found == compiled()?.code, "the code at {address} is not what was deployed");
         Ok((Self { node, address }, mined))
     }
 
-    pub fn approve(&self, signer: &Signer, digest: &Hash, approval: Approval, not_after: u64) -> Result<Mined> {
+    pub fn approve(
+        &self,
+        signer: &Signer,
+        digest: &Hash,
+        approval: Approval,
+        not_after: u64,
+    ) -> Result<Mined> {
         let status = match approval {
             Approval::Clear => 1,
             Approval::Proof => 2,
         };
-        self.vote(signer, &call("approve(bytes32,uint8,uint64)", &[digest.0, word(status), word(not_after)]))
+        self.vote(
+            signer,
+            &call("approve(bytes32,uint8,uint64)", &[digest.0, word(status), word(not_after)]),
+        )
     }
 
     pub fn revoke(&self, signer: &Signer, digest: &Hash) -> Result<Mined> {
         self.vote(signer, &call("revoke(bytes32)", &[digest.0]))
     }
 
-    pub fn set_approvers(&self, signer: &Signer, who: &[Hex<20>], quorum: u16, revocations: u16) -> Result<Mined> {
-        self.vote(signer, &call("setApprovers(address[],uint16,uint16)", &approvers(who, quorum, revocations)))
+    pub fn set_approvers(
+        &self,
+        signer: &Signer,
+        who: &[Hex<20>],
+        quorum: u16,
+        revocations: u16,
+    ) -> Result<Mined> {
+        self.vote(
+            signer,
+            &call("setApprovers(address[],uint16,uint16)", &approvers(who, quorum, revocations)),
+        )
     }
 
     fn vote(&self, signer: &Signer, data: &[u8]) -> Result<Mined> {
@@ -216,32 +275,48 @@ impl<'a> Registry<'a> {
     pub fn check(&self) -> Result<()> {
         let found = self.node.call("eth_getCode", json!([self.address, "latest"]))?;
         if found == "0x" {
-            bail!("there is no contract at {}: another network, or never deployed (trustctl chain deploy)", self.address);
+            bail!(
+                "there is no contract at {}: another network, or never deployed (trustctl chain deploy)",
+                self.address
+            );
         }
-        ensure!(found == compiled()?.code, "the code at {} is not the registry of this version of trustctl", self.address);
+        ensure!(
+            found == compiled()?.code,
+            "the code at {} is not the registry of this version of trustctl",
+            self.address
+        );
         Ok(())
     }
 
     /// What the registry says at a block: `latest` or `finalized`.
     pub fn record(&self, digest: &Hash, at: &str) -> Result<Shown> {
         let block = self.node.call("eth_getBlockByNumber", json!([at, false]))?;
-        let of = |name: &str| quantity(&block[name]).with_context(|| format!("the {at} block has no {name}"));
+        let of = |name: &str| {
+            quantity(&block[name]).with_context(|| format!("the {at} block has no {name}"))
+        };
         let (number_, time) = (of("number")?, of("timestamp")?);
         let key = ledger::ethereum::storage_key(digest, 0);
-        let value = self.node.call("eth_getStorageAt", json!([self.address, key, format!("{number_:#x}")]))?;
+        let value = self
+            .node
+            .call("eth_getStorageAt", json!([self.address, key, format!("{number_:#x}")]))?;
         let text = value.as_str().with_context(|| format!("eth_getStorageAt gives {value}"))?;
-        let bytes =
-            text.strip_prefix("0x").and_then(number).filter(|bytes| bytes.len() <= 32).with_context(|| format!("{text:?} is no word"))?;
+        let bytes = text
+            .strip_prefix("0x")
+            .and_then(number)
+            .filter(|bytes| bytes.len() <= 32)
+            .with_context(|| format!("{text:?} is no word"))?;
         let mut word = [0; 32];
         word[32 - bytes.len()..].copy_from_slice(&bytes);
-        let record = Record::read(&word).map_err(|problem| anyhow::anyhow!("the record of {digest} is not one: {problem}"))?;
+        let record = Record::read(&word)
+            .map_err(|problem| anyhow::anyhow!("the record of {digest} is not one: {problem}"))?;
         Ok(Shown { record, block: number_, time })
     }
 
     /// The approvers, how many of them an approval needs, and a revocation.
     pub fn approvers(&self) -> Result<(Vec<Hex<20>>, u64, u64)> {
         let read = |signature: &str| -> Result<Vec<u8>> {
-            let params = json!([{ "to": self.address, "data": hex(&call(signature, &[])) }, "latest"]);
+            let params =
+                json!([{ "to": self.address, "data": hex(&call(signature, &[])) }, "latest"]);
             let value = self.node.call("eth_call", params)?;
             value
                 .as_str()
@@ -249,9 +324,14 @@ impl<'a> Registry<'a> {
                 .and_then(measure::unhex)
                 .with_context(|| format!("{signature} gives {value}"))
         };
-        let last = |bytes: Vec<u8>| bytes.iter().rev().take(8).rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+        let last = |bytes: Vec<u8>| {
+            bytes.iter().rev().take(8).rev().fold(0u64, |all, byte| all << 8 | u64::from(*byte))
+        };
         let listed = read("approvers()")?;
-        let who = listed.chunks_exact(32).skip(2).filter_map(|word| Some(Hex(word[12..].try_into().ok()?)));
+        let who = listed
+            .chunks_exact(32)
+            .skip(2)
+            .filter_map(|word| Some(Hex(word[12..].try_into().ok()?)));
         Ok((who.collect(), last(read("quorum()")?), last(read("revocationQuorum()")?)))
     }
 }
@@ -266,7 +346,9 @@ fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8])
             return Err(refused(error));
         }
     }
-    let gas = node.number("eth_estimateGas", json!([fields])).or_else(|_| node.number("eth_estimateGas", json!([fields, "latest"])));
+    let gas = node
+        .number("eth_estimateGas", json!([fields]))
+        .or_else(|_| node.number("eth_estimateGas", json!([fields, "latest"])));
     let gas = gas.map_err(refused)?.saturating_mul(3) / 2 + votes(to.map_or(0, |_| data.len()));
     let hash = signer.send(node, to, data, gas)?;
     let deadline = Instant::now() + MINED_WITHIN;
@@ -274,13 +356,17 @@ fn transact(node: &Execution, signer: &Signer, to: Option<Hex<20>>, data: &[u8])
         if let Some(mined) = receipt(node, hash).ok().flatten() {
             return mined;
         }
-        ensure!(Instant::now() < deadline, "the transaction {hash} is in no block after {} s; it may still come", MINED_WITHIN.as_secs());
+        ensure!(
+            Instant::now() < deadline,
+            "the transaction {hash} is in no block after {} s; it may still come",
+            MINED_WITHIN.as_secs()
+        );
         std::thread::sleep(POLL);
     }
 }
 
-/// Whoever votes at the same time may make this the vote that counts: then it writes a record, or each approver of a new set. The bytes
-/// of a contract are no votes.
+/// Whoever votes at the same time may make this the vote that counts: then it writes a record, or
+/// each approver of a new set. The bytes of a contract are no votes.
 fn votes(bytes: usize) -> u64 {
     100_000 + bytes as u64 / 32 * 50_000
 }
@@ -290,29 +376,47 @@ fn receipt(node: &Execution, hash: Hash) -> Result<Option<Result<Mined>>> {
     let receipt = node.call("eth_getTransactionReceipt", json!([hash]))?;
     let Some(block) = quantity(&receipt["blockNumber"]) else { return Ok(None) };
     if receipt["status"] != "0x1" {
-        return Ok(Some(Err(anyhow::anyhow!("the transaction {hash} failed in block {block}; did somebody else's vote come first?"))));
+        return Ok(Some(Err(anyhow::anyhow!(
+            "the transaction {hash} failed in block {block}; did somebody else's vote come first?"
+        ))));
     }
     let topic = |name: &str| hex(&keccak(name.as_bytes()));
-    let changes = [topic("Changed(bytes32,uint8,uint64,uint64)"), topic("ApproversChanged(uint64,address[],uint16,uint16,uint64)")];
+    let changes = [
+        topic("Changed(bytes32,uint8,uint64,uint64)"),
+        topic("ApproversChanged(uint64,address[],uint16,uint16,uint64)"),
+    ];
     let logs = receipt["logs"].as_array().cloned().unwrap_or_default();
     let changed = logs.iter().any(|log| changes.iter().any(|change| log["topics"][0] == *change));
     let address = receipt["contractAddress"].as_str().and_then(|text| text.parse().ok());
-    Ok(Some(Ok(Mined { hash, block, gas: quantity(&receipt["gasUsed"]).unwrap_or_default(), address, changed })))
+    Ok(Some(Ok(Mined {
+        hash,
+        block,
+        gas: quantity(&receipt["gasUsed"]).unwrap_or_default(),
+        address,
+        changed,
+    })))
 }
 
 /// The contract's own errors, by their selectors.
 fn refused(error: anyhow::Error) -> anyhow::Error {
     const ERRORS: [(&str, &str); 7] = [
-        ("NotAnApprover(address)", "this account is not one of the registry's approvers (trustctl chain show)"),
+        (
+            "NotAnApprover(address)",
+            "this account is not one of the registry's approvers (trustctl chain show)",
+        ),
         ("RevocationIsFinal(bytes32)", "the image is revoked, and that is final"),
         ("AlreadyVoted(address)", "this account voted for that already; others must too"),
         ("NoSuchStatus(uint8)", "no such status"),
         ("ExpiresBeforeNow(uint64,uint256)", "it would expire before it holds"),
         ("NoDigest()", "no digest"),
-        ("NotASetOfApprovers()", "these approvers cannot be: each once, at most 64, quorum among them, revocations at most the quorum"),
+        (
+            "NotASetOfApprovers()",
+            "these approvers cannot be: each once, at most 64, quorum among them, revocations at most the quorum",
+        ),
     ];
     let text = format!("{error:#}");
-    let found = ERRORS.iter().find(|(name, _)| text.contains(&measure::hex(&keccak(name.as_bytes())[..4])));
+    let found =
+        ERRORS.iter().find(|(name, _)| text.contains(&measure::hex(&keccak(name.as_bytes())[..4])));
     match found {
         Some((_, says)) => anyhow::anyhow!("the registry refuses: {says}"),
         None => error,
@@ -327,13 +431,22 @@ pub struct Finality {
     pub latest: u64,
 }
 
-/// Waits until a transaction is final: it is in a block that is not above the final one. A block can be given up before, and the transaction
-/// come into a later one, or fail there. `hear` is told whenever something moved.
-pub fn wait_final(node: &Execution, mined: Mined, within: Duration, mut hear: impl FnMut(Finality)) -> Result<Mined> {
+/// Waits until a transaction is final: it is in a block that is not above the final one. A block
+/// can be given up before, and the transaction come into a later one, or fail there. `hear` is told
+/// whenever something moved.
+pub fn wait_final(
+    node: &Execution,
+    mined: Mined,
+    within: Duration,
+    mut hear: impl FnMut(Finality),
+) -> Result<Mined> {
     let (deadline, mut before, mut failures) = (Instant::now() + within, None, 0);
     let mut known = mined;
     loop {
-        let at = |tag: &str| node.call("eth_getBlockByNumber", json!([tag, false])).map(|block| quantity(&block["number"]));
+        let at = |tag: &str| {
+            node.call("eth_getBlockByNumber", json!([tag, false]))
+                .map(|block| quantity(&block["number"]))
+        };
         let found = at("latest").and_then(|latest| Ok((latest, receipt(node, mined.hash)?)));
         match found {
             Ok((Some(latest), found)) => {
@@ -380,7 +493,10 @@ mod tests {
     fn an_account_has_the_address_that_everybody_gives_it() {
         // The first account of a well-known development mnemonic.
         let key = "0xac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80";
-        assert_eq!(Signer::from_hex(key).unwrap().address().to_string(), "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266");
+        assert_eq!(
+            Signer::from_hex(key).unwrap().address().to_string(),
+            "0xf39fd6e51aad88f6f4ce6ab8827279cfffb92266"
+        );
         for bad in ["", "0x12", &"0".repeat(64), &"f".repeat(64), "zz"] {
             assert!(Signer::from_hex(bad).is_err(), "{bad}");
         }
@@ -399,7 +515,8 @@ mod tests {
     #[test]
     fn what_the_contract_refuses_is_said_in_words() {
         let selector = measure::hex(&keccak(b"RevocationIsFinal(bytes32)")[..4]);
-        let error = refused(anyhow::anyhow!("execution reverted 0x{selector}{}", "00".repeat(32))).to_string();
+        let error = refused(anyhow::anyhow!("execution reverted 0x{selector}{}", "00".repeat(32)))
+            .to_string();
         assert!(error.contains("that is final"), "{error}");
         assert_eq!(refused(anyhow::anyhow!("no route to host")).to_string(), "no route to host");
     }

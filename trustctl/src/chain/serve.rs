@@ -26,7 +26,8 @@ const CONNECTION_WITHIN: Duration = Duration::from_secs(120);
 
 /// Answers without end.
 pub async fn serve(relay: Arc<Relay>, listener: TcpListener) -> Result<()> {
-    let (turns, places) = (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+    let (turns, places) =
+        (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -35,7 +36,9 @@ pub async fn serve(relay: Arc<Relay>, listener: TcpListener) -> Result<()> {
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
         let (relay, turns) = (relay.clone(), turns.clone());
         tokio::spawn(async move {
-            let service = hyper::service::service_fn(move |request| answer(relay.clone(), turns.clone(), request));
+            let service = hyper::service::service_fn(move |request| {
+                answer(relay.clone(), turns.clone(), request)
+            });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(HEADERS_WITHIN)
@@ -46,9 +49,16 @@ pub async fn serve(relay: Arc<Relay>, listener: TcpListener) -> Result<()> {
     }
 }
 
-async fn answer(relay: Arc<Relay>, turns: Arc<Semaphore>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>> {
+async fn answer(
+    relay: Arc<Relay>,
+    turns: Arc<Semaphore>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>> {
     if request.method() != Method::GET || request.uri().path() != PATH {
-        return problem(StatusCode::NOT_FOUND, "expected GET /v1/bundle?checkpoint=ROOT|period=NUMBER&digest=DIGEST…");
+        return problem(
+            StatusCode::NOT_FOUND,
+            "expected GET /v1/bundle?checkpoint=ROOT|period=NUMBER&digest=DIGEST…",
+        );
     }
     let ask = match Ask::parse(request.uri().query().unwrap_or_default()) {
         Ok(ask) => ask,
@@ -62,16 +72,24 @@ async fn answer(relay: Arc<Relay>, turns: Arc<Semaphore>, request: Request<Incom
     });
     let made = made.await?;
     match made {
-        Ok(bytes) => Ok(Response::builder().header(CONTENT_TYPE, "application/json").body(Full::from(bytes))?),
+        Ok(bytes) => Ok(Response::builder()
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::from(bytes))?),
         Err(error) => {
             eprintln!("{error:#}");
             // An address of a node can have a secret in it.
-            problem(StatusCode::BAD_GATEWAY, "the relay cannot make this bundle now; what it prints says why")
+            problem(
+                StatusCode::BAD_GATEWAY,
+                "the relay cannot make this bundle now; what it prints says why",
+            )
         }
     }
 }
 
 fn problem(status: StatusCode, message: &str) -> Result<Response<Full<Bytes>>> {
     let body = serde_json::json!({ "message": message }).to_string();
-    Ok(Response::builder().status(status).header(CONTENT_TYPE, "application/json").body(Full::from(body))?)
+    Ok(Response::builder()
+        .status(status)
+        .header(CONTENT_TYPE, "application/json")
+        .body(Full::from(body))?)
 }

@@ -1,4 +1,5 @@
-//! What anybody may ask a node for, so that anybody can find out what it is: quotes, and which TPM made them. docs/attestation.md
+//! What anybody may ask a node for, so that anybody can find out what it is: quotes, and which TPM
+//! made them. docs/attestation.md
 
 use axum::Json;
 use axum::Router;
@@ -30,7 +31,10 @@ pub(super) struct QuoteRequest {
     nonce: String,
 }
 
-pub(super) async fn quote(State(base): This, request: Result<Json<QuoteRequest>, JsonRejection>) -> Answer<Evidence> {
+pub(super) async fn quote(
+    State(base): This,
+    request: Result<Json<QuoteRequest>, JsonRejection>,
+) -> Answer<Evidence> {
     let nonce = nonce(request?.0.nonce)?;
     let statement = Statement::Node { certificate: base.certificate.clone(), nonce };
     Ok(Json(base.audit.evidence(&statement).await.map_err(ApiError::node)?))
@@ -46,8 +50,12 @@ pub(super) struct Endorsement {
 }
 
 pub(super) async fn endorsement(State(base): This) -> Answer<Endorsement> {
-    let tpm::Endorsement { area, certificate } = base.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
-    Ok(Json(Endorsement { key: measure::hex(&area), certificate: certificate.map(|c| measure::hex(&c)) }))
+    let tpm::Endorsement { area, certificate } =
+        base.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
+    Ok(Json(Endorsement {
+        key: measure::hex(&area),
+        certificate: certificate.map(|c| measure::hex(&c)),
+    }))
 }
 
 #[derive(Deserialize)]
@@ -63,11 +71,16 @@ pub(super) struct Activated {
 }
 
 /// Proves that the attestation key is in the TPM for whose endorsement key the credential was made.
-pub(super) async fn activate(State(base): This, request: Result<Json<Credential>, JsonRejection>) -> Answer<Activated> {
+pub(super) async fn activate(
+    State(base): This,
+    request: Result<Json<Credential>, JsonRejection>,
+) -> Answer<Activated> {
     let Json(credential) = request?;
     let (blob, seed) = (unhex("blob", &credential.blob)?, unhex("seed", &credential.seed)?);
     let activated = base.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
-        wrong if wrong.is_of("ActivateCredential") => ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", wrong),
+        wrong if wrong.is_of("ActivateCredential") => {
+            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", wrong)
+        }
         other => ApiError::tpm(other),
     })?;
     Ok(Json(Activated { secret: measure::hex(&activated) }))
@@ -76,7 +89,10 @@ pub(super) async fn activate(State(base): This, request: Result<Json<Credential>
 /// Who shows no certificate gets these calls and no others.
 pub fn router(base: Arc<Base>) -> Router {
     let router = open_routes().into_iter().fold(Router::new(), add);
-    let gate = Arc::new((Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())), Arc::new(Semaphore::new(1))));
+    let gate = Arc::new((
+        Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())),
+        Arc::new(Semaphore::new(1)),
+    ));
     let in_turn = axum::middleware::from_fn(move |request: Request, next: Next| {
         let gate = gate.clone();
         async move { in_turn(&gate.0, gate.1.clone(), request, next).await }
@@ -96,11 +112,21 @@ pub fn router(base: Arc<Base>) -> Router {
         .with_state(base)
 }
 
-async fn in_turn(bucket: &Mutex<Bucket>, turn: Arc<Semaphore>, request: Request, next: Next) -> Response {
-    let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(1, STRANGERS_PER_S, Instant::now());
+async fn in_turn(
+    bucket: &Mutex<Bucket>,
+    turn: Arc<Semaphore>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(
+        1,
+        STRANGERS_PER_S,
+        Instant::now(),
+    );
     match taken {
         Ok(()) => {
-            // One stranger's request at a time is the TPM's affair, and it stays his turn even if he goes away.
+            // One stranger's request at a time is the TPM's affair, and it stays his turn even if
+            // he goes away.
             let answered = tokio::spawn(async move {
                 let _turn = turn.acquire().await;
                 next.run(request).await
@@ -108,7 +134,10 @@ async fn in_turn(bucket: &Mutex<Bucket>, turn: Arc<Semaphore>, request: Request,
             answered.await.unwrap_or_else(|error| ApiError::node(error).into_response())
         }
         Err(after) => {
-            let message = format!("others are being answered; try again in {} ms", after.unwrap_or_default().as_millis().max(1));
+            let message = format!(
+                "others are being answered; try again in {} ms",
+                after.unwrap_or_default().as_millis().max(1)
+            );
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message).into_response()
         }
     }

@@ -1,4 +1,5 @@
-//! What a node answers whether or not it has its root key: what it is, what happened, and whatever brings the key back.
+//! What a node answers whether or not it has its root key: what it is, what happened, and whatever
+//! brings the key back.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,7 +29,8 @@ pub struct Base {
     pub audit: Arc<Audit>,
     pub vault: Vault,
     pub init: PathBuf,
-    /// SHA-256 of the certificate that the node shows, hex: a quote names it, so that nobody can pass on another node's.
+    /// SHA-256 of the certificate that the node shows, hex: a quote names it, so that nobody can
+    /// pass on another node's.
     pub certificate: String,
     /// Something came that may bring the root key back.
     pub opened: Notify,
@@ -43,11 +45,18 @@ pub struct Route<S> {
     pub(super) handler: MethodRouter<S>,
 }
 
-pub(super) fn route<S>(path: &'static str, methods: &'static [&'static str], handler: MethodRouter<S>) -> Route<S> {
+pub(super) fn route<S>(
+    path: &'static str,
+    methods: &'static [&'static str],
+    handler: MethodRouter<S>,
+) -> Route<S> {
     Route { path, methods, handler }
 }
 
-pub(super) fn add<S: Clone + Send + Sync + 'static>(router: Router<S>, route: Route<S>) -> Router<S> {
+pub(super) fn add<S: Clone + Send + Sync + 'static>(
+    router: Router<S>,
+    route: Route<S>,
+) -> Router<S> {
     router.route(route.path, route.handler)
 }
 
@@ -63,7 +72,11 @@ pub(super) fn open_routes() -> Vec<Route<Arc<Base>>> {
 pub(super) fn routes() -> Vec<Route<Arc<Base>>> {
     let mut all = open_routes();
     all.extend([
-        route("/v1/openapi.json", &["get"], get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI))),
+        route(
+            "/v1/openapi.json",
+            &["get"],
+            get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)),
+        ),
         route("/v1/audit", &["get"], get(audit)),
         route("/v1/policies", &["get", "put"], get(policies).put(send_policies)),
         route("/v1/recovery", &["get", "put"], get(escrow).put(restore)),
@@ -84,7 +97,10 @@ async fn policies(State(base): This) -> Answer<Value> {
 }
 
 /// Takes policies of this node's signer, for this boot or for one to come.
-async fn send_policies(State(base): This, request: Result<Json<Policies>, JsonRejection>) -> Answer<Value> {
+async fn send_policies(
+    State(base): This,
+    request: Result<Json<Policies>, JsonRejection>,
+) -> Answer<Value> {
     let kept = base.vault.accept(request?.0.text().as_bytes()).map_err(refusal)?;
     base.opened.notify_one();
     let this_boot = kept.contains(&measure::hex(&base.vault.pcr14().0));
@@ -107,7 +123,9 @@ fn refusal(error: Refusal) -> ApiError {
 async fn escrow(State(base): This) -> Answer<Value> {
     match base.vault.escrow().map_err(ApiError::node)? {
         Some(escrow) => Ok(Json(json!(escrow))),
-        None => Err(ApiError::not_found("there is no escrow: node.toml names no keys.recovery, or the node has no root key yet")),
+        None => Err(ApiError::not_found(
+            "there is no escrow: node.toml names no keys.recovery, or the node has no root key yet",
+        )),
     }
 }
 
@@ -118,11 +136,17 @@ struct Restored {
 }
 
 /// Takes a root key back. Said first, in the register that every quote shows.
-async fn restore(State(base): This, request: Result<Json<Restored>, JsonRejection>) -> Answer<Value> {
+async fn restore(
+    State(base): This,
+    request: Result<Json<Restored>, JsonRejection>,
+) -> Answer<Value> {
     let root = zeroize::Zeroizing::new(unhex("root", &request?.0.root)?);
     base.vault.wants_root().await.map_err(refusal)?;
     let recovery = base.vault.recovery();
-    base.audit.record("root-key-restored", &json!({ "recovery": recovery })).await.map_err(ApiError::node)?;
+    base.audit
+        .record("root-key-restored", &json!({ "recovery": recovery }))
+        .await
+        .map_err(ApiError::node)?;
     base.vault.restore(&root).await.map_err(refusal)?;
     base.opened.notify_one();
     Ok(Json(json!({ "restored": true })))
@@ -131,7 +155,11 @@ async fn restore(State(base): This, request: Result<Json<Restored>, JsonRejectio
 async fn service(State(base): This, Path((name, verb)): Path<(String, String)>) -> Answer<Value> {
     let wish = match verb.as_str() {
         "restart" | "kill" => format!("{verb} {name}"),
-        _ => return Err(ApiError::not_found(format!("a service can be restarted or killed, not {verb:?}"))),
+        _ => {
+            return Err(ApiError::not_found(format!(
+                "a service can be restarted or killed, not {verb:?}"
+            )));
+        }
     };
     init::ask(&base.init, &wish).map_err(ApiError::node)?;
     Ok(Json(json!({ "asked": wish })))

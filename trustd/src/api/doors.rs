@@ -1,4 +1,5 @@
-//! Who is let in where: owners, known by their certificates, to everything; strangers to attestation, few at a time and not for long.
+//! Who is let in where: owners, known by their certificates, to everything; strangers to
+//! attestation, few at a time and not for long.
 
 use std::convert::Infallible;
 use std::future::{Ready, ready};
@@ -75,7 +76,11 @@ impl Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.over(context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
@@ -84,7 +89,11 @@ impl AsyncRead for Connection {
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if self.over(context) {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }

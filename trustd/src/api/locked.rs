@@ -1,4 +1,5 @@
-//! A node without its root key: it says what it is and what it needs. It runs no module, for it could not say whose keys are whose.
+//! A node without its root key: it says what it is and what it needs. It runs no module, for it
+//! could not say whose keys are whose.
 
 use std::sync::Arc;
 

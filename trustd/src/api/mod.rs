@@ -67,7 +67,11 @@ impl IntoResponse for ApiError {
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
         // Too much is said as such; all else is a request that is not as it should be.
-        let status = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE { rejection.status() } else { StatusCode::BAD_REQUEST };
+        let status = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            rejection.status()
+        } else {
+            StatusCode::BAD_REQUEST
+        };
         Self::new(status, "bad-request", rejection.body_text())
     }
 }
@@ -76,7 +80,9 @@ impl From<JsonRejection> for ApiError {
 pub type Answer<T> = Result<Json<T>, ApiError>;
 
 pub(crate) fn unhex(what: &str, text: &str) -> Result<Vec<u8>, ApiError> {
-    measure::unhex(text).ok_or_else(|| ApiError::request(format!("{what}: expected lower-case hex digits, an even number of them")))
+    measure::unhex(text).ok_or_else(|| {
+        ApiError::request(format!("{what}: expected lower-case hex digits, an even number of them"))
+    })
 }
 
 /// A verifier's, in hex (docs/attestation.md).
@@ -86,7 +92,11 @@ fn nonce(hex: String) -> Result<String, ApiError> {
     if BYTES.contains(&length) {
         return Ok(hex);
     }
-    Err(ApiError::request(format!("nonce: expected {} to {} bytes, found {length}", BYTES.start(), BYTES.end())))
+    Err(ApiError::request(format!(
+        "nonce: expected {} to {} bytes, found {length}",
+        BYTES.start(),
+        BYTES.end()
+    )))
 }
 
 async fn unknown() -> ApiError {

@@ -1,4 +1,5 @@
-//! What the node's owner gets: on a Unix socket that only root and trustd can reach, and over TLS for pinned certificates.
+//! What the node's owner gets: on a Unix socket that only root and trustd can reach, and over TLS
+//! for pinned certificates.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,10 +62,12 @@ fn routes() -> Vec<Route<Arc<Node>>> {
     ]
 }
 
-/// What there is, by path and methods; trustd/openapi.json says the same and a test compares the two.
+/// What there is, by path and methods; trustd/openapi.json says the same and a test compares the
+/// two.
 pub fn listed() -> Vec<(&'static str, &'static [&'static str])> {
     let own = routes().into_iter().map(|Route { path, methods, .. }| (path, methods));
-    own.chain(base::routes().into_iter().map(|Route { path, methods, .. }| (path, methods))).collect()
+    own.chain(base::routes().into_iter().map(|Route { path, methods, .. }| (path, methods)))
+        .collect()
 }
 
 pub fn router(node: Arc<Node>) -> Router {
@@ -75,19 +78,28 @@ pub fn router(node: Arc<Node>) -> Router {
 
 /// What holds for every request of an owner.
 pub(super) fn guarded<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    router.layer(DefaultBodyLimit::max(LARGEST_REQUEST)).layer(axum::middleware::from_fn(no_other_site))
+    router
+        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .layer(axum::middleware::from_fn(no_other_site))
 }
 
-/// A browser shows the owner's certificate to whatever page asks it to: such a page may look and do nothing.
+/// A browser shows the owner's certificate to whatever page asks it to: such a page may look and do
+/// nothing.
 async fn no_other_site(request: Request, next: Next) -> Response {
     if from_other_site(request.method(), request.headers()) {
-        return ApiError::new(StatusCode::FORBIDDEN, "site", "a page in a browser may look and do nothing; use trustctl").into_response();
+        return ApiError::new(
+            StatusCode::FORBIDDEN,
+            "site",
+            "a page in a browser may look and do nothing; use trustctl",
+        )
+        .into_response();
     }
     next.run(request).await
 }
 
 fn from_other_site(method: &Method, headers: &HeaderMap) -> bool {
-    let own = headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
+    let own =
+        headers.get("sec-fetch-site").is_none_or(|site| site == "none" || site == "same-origin");
     method != Method::GET && (headers.contains_key("origin") || !own)
 }
 
@@ -102,7 +114,11 @@ impl Node {
 }
 
 async fn status_page(State(node): This) -> impl IntoResponse {
-    let headers = [(CONTENT_SECURITY_POLICY, page::POLICY), (CACHE_CONTROL, "no-store"), (X_FRAME_OPTIONS, "deny")];
+    let headers = [
+        (CONTENT_SECURITY_POLICY, page::POLICY),
+        (CACHE_CONTROL, "no-store"),
+        (X_FRAME_OPTIONS, "deny"),
+    ];
     (headers, Html(page::render(&node.snapshot().await)))
 }
 
@@ -169,22 +185,32 @@ pub(super) fn hostname() -> String {
 /// Total and available memory in kB, as /proc/meminfo has them.
 fn memory() -> Value {
     let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    let field = |name: &str| {
+        text.lines()
+            .find_map(|l| l.strip_prefix(name)?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+    };
     json!({ "total_kb": field("MemTotal:"), "available_kb": field("MemAvailable:") })
 }
 
 /// What this process has in memory, in bytes (proc_pid_status(5), VmRSS).
 fn resident() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let kib: u64 = text.lines().find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
+    let kib: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB")?.parse().ok())?;
     Some(kib * 1024)
 }
 
 /// How many programs run; threads of the kernel have no command line and do not count.
 fn processes() -> usize {
     let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = numbers.filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()));
-    numbers.filter(|entry| std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())).count()
+    let numbers = numbers
+        .filter(|entry| entry.file_name().to_string_lossy().bytes().all(|b| b.is_ascii_digit()));
+    numbers
+        .filter(|entry| {
+            std::fs::read(entry.path().join("cmdline")).is_ok_and(|line| !line.is_empty())
+        })
+        .count()
 }
 
 async fn modules(State(node): This) -> Json<Value> {
@@ -208,7 +234,11 @@ fn modules_of(node: &Node) -> Vec<Value> {
 }
 
 /// Takes an owner's signed wish.
-async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json<wish::Signed>, JsonRejection>) -> Answer<Value> {
+async fn apply(
+    State(node): This,
+    Path(name): Path<String>,
+    request: Result<Json<wish::Signed>, JsonRejection>,
+) -> Answer<Value> {
     let Json(signed) = request?;
     node.modules.apply(&name, &signed).map_err(|error| match error {
         ModuleError::Config(_) => ApiError::request(error),
@@ -219,7 +249,8 @@ async fn apply(State(node): This, Path(name): Path<String>, request: Result<Json
     Ok(Json(json!({ "applied": name })))
 }
 
-/// Puts the blobs of an archive into the store. Whether they may run is decided when a module wants them.
+/// Puts the blobs of an archive into the store. Whether they may run is decided when a module wants
+/// them.
 async fn upload(State(node): This, body: Body) -> Answer<Value> {
     let (sender, chunks) = Chunks::pipe();
     let fetcher = node.modules.fetcher().clone();
@@ -244,7 +275,11 @@ async fn upload(State(node): This, body: Body) -> Answer<Value> {
         && !matches!(refused, OciError::Io(_))
     {
         println!("an image that was sent is refused: {refused}");
-        node.base.audit.record("image-refused", &json!({ "reason": refused.code() })).await.map_err(ApiError::node)?;
+        node.base
+            .audit
+            .record("image-refused", &json!({ "reason": refused.code() }))
+            .await
+            .map_err(ApiError::node)?;
     }
     let blobs = stored.map_err(|error| match error {
         OciError::Io(error) if error.kind() == std::io::ErrorKind::QuotaExceeded => {
@@ -268,14 +303,23 @@ fn some_lines() -> u32 {
     200
 }
 
-async fn module_log(State(node): This, Path(name): Path<String>, query: Result<Query<LogQuery>, QueryRejection>) -> Answer<Value> {
+async fn module_log(
+    State(node): This,
+    Path(name): Path<String>,
+    query: Result<Query<LogQuery>, QueryRejection>,
+) -> Answer<Value> {
     let Query(query) = query.map_err(|error| ApiError::request(error.body_text()))?;
     let container = match node.modules.state(&name) {
         Some(Became::Running { container } | Became::Starting { container }) => container,
-        Some(_) => return Err(ApiError::not_found(format!("the module {name} does not run; trustctl module list says why"))),
+        Some(_) => {
+            return Err(ApiError::not_found(format!(
+                "the module {name} does not run; trustctl module list says why"
+            )));
+        }
         None => return Err(ApiError::not_found(format!("there is no module {name}"))),
     };
-    let engine = node.modules.engine().ok_or_else(|| ApiError::node("the engine does not answer"))?;
+    let engine =
+        node.modules.engine().ok_or_else(|| ApiError::node("the engine does not answer"))?;
     let log = engine.logs(&container, query.lines.min(MOST_LINES)).await.map_err(ApiError::node)?;
     Ok(Json(json!({ "log": log })))
 }
@@ -291,7 +335,10 @@ async fn ledger_text(State(node): This) -> Answer<LedgerText> {
 }
 
 /// Replaces the log by one that continues it.
-async fn ledger_extend(State(node): This, request: Result<Json<LedgerText>, JsonRejection>) -> Answer<Value> {
+async fn ledger_extend(
+    State(node): This,
+    request: Result<Json<LedgerText>, JsonRejection>,
+) -> Answer<Value> {
     let (seq, new) = node.approvals.extend(&request?.0.log).await.map_err(ledger_error)?;
     node.modules.wake();
     Ok(Json(json!({ "statements": seq, "new": new })))
@@ -310,12 +357,15 @@ fn ledger_error(error: ApprovalError) -> ApiError {
         ApprovalError::Log(_) | ApprovalError::Fork | ApprovalError::HighWater { .. } => {
             ApiError::new(StatusCode::CONFLICT, "ledger", error)
         }
-        ApprovalError::Chain(_) | ApprovalError::NoChain => ApiError::new(StatusCode::CONFLICT, "chain", error),
+        ApprovalError::Chain(_) | ApprovalError::NoChain => {
+            ApiError::new(StatusCode::CONFLICT, "chain", error)
+        }
         ApprovalError::Io { .. } | ApprovalError::Tpm(_) => ApiError::node(error),
     }
 }
 
-/// Takes the log that is here for the beginning. Said first, in the register that every quote shows.
+/// Takes the log that is here for the beginning. Said first, in the register that every quote
+/// shows.
 async fn ledger_reset(State(node): This) -> Answer<Value> {
     node.base.audit.record("ledger-reset", &json!({})).await.map_err(ApiError::node)?;
     let mark = node.approvals.reset().await.map_err(ledger_error)?;

@@ -1,4 +1,5 @@
-//! The status page: one HTML document without scripts that loads nothing, made of what the API says.
+//! The status page: one HTML document without scripts that loads nothing, made of what the API
+//! says.
 
 use std::fmt::Write as _;
 
@@ -6,8 +7,10 @@ use serde_json::Value;
 
 use super::snapshot::Snapshot;
 
-/// Nothing is loaded, nothing runs, nothing is sent. Frames are refused by a header: a document cannot say that of itself (CSP3, section 3.3).
-pub(super) const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// Nothing is loaded, nothing runs, nothing is sent. Frames are refused by a header: a document
+/// cannot say that of itself (CSP3, section 3.3).
+pub(super) const POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
 
 const STYLE: &str = "
 :root{color-scheme:light dark;--line:#8884;--good:#18794e;--bad:#c62a2f;--wait:#946800}
@@ -35,7 +38,11 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         duration(status["uptime_s"].as_f64().unwrap_or_default() as u64),
     );
     let engine = text(&status["engine"]);
-    let _ = writeln!(page, "<p>The engine <span class=\"{}\">{engine}</span>.</p>", if engine == "answers" { "good" } else { "bad" });
+    let _ = writeln!(
+        page,
+        "<p>The engine <span class=\"{}\">{engine}</span>.</p>",
+        if engine == "answers" { "good" } else { "bad" }
+    );
     ledger(&mut page, status);
     page += "<h2>Modules</h2>\n<table><thead><tr><th>Module</th><th>State</th><th>Verdict of the ledger</th><th>Image</th></tr></thead><tbody>\n";
     for module in modules {
@@ -49,7 +56,10 @@ pub(super) fn render(snapshot: &Snapshot) -> String {
         Ok(registers) => {
             for (number, value) in registers {
                 let what = if number == "14" { "the boot" } else { "the modules" };
-                let _ = writeln!(page, "<tr><th>PCR {number}</th><td>{what}</td><td><code>{value}</code></td></tr>");
+                let _ = writeln!(
+                    page,
+                    "<tr><th>PCR {number}</th><td>{what}</td><td><code>{value}</code></td></tr>"
+                );
             }
         }
         Err(problem) => {
@@ -77,20 +87,41 @@ fn ledger(page: &mut String, status: &Value) {
         row("Root", &format!("<code>{}</code>", text(&ledger["root"])));
         let approvers = ledger["approvers"].as_array().map_or(0, Vec::len);
         row("Approvers", &format!("{} of {approvers} approve", ledger["threshold"]));
-        if let (Some(witnessed), Some(max_age)) = (ledger["witnessed"].as_u64(), ledger["max_age_s"].as_u64()) {
+        if let (Some(witnessed), Some(max_age)) =
+            (ledger["witnessed"].as_u64(), ledger["max_age_s"].as_u64())
+        {
             let age = status["time"].as_u64().unwrap_or_default().saturating_sub(witnessed);
             let class = if age > max_age { "bad" } else { "good" };
-            row("Age", &format!("<span class=\"{class}\">witnessed {} ago</span>; it counts for {}", duration(age), duration(max_age)));
+            row(
+                "Age",
+                &format!(
+                    "<span class=\"{class}\">witnessed {} ago</span>; it counts for {}",
+                    duration(age),
+                    duration(max_age)
+                ),
+            );
         } else {
             row("Age", "no witness is asked for");
         }
     }
     let chain = &ledger["chain"];
     match (chain["problem"].as_str(), chain["block"].as_u64(), chain["age_s"].as_u64()) {
-        (Some(problem), ..) => row("Chain", &format!("<span class=\"bad\">{}</span>", escape(problem))),
+        (Some(problem), ..) => {
+            row("Chain", &format!("<span class=\"bad\">{}</span>", escape(problem)))
+        }
         (None, Some(block), Some(age)) => {
-            let class = if chain["max_age_s"].as_u64().is_some_and(|most| age > most) { "bad" } else { "good" };
-            row("Chain", &format!("<span class=\"{class}\">block {block} is final, {} ago</span>", duration(age)));
+            let class = if chain["max_age_s"].as_u64().is_some_and(|most| age > most) {
+                "bad"
+            } else {
+                "good"
+            };
+            row(
+                "Chain",
+                &format!(
+                    "<span class=\"{class}\">block {block} is final, {} ago</span>",
+                    duration(age)
+                ),
+            );
         }
         _ => {}
     }
@@ -114,11 +145,21 @@ fn module_row(page: &mut String, module: &Value) {
         _ => "wait",
     };
     let verdict = match module["ledger"]["allowed"].as_bool() {
-        Some(true) => format!("<span class=\"good\">allowed</span> by statement {}", module["ledger"]["statement"]),
-        _ => format!("<span class=\"bad\">{}</span> {}", text(&module["ledger"]["code"]), text(&module["ledger"]["reason"])),
+        Some(true) => format!(
+            "<span class=\"good\">allowed</span> by statement {}",
+            module["ledger"]["statement"]
+        ),
+        _ => format!(
+            "<span class=\"bad\">{}</span> {}",
+            text(&module["ledger"]["code"]),
+            text(&module["ledger"]["reason"])
+        ),
     };
     let reasons = [&module["status"]["reason"], &module["trouble"]];
-    let reason = reasons.into_iter().find_map(Value::as_str).map(|r| format!("<br><span class=\"small\">{}</span>", escape(r)));
+    let reason = reasons
+        .into_iter()
+        .find_map(Value::as_str)
+        .map(|r| format!("<br><span class=\"small\">{}</span>", escape(r)));
     let _ = writeln!(
         page,
         "<tr><th>{}</th><td><span class=\"{class}\">{state}</span>{}</td><td>{verdict}</td><td><code>{}</code></td></tr>",
@@ -176,7 +217,10 @@ mod tests {
             registers: Err(evil.into()),
         };
         let page = render(&snapshot);
-        assert!(!page.contains("<script") && !page.contains("\"'&") && page.contains("&lt;script&gt;"), "{page}");
+        assert!(
+            !page.contains("<script") && !page.contains("\"'&") && page.contains("&lt;script&gt;"),
+            "{page}"
+        );
         assert_eq!([119, 121, 7300, 200_000].map(duration), ["119 s", "2 min", "2 h", "2 days"]);
     }
 }

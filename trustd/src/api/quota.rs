@@ -17,8 +17,14 @@ impl Bucket {
         Self { left: f64::from(per_s * BURST_S), at: now }
     }
 
-    /// Takes `calls` if they are there; otherwise says after which time they would be, none if they never are.
-    pub(crate) fn take(&mut self, calls: u32, per_s: u32, now: Instant) -> Result<(), Option<Duration>> {
+    /// Takes `calls` if they are there; otherwise says after which time they would be, none if they
+    /// never are.
+    pub(crate) fn take(
+        &mut self,
+        calls: u32,
+        per_s: u32,
+        now: Instant,
+    ) -> Result<(), Option<Duration>> {
         let most = f64::from(per_s) * f64::from(BURST_S);
         let gained = now.saturating_duration_since(self.at).as_secs_f64() * f64::from(per_s);
         (self.left, self.at) = ((self.left + gained).min(most), now);

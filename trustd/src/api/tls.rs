@@ -1,4 +1,5 @@
-//! TLS for the owner's API: the node has a certificate of its own making, the owner's is pinned in node.toml.
+//! TLS for the owner's API: the node has a certificate of its own making, the owner's is pinned in
+//! node.toml.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -60,7 +61,9 @@ impl ClientCertVerifier for Pinned {
             return Ok(ClientCertVerified::assertion());
         }
         println!("api: the client certificate {fingerprint} is not pinned in node.toml");
-        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+        Err(rustls::Error::InvalidCertificate(
+            rustls::CertificateError::ApplicationVerificationFailure,
+        ))
     }
 
     fn verify_tls12_signature(
@@ -69,7 +72,12 @@ impl ClientCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls12_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn verify_tls13_signature(
@@ -78,7 +86,12 @@ impl ClientCertVerifier for Pinned {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signature, &self.provider.signature_verification_algorithms)
+        verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -86,7 +99,8 @@ impl ClientCertVerifier for Pinned {
     }
 }
 
-/// Connections whose handshake is done. Handshakes run beside each other, so that a slow one holds nobody up.
+/// Connections whose handshake is done. Handshakes run beside each other, so that a slow one holds
+/// nobody up.
 pub struct TlsListener {
     ready: mpsc::Receiver<(Connection, Guest)>,
     /// SHA-256 of the node's certificate, hex.
@@ -95,19 +109,30 @@ pub struct TlsListener {
 
 impl TlsListener {
     /// `secret` is this TPM's: the key of the certificate is kept under it in `dir`.
-    pub async fn bind(api: &Api, owners: &[String], dir: &Path, secret: &ModuleKeys) -> Result<Self> {
+    pub async fn bind(
+        api: &Api,
+        owners: &[String],
+        dir: &Path,
+        secret: &ModuleKeys,
+    ) -> Result<Self> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let (certificate, key) = identity(dir, secret)?;
         let fingerprint = measure::hex(&Sha256::digest(&certificate));
         println!("api: this node's certificate is {fingerprint}");
         let strangers = api.attest == Attest::Anyone;
-        let verifier = Arc::new(Pinned { fingerprints: owners.to_vec(), strangers, provider: provider.clone() });
+        let verifier = Arc::new(Pinned {
+            fingerprints: owners.to_vec(),
+            strangers,
+            provider: provider.clone(),
+        });
         let config = rustls::ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_client_cert_verifier(verifier)
             .with_single_cert(vec![certificate], key)?;
         let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind(&api.listen).await.with_context(|| format!("cannot listen on {}", api.listen))?;
+        let listener = TcpListener::bind(&api.listen)
+            .await
+            .with_context(|| format!("cannot listen on {}", api.listen))?;
         let (sender, ready) = mpsc::channel(MOST_HANDSHAKES);
         let places = Arc::new(Semaphore::new(MOST_STRANGERS));
         tokio::spawn(async move {
@@ -125,13 +150,22 @@ impl TlsListener {
                 let (acceptor, sender, places) = (acceptor.clone(), sender.clone(), places.clone());
                 begun.retain(|handshake| !handshake.is_finished());
                 if begun.len() >= MOST_HANDSHAKES {
-                    // Whoever says nothing for longest makes room: silence must not keep owners out.
+                    // Whoever says nothing for longest makes room: silence must not keep owners
+                    // out.
                     begun.pop_front().inspect(AbortHandle::abort);
                 }
                 let handshake = tokio::spawn(async move {
-                    let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await else { return };
+                    let Ok(Ok(stream)) =
+                        tokio::time::timeout(HANDSHAKE_WITHIN, acceptor.accept(stream)).await
+                    else {
+                        return;
+                    };
                     // The handshake let in no certificate but pinned ones.
-                    let owner = stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty());
+                    let owner = stream
+                        .get_ref()
+                        .1
+                        .peer_certificates()
+                        .is_some_and(|shown| !shown.is_empty());
                     let connection = match owner {
                         true => (Connection::owner(stream), Guest::Owner),
                         false => match places.try_acquire_owned() {
@@ -166,13 +200,19 @@ impl Listener for TlsListener {
     }
 }
 
-/// The node's certificate and key, made at the first start; again if it cannot read the key: then it is another TPM.
-fn identity(dir: &Path, secret: &ModuleKeys) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
+/// The node's certificate and key, made at the first start; again if it cannot read the key: then
+/// it is another TPM.
+fn identity(
+    dir: &Path,
+    secret: &ModuleKeys,
+) -> Result<(CertificateDer<'static>, PrivateKeyDer<'static>)> {
     const CONTEXT: &[u8] = b"tls";
     let (crt, key) = (dir.join("node.crt"), dir.join("node.key"));
-    let kept = std::fs::read(&key).ok().and_then(|sealed| seal::unseal(secret, CONTEXT, &sealed).ok());
+    let kept =
+        std::fs::read(&key).ok().and_then(|sealed| seal::unseal(secret, CONTEXT, &sealed).ok());
     if let (true, Some(kept)) = (crt.exists(), kept) {
-        let certificate = CertificateDer::from_pem_file(&crt).with_context(|| format!("{} is damaged", crt.display()))?;
+        let certificate = CertificateDer::from_pem_file(&crt)
+            .with_context(|| format!("{} is damaged", crt.display()))?;
         return Ok((certificate, PrivatePkcs8KeyDer::from(kept.to_vec()).into()));
     }
     let mut params = rcgen::CertificateParams::new(vec!["basalt-node".to_owned()])?;

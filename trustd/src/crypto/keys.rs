@@ -1,7 +1,8 @@
 //! The keys of modules: derived from one root key (crate::vault).
 //!
-//! Invariant: a key belongs to a module's name, to what that is bound to and to a purpose; a module can ask for its own only. The root key leaves the
-//! TPM's protection in this process alone and is never logged.
+//! Invariant: a key belongs to a module's name, to what that is bound to and to a purpose; a module
+//! can ask for its own only. The root key leaves the TPM's protection in this process alone and is
+//! never logged.
 
 use std::sync::OnceLock;
 
@@ -35,7 +36,8 @@ impl RootKey {
         ModuleKeys::of(base)
     }
 
-    /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in `info` is HMAC).
+    /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in
+    /// `info` is HMAC).
     pub fn tag(&self, what: &str, data: &[u8]) -> [u8; 32] {
         let hkdf = Hkdf::<Sha256>::new(Some(b"basalt-own-state-v1"), &self.0);
         let mut tag = [0; 32];
@@ -44,7 +46,8 @@ impl RootKey {
         tag
     }
 
-    /// The keys of a module; the same for the same name and binding, for as long as the root key is.
+    /// The keys of a module; the same for the same name and binding, for as long as the root key
+    /// is.
     pub fn module(&self, module: &str, binding: &Binding) -> ModuleKeys {
         let mut base = Zeroizing::new([0; 32]);
         let (kind, value): (&[u8], &[u8]) = match binding {
@@ -67,8 +70,10 @@ pub enum Binding {
 
 /// HKDF-SHA256 (RFC 5869); in `info` each part has its length before it.
 fn derive(key: &[u8], salt: &[u8], parts: &[&[u8]], to: &mut [u8; 32]) {
-    let lengths: Vec<[u8; 4]> = parts.iter().map(|part| (part.len() as u32).to_be_bytes()).collect();
-    let info: Vec<&[u8]> = lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], *part]).collect();
+    let lengths: Vec<[u8; 4]> =
+        parts.iter().map(|part| (part.len() as u32).to_be_bytes()).collect();
+    let info: Vec<&[u8]> =
+        lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], *part]).collect();
     // 32 bytes are always within what HKDF can give.
     let _ = Hkdf::<Sha256>::new(Some(salt), key).expand_multi_info(&info, to);
 }
@@ -105,18 +110,24 @@ impl ModuleKeys {
 
     pub fn vrf(&self, suite: Suite) -> &SecretKey {
         let at = Suite::ALL.iter().position(|s| *s == suite).unwrap_or_default();
-        self.vrf[at].get_or_init(|| self.find(b"vrf", suite.name().as_bytes(), |secret| SecretKey::new(suite, secret).ok()))
+        self.vrf[at].get_or_init(|| {
+            self.find(b"vrf", suite.name().as_bytes(), |secret| SecretKey::new(suite, secret).ok())
+        })
     }
 
     /// Public key and signature.
     pub fn sign(&self, algorithm: Algorithm, data: &[u8]) -> (Vec<u8>, Vec<u8>) {
         match algorithm {
             Algorithm::Ed25519 => {
-                let key = self.ed25519.get_or_init(|| self.find(b"sign", b"ed25519", |secret| Some(SigningKey::from_bytes(secret))));
+                let key = self.ed25519.get_or_init(|| {
+                    self.find(b"sign", b"ed25519", |secret| Some(SigningKey::from_bytes(secret)))
+                });
                 (key.verifying_key().as_bytes().to_vec(), sign::ed25519(key, data))
             }
             Algorithm::EcdsaP256 => {
-                let key = self.p256.get_or_init(|| self.find(b"sign", b"p256", |secret| p256::PrivateKey::decode(secret)));
+                let key = self.p256.get_or_init(|| {
+                    self.find(b"sign", b"p256", |secret| p256::PrivateKey::decode(secret))
+                });
                 (sign::p256_public(key), sign::ecdsa(key, data))
             }
         }
@@ -130,12 +141,16 @@ impl ModuleKeys {
     }
 }
 
-/// From the TPM's generator and the kernel's together: somebody who listens on the TPM's bus, or who knows one of them, knows nothing of it.
+/// From the TPM's generator and the kernel's together: somebody who listens on the TPM's bus, or
+/// who knows one of them, knows nothing of it.
 pub async fn random(tpm: &Tpm, bytes: usize) -> Result<Vec<u8>, TpmError> {
     let mut random = tpm.random(bytes).await?;
     let mut ours = Zeroizing::new(vec![0; bytes]);
     let filled = SystemRandom::new().fill(&mut ours);
-    filled.map_err(|_| TpmError::Answer { what: "random numbers", problem: "the kernel has none".into() })?;
+    filled.map_err(|_| TpmError::Answer {
+        what: "random numbers",
+        problem: "the kernel has none".into(),
+    })?;
     random.iter_mut().zip(ours.iter()).for_each(|(byte, other)| *byte ^= other);
     Ok(random)
 }
@@ -149,8 +164,12 @@ mod tests {
         let root = RootKey::from_bytes(&[7; 32]);
         let all = |module: &str, binding: &Binding| {
             let keys = root.module(module, binding);
-            let mut all: Vec<Vec<u8>> = Suite::ALL.iter().map(|suite| keys.vrf(*suite).public_key().to_vec()).collect();
-            all.extend([Algorithm::Ed25519, Algorithm::EcdsaP256].map(|algorithm| keys.sign(algorithm, b"").0));
+            let mut all: Vec<Vec<u8>> =
+                Suite::ALL.iter().map(|suite| keys.vrf(*suite).public_key().to_vec()).collect();
+            all.extend(
+                [Algorithm::Ed25519, Algorithm::EcdsaP256]
+                    .map(|algorithm| keys.sign(algorithm, b"").0),
+            );
             all.extend([b"", &b"label"[..]].map(|label| keys.mac(label).to_vec()));
             all
         };
@@ -163,7 +182,10 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for (module, binding) in bindings.iter().flat_map(|b| [("a", b), ("b", b)]) {
             assert_eq!(all(module, binding), all(module, binding));
-            assert!(all(module, binding).into_iter().all(|key| seen.insert(key)), "{module} {binding:?}");
+            assert!(
+                all(module, binding).into_iter().all(|key| seen.insert(key)),
+                "{module} {binding:?}"
+            );
         }
         let other = RootKey::from_bytes(&[8; 32]).module("a", &bindings[0]).mac(b"").to_vec();
         assert!(seen.insert(other));

@@ -1,7 +1,9 @@
-//! Secrets that only their module on this node can read again: AES-256-GCM (NIST SP 800-38D) under a key for each.
+//! Secrets that only their module on this node can read again: AES-256-GCM (NIST SP 800-38D) under
+//! a key for each.
 //!
-//! Form: one byte 1, 32 random bytes, the ciphertext with its tag of 16 bytes. The key of one secret is HKDF-SHA256 (RFC 5869) of the
-//! module's key with the random bytes, so no key is used twice and the nonce may be zero.
+//! Form: one byte 1, 32 random bytes, the ciphertext with its tag of 16 bytes. The key of one
+//! secret is HKDF-SHA256 (RFC 5869) of the module's key with the random bytes, so no key is used
+//! twice and the nonce may be zero.
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -34,20 +36,32 @@ pub fn seal(keys: &ModuleKeys, context: &[u8], data: &[u8]) -> Result<Vec<u8>, S
     let mut salt = [0; SALT];
     SystemRandom::new().fill(&mut salt).map_err(|_| SealError::Random)?;
     let mut body = data.to_vec();
-    let sealed = key(keys, &salt)?.seal_in_place_append_tag(Nonce::assume_unique_for_key([0; 12]), Aad::from(context), &mut body);
+    let sealed = key(keys, &salt)?.seal_in_place_append_tag(
+        Nonce::assume_unique_for_key([0; 12]),
+        Aad::from(context),
+        &mut body,
+    );
     sealed.map_err(|_| SealError::Random)?;
     Ok([&[VERSION], &salt[..], &body].concat())
 }
 
 /// # Errors
 /// [`SealError::Foreign`] for everything that [`seal`] did not make with the same keys and context.
-pub fn unseal(keys: &ModuleKeys, context: &[u8], sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SealError> {
+pub fn unseal(
+    keys: &ModuleKeys,
+    context: &[u8],
+    sealed: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, SealError> {
     let (salt, body) = match sealed.split_first() {
         Some((&VERSION, rest)) => rest.split_at_checked(SALT).ok_or(SealError::Foreign)?,
         _ => return Err(SealError::Foreign),
     };
     let mut body = Zeroizing::new(body.to_vec());
-    let opened = key(keys, salt)?.open_in_place(Nonce::assume_unique_for_key([0; 12]), Aad::from(context), &mut body);
+    let opened = key(keys, salt)?.open_in_place(
+        Nonce::assume_unique_for_key([0; 12]),
+        Aad::from(context),
+        &mut body,
+    );
     let length = opened.map_err(|_| SealError::Foreign)?.len();
     body.truncate(length);
     Ok(body)

@@ -8,7 +8,9 @@ const AT_ONCE: usize = 16;
 
 /// `work` on each of `items`, in their order, on as many threads as there are processors.
 pub fn over<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get).min(items.len().div_ceil(AT_ONCE));
+    let threads = std::thread::available_parallelism()
+        .map_or(1, NonZeroUsize::get)
+        .min(items.len().div_ceil(AT_ONCE));
     if threads < 2 {
         return items.into_iter().map(work).collect();
     }
@@ -43,7 +45,10 @@ mod tests {
     #[test]
     fn the_order_stays() {
         for n in [0, 1, 15, 16, 17, 1000] {
-            assert_eq!(super::over((0..n).collect(), |i: usize| i * 2), (0..n).map(|i| i * 2).collect::<Vec<_>>());
+            assert_eq!(
+                super::over((0..n).collect(), |i: usize| i * 2),
+                (0..n).map(|i| i * 2).collect::<Vec<_>>()
+            );
         }
     }
 }

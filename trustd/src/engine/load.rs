@@ -1,12 +1,16 @@
-//! Giving the engine an image: while the later layers are still on their way, the engine unpacks the earlier ones.
+//! Giving the engine an image: while the later layers are still on their way, the engine unpacks
+//! the earlier ones.
 //!
-//! The engine unpacks nothing before it has an image. So it is given parts: the first few layers as an image of their own, then some
-//! more, at last the image itself, for which it then has nearly all.
-//! Invariants:
-//! - Each part is verified like any image, is known to be ours before the engine gets it, and has no program.
-//! - One image at a time: whoever brings one holds the turn until the engine is done with it, even if nobody waits for it any more.
-//!   Known images are taken away, and forgotten, by others only under the same turn.
-//! - An early start that gets nowhere gives the turn back; it never keeps another image waiting for a slow registry.
+//! The engine unpacks nothing before it has an image. So it is given parts: the first few layers as
+//! an image of their own, then some more, at last the image itself, for which it then has nearly
+//! all. Invariants:
+//! - Each part is verified like any image, is known to be ours before the engine gets it, and has
+//!   no program.
+//! - One image at a time: whoever brings one holds the turn until the engine is done with it, even
+//!   if nobody waits for it any more. Known images are taken away, and forgotten, by others only
+//!   under the same turn.
+//! - An early start that gets nowhere gives the turn back; it never keeps another image waiting for
+//!   a slow registry.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -41,7 +45,8 @@ enum Order {
     Finish(Verified),
 }
 
-/// A load that begins before all of the image is there. Given up before [`Loading::finish`], it leaves the engine without the image.
+/// A load that begins before all of the image is there. Given up before [`Loading::finish`], it
+/// leaves the engine without the image.
 pub struct Loading {
     orders: mpsc::UnboundedSender<Order>,
     done: oneshot::Receiver<Result<(), EngineError>>,
@@ -93,7 +98,11 @@ struct Work {
 }
 
 impl Work {
-    async fn run(mut self, mut orders: mpsc::UnboundedReceiver<Order>, done: oneshot::Sender<Result<(), EngineError>>) {
+    async fn run(
+        mut self,
+        mut orders: mpsc::UnboundedReceiver<Order>,
+        done: oneshot::Sender<Result<(), EngineError>>,
+    ) {
         let mut start: Option<Start> = None;
         loop {
             let order = match &start {
@@ -111,7 +120,13 @@ impl Work {
                         if self.engine.has(&image.digest).await {
                             continue;
                         }
-                        start = Some(Start { turn, sent: BTreeSet::new(), given: 0, before: None, current: None });
+                        start = Some(Start {
+                            turn,
+                            sent: BTreeSet::new(),
+                            given: 0,
+                            before: None,
+                            current: None,
+                        });
                     }
                     if let Some(begun) = &mut start
                         && let Err(error) = begun.layers(&mut self, &image, layers).await
@@ -127,13 +142,23 @@ impl Work {
         }
     }
 
-    async fn finish(mut self, start: Option<Start>, image: Verified, told: oneshot::Sender<Result<(), EngineError>>) {
+    async fn finish(
+        mut self,
+        start: Option<Start>,
+        image: Verified,
+        told: oneshot::Sender<Result<(), EngineError>>,
+    ) {
         let (turn, upload) = match start {
             None => (self.turn.clone().lock_owned().await, None),
             Some(Start { turn, sent, before, current, .. }) => match ended(before).await {
-                Ok(()) => (turn, Some(current.unwrap_or_else(|| Upload::begin(&self.engine, &self.store, sent)))),
+                Ok(()) => (
+                    turn,
+                    Some(current.unwrap_or_else(|| Upload::begin(&self.engine, &self.store, sent))),
+                ),
                 Err(error) => {
-                    println!("the engine did not take a part of the image ({error}); once more as a whole");
+                    println!(
+                        "the engine did not take a part of the image ({error}); once more as a whole"
+                    );
                     (turn, None)
                 }
             },
@@ -151,9 +176,15 @@ impl Work {
             match ended(Some(upload.finish(Whole::Image(image.clone())))).await {
                 Ok(()) if self.engine.has(&digest).await => return Ok(()),
                 // What is wrong with the image is wrong with it the second time.
-                Err(EngineError::Image(verdict)) if !matches!(verdict, OciError::Io(_)) => return Err(verdict.into()),
-                Err(error) => println!("the engine did not take the image after its parts ({error}); once more as a whole"),
-                Ok(()) => println!("the engine does not have the image after its parts; once more as a whole"),
+                Err(EngineError::Image(verdict)) if !matches!(verdict, OciError::Io(_)) => {
+                    return Err(verdict.into());
+                }
+                Err(error) => println!(
+                    "the engine did not take the image after its parts ({error}); once more as a whole"
+                ),
+                Ok(()) => println!(
+                    "the engine does not have the image after its parts; once more as a whole"
+                ),
             }
             // It may have its name already, and not what belongs to it.
             self.engine.remove_image(&digest).await?;
@@ -167,7 +198,11 @@ impl Work {
             return Err(error);
         }
         if !self.engine.has(&digest).await {
-            return Err(EngineError::Other { what: "the loaded image", expected: digest, found: "no such image".into() });
+            return Err(EngineError::Other {
+                what: "the loaded image",
+                expected: digest,
+                found: "no such image".into(),
+            });
         }
         Ok(())
     }
@@ -202,8 +237,15 @@ struct Start {
 }
 
 impl Start {
-    async fn layers(&mut self, work: &mut Work, image: &Image, layers: usize) -> Result<(), EngineError> {
-        let upload = self.current.get_or_insert_with(|| Upload::begin(&work.engine, &work.store, self.sent.clone()));
+    async fn layers(
+        &mut self,
+        work: &mut Work,
+        image: &Image,
+        layers: usize,
+    ) -> Result<(), EngineError> {
+        let upload = self
+            .current
+            .get_or_insert_with(|| Upload::begin(&work.engine, &work.store, self.sent.clone()));
         if upload.begun.elapsed() > LONGEST {
             return Err(other("a part of it takes too long").into());
         }
@@ -267,7 +309,12 @@ impl Upload {
     /// Without the layers that the engine has `already`.
     fn begin(engine: &Arc<Engine>, store: &Arc<Store>, already: BTreeSet<String>) -> Self {
         let (pieces, receiver) = std::sync::mpsc::channel();
-        Self { begun: Instant::now(), pieces, bytes: 0, done: tokio::spawn(send(engine.clone(), store.clone(), already, receiver)) }
+        Self {
+            begun: Instant::now(),
+            pieces,
+            bytes: 0,
+            done: tokio::spawn(send(engine.clone(), store.clone(), already, receiver)),
+        }
     }
 
     fn layer(&mut self, layer: &Layer) {
@@ -288,16 +335,24 @@ async fn send(
     pieces: std::sync::mpsc::Receiver<Piece>,
 ) -> Result<(), EngineError> {
     let (sender, receiver) = mpsc::channel(8);
-    // Verified bytes only; if they change on the way, the stream ends in an error and the engine gets no whole archive.
+    // Verified bytes only; if they change on the way, the stream ends in an error and the engine
+    // gets no whole archive.
     let emitting = tokio::task::spawn_blocking(move || {
         let result = emit(&store, already, &pieces, Pipe(sender.clone()));
         if result.is_err() {
-            let _ = sender.blocking_send(Err(io::Error::other("the image is not what was verified")));
+            let _ =
+                sender.blocking_send(Err(io::Error::other("the image is not what was verified")));
         }
         result
     });
-    let body = futures_util::stream::unfold(receiver, |mut r| async { r.recv().await.map(|item| (item, r)) });
-    let mut answers = Box::pin(engine.0.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, body, None));
+    let body = futures_util::stream::unfold(receiver, |mut r| async {
+        r.recv().await.map(|item| (item, r))
+    });
+    let mut answers = Box::pin(engine.0.import_image_stream(
+        ImportImageOptions { quiet: true, ..Default::default() },
+        body,
+        None,
+    ));
     let mut refusal = None;
     while let Some(answer) = answers.next().await {
         // An error can come within an answer that began well.
@@ -317,7 +372,12 @@ async fn send(
     }
 }
 
-fn emit(store: &Store, already: BTreeSet<String>, pieces: &std::sync::mpsc::Receiver<Piece>, pipe: Pipe) -> Result<(), OciError> {
+fn emit(
+    store: &Store,
+    already: BTreeSet<String>,
+    pieces: &std::sync::mpsc::Receiver<Piece>,
+    pipe: Pipe,
+) -> Result<(), OciError> {
     let mut emitter = Emitter::new(io::BufWriter::with_capacity(1 << 17, pipe), already)?;
     loop {
         let image = match pieces.recv() {
@@ -326,10 +386,12 @@ fn emit(store: &Store, already: BTreeSet<String>, pieces: &std::sync::mpsc::Rece
                 continue;
             }
             Ok(Piece::End(Whole::Image(image))) => image,
-            Ok(Piece::End(Whole::Part(part))) => store.verify(part).map_err(|error| match error {
-                StoreError::Oci(error) => error,
-                error => other(error),
-            })?,
+            Ok(Piece::End(Whole::Part(part))) => {
+                store.verify(part).map_err(|error| match error {
+                    StoreError::Oci(error) => error,
+                    error => other(error),
+                })?
+            }
             Err(_) => return Err(other("the image was given up")),
         };
         return Ok(emitter.finish(store, &image, &tag(&image.digest))?.flush()?);

@@ -1,7 +1,8 @@
 //! The Docker Engine, as trustd uses it: a few verbs, each with its result checked.
 //!
-//! Invariants: an image is loaded only as the archive that `oci` wrote from verified blobs; a container is created only by
-//! the full digest of its manifest and from one template; what the engine says it will run is compared before it runs.
+//! Invariants: an image is loaded only as the archive that `oci` wrote from verified blobs; a
+//! container is created only by the full digest of its manifest and from one template; what the
+//! engine says it will run is compared before it runs.
 
 mod load;
 mod template;
@@ -13,12 +14,13 @@ use std::sync::Arc;
 
 use bollard::Docker;
 use bollard::models::{
-    ContainerInspectResponse, ContainerStateStatusEnum, EndpointSettings, EventMessage, HealthStatusEnum, NetworkConnectRequest,
-    NetworkCreateRequest, NetworkDisconnectRequest,
+    ContainerInspectResponse, ContainerStateStatusEnum, EndpointSettings, EventMessage,
+    HealthStatusEnum, NetworkConnectRequest, NetworkCreateRequest, NetworkDisconnectRequest,
 };
 use bollard::query_parameters::{
-    CreateContainerOptionsBuilder, EventsOptions, ListContainersOptionsBuilder, ListImagesOptionsBuilder, LogsOptionsBuilder,
-    RemoveContainerOptionsBuilder, RemoveImageOptionsBuilder, StopContainerOptionsBuilder,
+    CreateContainerOptionsBuilder, EventsOptions, ListContainersOptionsBuilder,
+    ListImagesOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
+    RemoveImageOptionsBuilder, StopContainerOptionsBuilder,
 };
 use futures_util::{Stream, StreamExt as _};
 
@@ -105,12 +107,18 @@ impl Engine {
     /// Every container there is, running or not.
     pub async fn containers(&self) -> Result<Vec<Container>, EngineError> {
         let options = ListContainersOptionsBuilder::default().all(true).build();
-        let list = self.0.list_containers(Some(options)).await.map_err(refused("list containers"))?;
+        let list =
+            self.0.list_containers(Some(options)).await.map_err(refused("list containers"))?;
         Ok(list
             .into_iter()
             .map(|c| Container {
                 id: c.id.unwrap_or_default(),
-                name: c.names.unwrap_or_default().first().map(|n| n.trim_start_matches('/').to_owned()).unwrap_or_default(),
+                name: c
+                    .names
+                    .unwrap_or_default()
+                    .first()
+                    .map(|n| n.trim_start_matches('/').to_owned())
+                    .unwrap_or_default(),
                 image: c.image_id.unwrap_or_default(),
                 running: c.state.is_some_and(|s| s.to_string() == "running"),
             })
@@ -124,7 +132,9 @@ impl Engine {
         for _ in 0..LISTINGS {
             match &list {
                 // It stumbles over an image that goes away meanwhile.
-                Err(error) if absent(error) => list = self.0.list_images(Some(options.clone())).await,
+                Err(error) if absent(error) => {
+                    list = self.0.list_images(Some(options.clone())).await
+                }
                 _ => break,
             }
         }
@@ -149,9 +159,17 @@ impl Engine {
     pub async fn network(&self, name: &str, internal: bool) -> Result<(), EngineError> {
         match self.0.inspect_network(name, None).await {
             Ok(found) => {
-                let found = format!("{} {}", found.driver.unwrap_or_default(), found.internal.unwrap_or_default());
+                let found = format!(
+                    "{} {}",
+                    found.driver.unwrap_or_default(),
+                    found.internal.unwrap_or_default()
+                );
                 let expected = format!("bridge {internal}");
-                return if found == expected { Ok(()) } else { Err(EngineError::Other { what: "a network", expected, found }) };
+                return if found == expected {
+                    Ok(())
+                } else {
+                    Err(EngineError::Other { what: "a network", expected, found })
+                };
             }
             Err(error) if absent(&error) => {}
             Err(error) => return Err(refused("show a network")(error)),
@@ -175,18 +193,34 @@ impl Engine {
     pub async fn introduce(&self, id: &str, plan: &Plan) -> Result<(), EngineError> {
         for network in plan.networks().into_iter().skip(1) {
             let off = NetworkDisconnectRequest { container: id.to_owned(), force: Some(true) };
-            self.0.disconnect_network(&network, off).await.map_err(refused("take a container off a network"))?;
-            let named = EndpointSettings { aliases: Some(vec![plan.module.clone()]), ..EndpointSettings::default() };
-            let on = NetworkConnectRequest { container: id.to_owned(), endpoint_config: Some(named) };
-            self.0.connect_network(&network, on).await.map_err(refused("put a container on a network"))?;
+            self.0
+                .disconnect_network(&network, off)
+                .await
+                .map_err(refused("take a container off a network"))?;
+            let named = EndpointSettings {
+                aliases: Some(vec![plan.module.clone()]),
+                ..EndpointSettings::default()
+            };
+            let on =
+                NetworkConnectRequest { container: id.to_owned(), endpoint_config: Some(named) };
+            self.0
+                .connect_network(&network, on)
+                .await
+                .map_err(refused("put a container on a network"))?;
         }
         Ok(())
     }
 
-    /// Creates a container and compares what the engine made of it. Returns its full ID and its shape; it does not run yet.
+    /// Creates a container and compares what the engine made of it. Returns its full ID and its
+    /// shape; it does not run yet.
     pub async fn create(&self, plan: &Plan) -> Result<(String, Shape), EngineError> {
         let options = CreateContainerOptionsBuilder::default().name(&plan.name).build();
-        let id = self.0.create_container(Some(options), plan.body()?).await.map_err(refused("create the container"))?.id;
+        let id = self
+            .0
+            .create_container(Some(options), plan.body()?)
+            .await
+            .map_err(refused("create the container"))?
+            .id;
         match self.judge(&id, plan).await {
             Ok(shape) => Ok((id, shape)),
             Err(error) => {
@@ -232,10 +266,13 @@ impl Engine {
 
     /// Ends a container, gently first.
     pub async fn halt(&self, id: &str, within_s: u32) -> Result<(), EngineError> {
-        let options = StopContainerOptionsBuilder::default().t(i32::try_from(within_s).unwrap_or(i32::MAX)).build();
+        let options = StopContainerOptionsBuilder::default()
+            .t(i32::try_from(within_s).unwrap_or(i32::MAX))
+            .build();
         match self.0.stop_container(id, Some(options)).await {
             // 304: it has ended already.
-            Err(bollard::errors::Error::DockerResponseServerError { status_code: 304, .. }) | Ok(()) => Ok(()),
+            Err(bollard::errors::Error::DockerResponseServerError { status_code: 304, .. })
+            | Ok(()) => Ok(()),
             Err(error) => Err(refused("stop a container")(error)),
         }
     }
@@ -258,7 +295,11 @@ impl Engine {
 
     /// The last lines that a container wrote.
     pub async fn logs(&self, id: &str, lines: u32) -> Result<String, EngineError> {
-        let options = LogsOptionsBuilder::default().stdout(true).stderr(true).tail(&lines.to_string()).build();
+        let options = LogsOptionsBuilder::default()
+            .stdout(true)
+            .stderr(true)
+            .tail(&lines.to_string())
+            .build();
         let mut stream = self.0.logs(id, Some(options));
         let mut text = String::new();
         while let Some(part) = stream.next().await {
@@ -272,13 +313,23 @@ impl Engine {
     }
 
     /// What happens, as it happens. It ends when the engine does.
-    pub fn events(&self) -> impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<> {
+    pub fn events(
+        &self,
+    ) -> impl Stream<Item = Result<EventMessage, bollard::errors::Error>> + use<> {
         self.0.events(None)
     }
 
     /// What happened after one moment and up to another (seconds since 1970, with a fraction).
-    pub async fn events_between(&self, since: &str, until: &str) -> Result<Vec<EventMessage>, EngineError> {
-        let options = EventsOptions { since: Some(since.to_owned()), until: Some(until.to_owned()), filters: None };
+    pub async fn events_between(
+        &self,
+        since: &str,
+        until: &str,
+    ) -> Result<Vec<EventMessage>, EngineError> {
+        let options = EventsOptions {
+            since: Some(since.to_owned()),
+            until: Some(until.to_owned()),
+            filters: None,
+        };
         let mut stream = Box::pin(self.0.events(Some(options)));
         let mut events = Vec::new();
         while let Some(event) = stream.next().await {

@@ -4,15 +4,17 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HealthConfig, HostConfig, HostConfigCgroupnsModeEnum, Mount,
-    MountBindOptions, MountBindOptionsPropagationEnum, MountType, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HealthConfig, HostConfig,
+    HostConfigCgroupnsModeEnum, Mount, MountBindOptions, MountBindOptionsPropagationEnum,
+    MountType, NetworkingConfig, PortBinding, RestartPolicy, RestartPolicyNameEnum,
 };
 use config::{Module, Network};
 use sha2::{Digest as _, Sha256};
 
 use super::EngineError;
 
-/// A container of ours has this label; its value is the module's name. It is for people: nothing is decided by it.
+/// A container of ours has this label; its value is the module's name. It is for people: nothing is
+/// decided by it.
 pub const LABEL: &str = "basalt.module";
 const SECOND: i64 = 1_000_000_000;
 
@@ -76,12 +78,16 @@ impl Plan {
             .ports
             .iter()
             .map(|p| {
-                let binding = PortBinding { host_ip: Some("0.0.0.0".into()), host_port: Some(p.node.to_string()) };
+                let binding = PortBinding {
+                    host_ip: Some("0.0.0.0".into()),
+                    host_port: Some(p.node.to_string()),
+                };
                 (format!("{}/{}", p.module, p.protocol), Some(vec![binding]))
             })
             .collect();
         let networks = self.networks();
-        let endpoints = networks.iter().map(|name| (name.clone(), EndpointSettings::default())).collect();
+        let endpoints =
+            networks.iter().map(|name| (name.clone(), EndpointSettings::default())).collect();
         // The image's own check, where it has one, was not asked for.
         let test = if m.health.command.is_empty() {
             vec!["NONE".to_owned()]
@@ -121,7 +127,8 @@ impl Plan {
                 start_interval: Some(SECOND),
             }),
             stop_timeout: Some(m.stop_within_s.into()),
-            networking_config: (!networks.is_empty()).then_some(NetworkingConfig { endpoints_config: Some(endpoints) }),
+            networking_config: (!networks.is_empty())
+                .then_some(NetworkingConfig { endpoints_config: Some(endpoints) }),
             host_config: Some(HostConfig {
                 readonly_rootfs: Some(true),
                 privileged: Some(false),
@@ -131,20 +138,27 @@ impl Plan {
                 ipc_mode: Some("private".into()),
                 network_mode: Some(networks.first().cloned().unwrap_or_else(|| "none".into())),
                 port_bindings: (!ports.is_empty()).then_some(ports),
-                restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
+                restart_policy: Some(RestartPolicy {
+                    name: Some(RestartPolicyNameEnum::NO),
+                    maximum_retry_count: None,
+                }),
                 memory: Some(memory),
                 memory_swap: Some(memory),
                 nano_cpus: Some(i64::from(m.cpu_percent) * SECOND / 100),
                 pids_limit: Some(m.pids.into()),
                 mounts: Some(mounts),
-                tmpfs: Some(HashMap::from([("/tmp".into(), "rw,noexec,nosuid,nodev,size=16m".into())])),
+                tmpfs: Some(HashMap::from([(
+                    "/tmp".into(),
+                    "rw,noexec,nosuid,nodev,size=16m".into(),
+                )])),
                 ..HostConfig::default()
             }),
             ..ContainerCreateBody::default()
         })
     }
 
-    /// Compares what the engine made with what was asked for. Returns its shape, by which later changes show.
+    /// Compares what the engine made with what was asked for. Returns its shape, by which later
+    /// changes show.
     pub fn judge(&self, found: &ContainerInspectResponse) -> Result<Shape, EngineError> {
         let host = found.host_config.clone().unwrap_or_default();
         let m = &self.settings;
@@ -154,13 +168,24 @@ impl Plan {
             .iter()
             .flatten()
             .filter(|m| m.destination.as_deref() != Some("/tmp"))
-            .map(|m| mount(m.source.as_deref().unwrap_or_default(), m.destination.as_deref().unwrap_or_default(), m.rw.unwrap_or(true)))
+            .map(|m| {
+                mount(
+                    m.source.as_deref().unwrap_or_default(),
+                    m.destination.as_deref().unwrap_or_default(),
+                    m.rw.unwrap_or(true),
+                )
+            })
             .collect();
         mounted.sort();
-        let mut wanted: Vec<String> = self.mounts()?.iter().map(|(s, t, w)| mount(&s.to_string_lossy(), t, *w)).collect();
+        let mut wanted: Vec<String> =
+            self.mounts()?.iter().map(|(s, t, w)| mount(&s.to_string_lossy(), t, *w)).collect();
         wanted.sort();
-        let mut networks: Vec<String> =
-            found.network_settings.iter().flat_map(|n| n.networks.iter().flatten()).map(|(n, _)| n.clone()).collect();
+        let mut networks: Vec<String> = found
+            .network_settings
+            .iter()
+            .flat_map(|n| n.networks.iter().flatten())
+            .map(|(n, _)| n.clone())
+            .collect();
         networks.sort();
         let mut wished = self.networks();
         if wished.is_empty() {
@@ -178,7 +203,11 @@ impl Plan {
             ("security options", "[\"no-new-privileges\"]".into(), list(host.security_opt.clone())),
             ("devices", "0".into(), host.devices.as_ref().map_or(0, Vec::len).to_string()),
             ("device rules", "[]".into(), list(host.device_cgroup_rules.clone())),
-            ("device requests", "0".into(), host.device_requests.as_ref().map_or(0, Vec::len).to_string()),
+            (
+                "device requests",
+                "0".into(),
+                host.device_requests.as_ref().map_or(0, Vec::len).to_string(),
+            ),
             ("read-only root", "true".into(), host.readonly_rootfs.unwrap_or_default().to_string()),
             ("what is mounted", format!("{wanted:?}"), format!("{mounted:?}")),
             ("binds", "[]".into(), list(host.binds.clone())),
@@ -189,13 +218,29 @@ impl Plan {
             ("shared memory", "private".into(), host.ipc_mode.clone().unwrap_or_default()),
             ("network mode", first, host.network_mode.clone().unwrap_or_default()),
             ("networks", format!("{wished:?}"), format!("{networks:?}")),
-            ("kernel settings", "0".into(), host.sysctls.as_ref().map_or(0, HashMap::len).to_string()),
+            (
+                "kernel settings",
+                "0".into(),
+                host.sysctls.as_ref().map_or(0, HashMap::len).to_string(),
+            ),
             ("memory", memory.clone(), number(host.memory)),
             ("memory and swap", memory, number(host.memory_swap)),
-            ("processors", (i64::from(m.cpu_percent) * SECOND / 100).to_string(), number(host.nano_cpus)),
+            (
+                "processors",
+                (i64::from(m.cpu_percent) * SECOND / 100).to_string(),
+                number(host.nano_cpus),
+            ),
             ("processes", m.pids.to_string(), number(host.pids_limit)),
             ("groups", "[]".into(), list(host.group_add.clone())),
-            ("restart policy", "no".into(), host.restart_policy.clone().and_then(|p| p.name).map(|n| n.to_string()).unwrap_or_default()),
+            (
+                "restart policy",
+                "no".into(),
+                host.restart_policy
+                    .clone()
+                    .and_then(|p| p.name)
+                    .map(|n| n.to_string())
+                    .unwrap_or_default(),
+            ),
         ];
         match checks.into_iter().find(|(_, expected, found)| expected != found) {
             Some((what, expected, found)) => Err(EngineError::Other { what, expected, found }),
@@ -208,15 +253,20 @@ fn mount(source: &str, target: &str, writable: bool) -> String {
     format!("{source} at {target}, {}", if writable { "writable" } else { "read-only" })
 }
 
-/// Everything that makes a container what it is and does not change while nobody changes it: a hash of each part.
+/// Everything that makes a container what it is and does not change while nobody changes it: a hash
+/// of each part.
 pub type Shape = BTreeMap<String, String>;
 
 pub(super) fn shape(found: &ContainerInspectResponse) -> Shape {
     let mut host = found.host_config.clone().unwrap_or_default();
     // On control groups v2 the engine says nothing of it before the start, and "no" after it.
     host.oom_kill_disable.get_or_insert(false);
-    let mut networks: Vec<&String> =
-        found.network_settings.iter().flat_map(|n| n.networks.iter().flatten()).map(|(name, _)| name).collect();
+    let mut networks: Vec<&String> = found
+        .network_settings
+        .iter()
+        .flat_map(|n| n.networks.iter().flatten())
+        .map(|(name, _)| name)
+        .collect();
     networks.sort();
     let parts = serde_json::json!({
         "image": found.image, "name": found.name, "program": [&found.path], "arguments": found.args,
@@ -224,7 +274,12 @@ pub(super) fn shape(found: &ContainerInspectResponse) -> Shape {
     });
     // Through a value, so that the order of keys is always the same.
     let hash = |value: &serde_json::Value| measure::hex(&Sha256::digest(value.to_string()));
-    parts.as_object().into_iter().flatten().map(|(name, value)| (name.clone(), hash(value))).collect()
+    parts
+        .as_object()
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), hash(value)))
+        .collect()
 }
 
 /// The folder of a volume: made if it is not there, and certainly no link to another place.
@@ -237,13 +292,17 @@ pub fn volume(dir: &Path, module: &str, name: &str) -> std::io::Result<PathBuf> 
     for (part, mode) in [(module, 0o700), (name, 0o777)] {
         path.push(part);
         match std::fs::DirBuilder::new().mode(mode).create(&path) {
-            // The folders above are closed to everybody else; a container sees the last one only, as whatever user it is.
+            // The folders above are closed to everybody else; a container sees the last one only,
+            // as whatever user it is.
             Ok(()) => std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode))?,
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
         if !path.symlink_metadata()?.is_dir() {
-            return Err(std::io::Error::new(std::io::ErrorKind::NotADirectory, format!("{} is no folder", path.display())));
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::NotADirectory,
+                format!("{} is no folder", path.display()),
+            ));
         }
     }
     Ok(path)

@@ -1,8 +1,10 @@
-//! The second lock: an authorization plugin that lets through what trustd itself just asked for, once, and nothing else.
+//! The second lock: an authorization plugin that lets through what trustd itself just asked for,
+//! once, and nothing else.
 //!
-//! The engine shows every request to this plugin before it acts (Docker Engine documentation, "Access authorization plugin").
-//! Invariants: a ticket names method, address and body of one request and is gone once it was shown; there is no other way
-//! to a yes; nothing that a request says about itself is interpreted. With trustd away, the engine refuses everything.
+//! The engine shows every request to this plugin before it acts (Docker Engine documentation,
+//! "Access authorization plugin"). Invariants: a ticket names method, address and body of one
+//! request and is gone once it was shown; there is no other way to a yes; nothing that a request
+//! says about itself is interpreted. With trustd away, the engine refuses everything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt as _;
@@ -52,16 +54,22 @@ impl Tickets {
     /// Gives a request its ticket.
     pub fn stamp(&self, mut request: BollardRequest) -> BollardRequest {
         let mut nonce = [0; 32];
-        // Without a ticket the engine refuses the request, which is what should happen without random numbers.
+        // Without a ticket the engine refuses the request, which is what should happen without
+        // random numbers.
         if rustls::crypto::ring::default_provider().secure_random.fill(&mut nonce).is_err() {
             return request;
         }
         let nonce = measure::hex(&nonce);
         let body = match request.body() {
-            Either::Left(full) => full.clone().collect().now_or_never().and_then(Result::ok).map(|b| b.to_bytes()),
-            // An archive. Named JSON, as the client names everything, the beginning of it would be shown.
+            Either::Left(full) => {
+                full.clone().collect().now_or_never().and_then(Result::ok).map(|b| b.to_bytes())
+            }
+            // An archive. Named JSON, as the client names everything, the beginning of it would be
+            // shown.
             Either::Right(_) => {
-                request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
+                request
+                    .headers_mut()
+                    .insert(CONTENT_TYPE, HeaderValue::from_static("application/x-tar"));
                 None
             }
         };
@@ -80,9 +88,14 @@ impl Tickets {
         request
     }
 
-    /// Takes the ticket that a request shows; whatever it turns out to be, it cannot be shown again.
+    /// Takes the ticket that a request shows; whatever it turns out to be, it cannot be shown
+    /// again.
     fn take(&self, question: &Question) -> Result<(), &'static str> {
-        let shown = question.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case(HEADER)).map(|(_, value)| value);
+        let shown = question
+            .headers
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(HEADER))
+            .map(|(_, value)| value);
         let shown = shown.ok_or("it has no ticket")?;
         let found = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(shown);
         let (ticket, made) = found.ok_or("its ticket was never made, or shown before")?;
@@ -90,9 +103,10 @@ impl Tickets {
             return Err("its ticket is too old");
         }
         let body = match &question.body {
-            Some(text) if !text.is_empty() => {
-                Some(Sha256::digest(BASE64_STANDARD.decode(text).map_err(|_| "its body is not base64")?).into())
-            }
+            Some(text) if !text.is_empty() => Some(
+                Sha256::digest(BASE64_STANDARD.decode(text).map_err(|_| "its body is not base64")?)
+                    .into(),
+            ),
             _ => None,
         };
         if ticket.method != question.method || ticket.uri != question.uri {
@@ -132,13 +146,17 @@ struct Verdict {
 /// Answers the engine on a socket, without end.
 pub fn serve(tickets: Arc<Tickets>, socket: &Path) -> Result<()> {
     let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen on {}", socket.display()))?;
+    let listener = UnixListener::bind(socket)
+        .with_context(|| format!("cannot listen on {}", socket.display()))?;
     std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
     let router = Router::new()
         .route("/Plugin.Activate", post(async || Json(json!({ "Implements": ["authz"] }))))
         .route("/AuthZPlugin.AuthZReq", post(request))
         // What the engine answers to a request that had a ticket is trustd's to read.
-        .route("/AuthZPlugin.AuthZRes", post(async || Json(Verdict { allow: true, msg: String::new() })))
+        .route(
+            "/AuthZPlugin.AuthZRes",
+            post(async || Json(Verdict { allow: true, msg: String::new() })),
+        )
         .layer(DefaultBodyLimit::max(LARGEST_QUESTION))
         .with_state(tickets);
     tokio::spawn(axum::serve(listener, router).into_future());
@@ -149,7 +167,9 @@ pub fn serve(tickets: Arc<Tickets>, socket: &Path) -> Result<()> {
 async fn request(State(tickets): State<Arc<Tickets>>, body: axum::body::Bytes) -> Json<Verdict> {
     let question: Result<Question, _> = serde_json::from_slice(&body);
     let verdict = match &question {
-        Ok(question) => tickets.take(question).map_err(|why| format!("{} {}: {why}", question.method, question.uri)),
+        Ok(question) => tickets
+            .take(question)
+            .map_err(|why| format!("{} {}: {why}", question.method, question.uri)),
         Err(error) => Err(format!("a question that is none: {error}")),
     };
     Json(match verdict {
@@ -170,7 +190,8 @@ mod tests {
     use bytes::Bytes;
 
     fn request(uri: &str, body: &str) -> BollardRequest {
-        let request = Request::post(format!("unix://x{uri}")).header("content-type", "application/json");
+        let request =
+            Request::post(format!("unix://x{uri}")).header("content-type", "application/json");
         request.body(bollard::body_full(Bytes::from(body.to_owned()))).unwrap()
     }
 
@@ -192,7 +213,8 @@ mod tests {
         assert!(tickets.take(&good).unwrap_err().contains("shown before"));
 
         let other = |change: fn(&mut Question), says: &str| {
-            let mut question = shown(&tickets.stamp(request("/v1.45/containers/create?name=a", "{}")), "{}");
+            let mut question =
+                shown(&tickets.stamp(request("/v1.45/containers/create?name=a", "{}")), "{}");
             change(&mut question);
             assert!(tickets.take(&question).unwrap_err().contains(says), "{says}");
         };

@@ -39,7 +39,10 @@ pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 /// Sends a request and reads the head of the answer.
-pub(super) async fn exchange(stream: impl Stream + 'static, request: Request<Empty<Bytes>>) -> hyper::Result<hyper::Response<Incoming>> {
+pub(super) async fn exchange(
+    stream: impl Stream + 'static,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<hyper::Response<Incoming>> {
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(LARGEST_HEAD)
         .max_headers(MOST_HEADERS)
@@ -53,7 +56,9 @@ pub(super) async fn exchange(stream: impl Stream + 'static, request: Request<Emp
 /// An address without what could be secret in it: a user, a signature.
 pub(super) fn shown(address: &str) -> String {
     match address.parse::<Uri>() {
-        Ok(uri) => format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default()),
+        Ok(uri) => {
+            format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default())
+        }
         Err(_) => "something else than an address".into(),
     }
 }
@@ -67,12 +72,18 @@ impl Answer {
     /// The next bytes of the body; None at its end.
     pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
         loop {
-            let frame = tokio::time::timeout(self.patience, self.body.frame())
-                .await
-                .map_err(|_| HttpError::Stalled { host: self.host.clone(), seconds: self.patience.as_secs() })?;
+            let frame =
+                tokio::time::timeout(self.patience, self.body.frame()).await.map_err(|_| {
+                    HttpError::Stalled { host: self.host.clone(), seconds: self.patience.as_secs() }
+                })?;
             match frame {
                 None => return Ok(None),
-                Some(Err(error)) => return Err(HttpError::Broken { host: self.host.clone(), problem: error.to_string() }),
+                Some(Err(error)) => {
+                    return Err(HttpError::Broken {
+                        host: self.host.clone(),
+                        problem: error.to_string(),
+                    });
+                }
                 Some(Ok(frame)) => {
                     // Trailers say nothing that counts here.
                     if let Ok(data) = frame.into_data() {

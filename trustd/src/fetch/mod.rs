@@ -1,4 +1,5 @@
-//! Getting an image: from the store, and what is not there from a registry or an archive, until every byte is verified.
+//! Getting an image: from the store, and what is not there from a registry or an archive, until
+//! every byte is verified.
 
 mod answer;
 mod http;
@@ -36,7 +37,9 @@ pub enum FetchError {
     Archive { path: PathBuf, source: std::io::Error },
     #[error("the archive {path} is refused: {source}")]
     Refused { path: PathBuf, source: OciError },
-    #[error("{what} {digest} is not on this node, and the module's file names no registry; upload it: trustctl image push ARCHIVE")]
+    #[error(
+        "{what} {digest} is not on this node, and the module's file names no registry; upload it: trustctl image push ARCHIVE"
+    )]
     NoSource { what: &'static str, digest: String },
     #[error("a task ended: {0}")]
     Task(String),
@@ -112,9 +115,16 @@ impl Fetcher {
         &self.client
     }
 
-    /// The image that a module names, verified to the last byte. `who` needs its blobs from now on. `ready` is told
-    /// again and again how many of the image's layers, from the first on, are verified.
-    pub async fn get(&self, who: &str, source: &Source, watched: &Watched, ready: Ready<'_>) -> Result<Verified, FetchError> {
+    /// The image that a module names, verified to the last byte. `who` needs its blobs from now on.
+    /// `ready` is told again and again how many of the image's layers, from the first on, are
+    /// verified.
+    pub async fn get(
+        &self,
+        who: &str,
+        source: &Source,
+        watched: &Watched,
+        ready: Ready<'_>,
+    ) -> Result<Verified, FetchError> {
         let mut again = BTreeSet::new();
         let mut pins: BTreeSet<String> = [source.digest.clone()].into();
         loop {
@@ -134,12 +144,17 @@ impl Fetcher {
                 }
                 Err(error) => error,
             };
-            // What the storage lost or spoilt is fetched once more; what comes spoilt from its source is not.
+            // What the storage lost or spoilt is fetched once more; what comes spoilt from its
+            // source is not.
             let FetchError::Store(StoreError::Oci(problem)) = error else { return Err(error) };
             let (what, digest, size) = match problem {
                 OciError::Absent { what, digest, size } => (what, digest, size),
-                OciError::Mismatch { what: "the blob", digest, .. } if again.insert(digest.clone()) => {
-                    println!("store: {digest} on the data partition is not what its name says; it is removed");
+                OciError::Mismatch { what: "the blob", digest, .. }
+                    if again.insert(digest.clone()) =>
+                {
+                    println!(
+                        "store: {digest} on the data partition is not what its name says; it is removed"
+                    );
                     self.store.remove(&digest)?;
                     continue;
                 }
@@ -151,7 +166,8 @@ impl Fetcher {
     }
 
     async fn attempt(&self, digest: &str) -> Result<Image, FetchError> {
-        let (store, platform, digest) = (self.store.clone(), self.platform.clone(), digest.to_owned());
+        let (store, platform, digest) =
+            (self.store.clone(), self.platform.clone(), digest.to_owned());
         blocking(move || Ok(oci::resolve(&*store, &digest, &platform, &store.limits)?)).await
     }
 
@@ -160,23 +176,44 @@ impl Fetcher {
         blocking(move || Ok(store.verify(image)?)).await
     }
 
-    async fn layers(&self, image: &Arc<Image>, source: &Source, watched: &Watched, ready: Ready<'_>) -> Result<(), FetchError> {
-        let have = |digest: &str| self.store.size(digest).unwrap_or_else(|| self.store.partial(digest));
-        let parts = image.layers.iter().map(|l| Part { digest: l.digest.clone(), size: l.size, have: have(&l.digest) });
+    async fn layers(
+        &self,
+        image: &Arc<Image>,
+        source: &Source,
+        watched: &Watched,
+        ready: Ready<'_>,
+    ) -> Result<(), FetchError> {
+        let have =
+            |digest: &str| self.store.size(digest).unwrap_or_else(|| self.store.partial(digest));
+        let parts = image.layers.iter().map(|l| Part {
+            digest: l.digest.clone(),
+            size: l.size,
+            have: have(&l.digest),
+        });
         watched.set(Progress { layers: parts.collect() });
-        let missing: BTreeSet<&String> = image.layers.iter().map(|l| &l.digest).filter(|d| self.store.size(d).is_none()).collect();
+        let missing: BTreeSet<&String> = image
+            .layers
+            .iter()
+            .map(|l| &l.digest)
+            .filter(|d| self.store.size(d).is_none())
+            .collect();
         let mut seen = BTreeSet::new();
         let wanted = image.layers.iter().filter(|layer| seen.insert(&layer.digest));
-        let mut each: VecDeque<BoxFuture<'_, _>> = wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
-        // The first comes alone: with it the engine has something to do. An archive brings all that it has at once.
+        let mut each: VecDeque<BoxFuture<'_, _>> =
+            wanted.map(|layer| self.layer(layer, source, watched).boxed()).collect();
+        // The first comes alone: with it the engine has something to do. An archive brings all that
+        // it has at once.
         let first: Vec<_> = each.pop_front().into_iter().collect();
         let beside = if source.archive.is_none() { BESIDE } else { 1 };
-        let mut each = futures_util::stream::iter(first).buffered(1).chain(futures_util::stream::iter(each).buffered(beside));
+        let mut each = futures_util::stream::iter(first)
+            .buffered(1)
+            .chain(futures_util::stream::iter(each).buffered(beside));
         let (mut good, mut news) = (BTreeSet::new(), missing.is_empty());
         while let Some(layer) = each.next().await {
             let digest = &layer?.digest;
             good.insert(digest);
-            // A registry that gives nothing must not have the engine unpack again and again what is here.
+            // A registry that gives nothing must not have the engine unpack again and again what is
+            // here.
             news |= missing.contains(digest);
             if news {
                 ready(image, image.layers.iter().take_while(|l| good.contains(&l.digest)).count());
@@ -185,12 +222,19 @@ impl Fetcher {
         Ok(())
     }
 
-    async fn layer<'a>(&self, layer: &'a Layer, source: &Source, watched: &Watched) -> Result<&'a Layer, FetchError> {
+    async fn layer<'a>(
+        &self,
+        layer: &'a Layer,
+        source: &Source,
+        watched: &Watched,
+    ) -> Result<&'a Layer, FetchError> {
         if self.store.size(&layer.digest).is_none() {
             self.bring(source, "the layer", &layer.digest, Some(layer.size), watched).await?;
         }
         let (store, known) = (self.store.clone(), layer.clone());
-        background::run(move || store.verify_layer(&known)).await.map_err(|e| FetchError::Task(e.to_string()))??;
+        background::run(move || store.verify_layer(&known))
+            .await
+            .map_err(|e| FetchError::Task(e.to_string()))??;
         Ok(layer)
     }
 
@@ -210,29 +254,39 @@ impl Fetcher {
             }
             return Ok(());
         }
-        let Some(registry) = &source.registry else { return Err(FetchError::NoSource { what, digest: digest.to_owned() }) };
-        Ok(self.client.fetch(&self.store, registry, digest, size, what == "the manifest", watched).await?)
+        let Some(registry) = &source.registry else {
+            return Err(FetchError::NoSource { what, digest: digest.to_owned() });
+        };
+        Ok(self
+            .client
+            .fetch(&self.store, registry, digest, size, what == "the manifest", watched)
+            .await?)
     }
 
     async fn import(&self, path: PathBuf) -> Result<(), FetchError> {
         let store = self.store.clone();
         blocking(move || {
-            let mut file = std::fs::File::open(&path).map_err(|source| FetchError::Archive { path: path.clone(), source })?;
+            let mut file = std::fs::File::open(&path)
+                .map_err(|source| FetchError::Archive { path: path.clone(), source })?;
             let mut sink = &*store;
-            oci::import(&mut file, &mut sink, &store.limits).map_err(|source| FetchError::Refused { path, source })?;
+            oci::import(&mut file, &mut sink, &store.limits)
+                .map_err(|source| FetchError::Refused { path, source })?;
             Ok(())
         })
         .await
     }
 
-    /// Needs, of all names that begin so, exactly these: each a name and the digest of what it needs.
+    /// Needs, of all names that begin so, exactly these: each a name and the digest of what it
+    /// needs.
     pub fn keep(&self, prefix: &str, versions: &[(String, String)]) {
         let names: BTreeSet<&str> = versions.iter().map(|(name, _)| name.as_str()).collect();
         self.store.unpin(|who| who.starts_with(prefix) && !names.contains(who));
         for (who, digest) in versions {
             let mut pins: BTreeSet<String> = [digest.clone()].into();
             // As far as it is here; what is missing is pinned when it is fetched.
-            if let Ok(image) = oci::resolve(&*self.store, digest, &self.platform, &self.store.limits) {
+            if let Ok(image) =
+                oci::resolve(&*self.store, digest, &self.platform, &self.store.limits)
+            {
                 pins.extend(image.blobs().map(|(digest, _)| digest.to_owned()));
             }
             self.store.pin(who, pins);
@@ -240,7 +294,10 @@ impl Fetcher {
     }
 
     /// Puts every blob of an archive that somebody sends into the store, to last.
-    pub async fn upload(&self, mut archive: impl std::io::Read + Send + 'static) -> Result<Vec<String>, OciError> {
+    pub async fn upload(
+        &self,
+        mut archive: impl std::io::Read + Send + 'static,
+    ) -> Result<Vec<String>, OciError> {
         let store = self.store.clone();
         let task = background::run(move || {
             let blobs = oci::import(&mut archive, &mut &*store, &store.limits)?;
@@ -254,6 +311,8 @@ impl Fetcher {
     }
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FetchError> + Send + 'static) -> Result<T, FetchError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|e| Err(FetchError::Task(e.to_string())))
 }

@@ -1,4 +1,5 @@
-//! Pulling from a registry (OCI distribution-spec 1.1, "Pull"): by digest only, resumed where it broke off.
+//! Pulling from a registry (OCI distribution-spec 1.1, "Pull"): by digest only, resumed where it
+//! broke off.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -72,15 +73,19 @@ fn tls(ca: Option<&str>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
         None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
         Some(pem) => {
             for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                roots.add(certificate.context("not a certificate in PEM")?).context("not a certificate of an authority")?;
+                roots
+                    .add(certificate.context("not a certificate in PEM")?)
+                    .context("not a certificate of an authority")?;
             }
             anyhow::ensure!(!roots.is_empty(), "no certificate in it");
         }
     }
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
+        rustls::crypto::ring::default_provider(),
+    ))
+    .with_safe_default_protocol_versions()?
+    .with_root_certificates(roots)
+    .with_no_client_auth();
     Ok(Arc::new(config))
 }
 
@@ -91,7 +96,10 @@ impl Client {
         for registry in registries {
             let own = match (&registry.ca, registry.plain) {
                 (_, true) => None,
-                (Some(ca), _) => Some(tls(Some(ca)).with_context(|| format!("registries: ca of {}", registry.host))?),
+                (Some(ca), _) => Some(
+                    tls(Some(ca))
+                        .with_context(|| format!("registries: ca of {}", registry.host))?,
+                ),
                 (None, _) => Some(usual.clone()),
             };
             for name in std::iter::once(&registry.host).chain(&registry.mirrors) {
@@ -103,14 +111,28 @@ impl Client {
             }
         }
         let registries = registries.iter().map(|r| (r.host.clone(), r.clone())).collect();
-        Ok(Self { http: Http::new(hosts, usual, patience), registries: Arc::new(registries), tokens: Arc::default() })
+        Ok(Self {
+            http: Http::new(hosts, usual, patience),
+            registries: Arc::new(registries),
+            tokens: Arc::default(),
+        })
     }
 
     /// A small file that is no image, with the certificates that are set for its host.
-    pub(crate) async fn file(&self, tls: bool, host: &str, path: &str, limit: u64) -> Result<Vec<u8>, String> {
-        let host = if tls { self.http.host(host) } else { Host { name: host.to_owned(), tls: None } };
+    pub(crate) async fn file(
+        &self,
+        tls: bool,
+        host: &str,
+        path: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, String> {
+        let host =
+            if tls { self.http.host(host) } else { Host { name: host.to_owned(), tls: None } };
         if tls && host.tls.is_none() {
-            return Err(format!("{} is set to plain in [[registries]], and its source says https", host.name));
+            return Err(format!(
+                "{} is set to plain in [[registries]], and its source says https",
+                host.name
+            ));
         }
         let answer = self.http.get(&host, path, &[]).await.map_err(|e| e.to_string())?;
         if answer.status != StatusCode::OK {
@@ -119,27 +141,47 @@ impl Client {
         answer.whole(limit).await.map_err(|e| e.to_string())
     }
 
-    /// A small file that is an artifact's first layer, by its tag: nobody vouches for which one that is.
-    pub(crate) async fn artifact(&self, registry: &str, tag: &str, limit: u64) -> Result<Vec<u8>, String> {
+    /// A small file that is an artifact's first layer, by its tag: nobody vouches for which one
+    /// that is.
+    pub(crate) async fn artifact(
+        &self,
+        registry: &str,
+        tag: &str,
+        limit: u64,
+    ) -> Result<Vec<u8>, String> {
         let (host, repository) = config::repository(registry)?;
-        let accept = HeaderValue::from_str(&MANIFEST_TYPES.join(", ")).map_err(|e| e.to_string())?;
+        let accept =
+            HeaderValue::from_str(&MANIFEST_TYPES.join(", ")).map_err(|e| e.to_string())?;
         let get = async |path: String, headers, limit| {
-            let answer = self.ask(host, repository, &path, headers).await.map_err(|e| e.to_string())?;
+            let answer =
+                self.ask(host, repository, &path, headers).await.map_err(|e| e.to_string())?;
             if answer.status != StatusCode::OK {
                 return Err(complaint(answer).await.to_string());
             }
             answer.whole(limit).await.map_err(|e| e.to_string())
         };
-        let manifest = get(format!("/v2/{repository}/manifests/{tag}"), vec![(ACCEPT, accept)], LARGEST_MANIFEST).await?;
-        let manifest: Artifact = serde_json::from_slice(&manifest).map_err(|e| format!("{tag} is not an artifact's manifest: {e}"))?;
-        let digest = manifest.layers.into_iter().next().ok_or_else(|| format!("the artifact {tag} has no layer"))?.digest;
+        let manifest = get(
+            format!("/v2/{repository}/manifests/{tag}"),
+            vec![(ACCEPT, accept)],
+            LARGEST_MANIFEST,
+        )
+        .await?;
+        let manifest: Artifact = serde_json::from_slice(&manifest)
+            .map_err(|e| format!("{tag} is not an artifact's manifest: {e}"))?;
+        let digest = manifest
+            .layers
+            .into_iter()
+            .next()
+            .ok_or_else(|| format!("the artifact {tag} has no layer"))?
+            .digest;
         config::valid_digest(&digest)?;
         let bytes = get(format!("/v2/{repository}/blobs/{digest}"), Vec::new(), limit).await?;
         let found = format!("sha256:{}", measure::hex(&Sha256::digest(&bytes)));
         if found == digest { Ok(bytes) } else { Err(format!("{host} sends {found} for {digest}")) }
     }
 
-    /// Fetches one blob or manifest into the store: from the first of mirrors and registry that gives it.
+    /// Fetches one blob or manifest into the store: from the first of mirrors and registry that
+    /// gives it.
     pub(super) async fn fetch(
         &self,
         store: &Arc<Store>,
@@ -149,7 +191,8 @@ impl Client {
         manifest: bool,
         watched: &Watched,
     ) -> Result<(), RegistryError> {
-        let unreachable = |problems| RegistryError::Unreachable { digest: digest.to_owned(), problems };
+        let unreachable =
+            |problems| RegistryError::Unreachable { digest: digest.to_owned(), problems };
         let (host, repository) = config::repository(registry).map_err(|e| unreachable(vec![e]))?;
         let mirrors = self.registries.get(host).map(|r| r.mirrors.clone()).unwrap_or_default();
         let mut problems = Vec::new();
@@ -172,7 +215,8 @@ impl Client {
                     }
                     Err(error) => {
                         problems.push(error.to_string());
-                        if matches!(error, Attempt::Status { status, .. } if !status.is_server_error()) {
+                        if matches!(error, Attempt::Status { status, .. } if !status.is_server_error())
+                        {
                             break;
                         }
                     }
@@ -202,14 +246,16 @@ impl Client {
         watched: &Watched,
     ) -> Result<(), Attempt> {
         let start = if manifest { 0 } else { store.partial(digest) };
-        let path = format!("/v2/{repository}/{}/{digest}", if manifest { "manifests" } else { "blobs" });
+        let path =
+            format!("/v2/{repository}/{}/{digest}", if manifest { "manifests" } else { "blobs" });
         let mut headers = Vec::new();
         if manifest {
             let kinds = [MANIFEST_TYPES, INDEX_TYPES].concat().join(", ");
             headers.extend(HeaderValue::from_str(&kinds).ok().map(|v| (ACCEPT, v)));
         }
         if start > 0 {
-            headers.extend(HeaderValue::from_str(&format!("bytes={start}-")).ok().map(|v| (RANGE, v)));
+            headers
+                .extend(HeaderValue::from_str(&format!("bytes={start}-")).ok().map(|v| (RANGE, v)));
         }
         let answer = self.ask(name, repository, &path, headers).await?;
         let start = match answer.status {
@@ -227,30 +273,44 @@ impl Client {
             let (host, limit) = (answer.host.clone(), store.limits.json);
             let bytes = match answer.whole(limit).await {
                 Err(HttpError::TooLong { host, .. }) => {
-                    return Err(Attempt::Lies { host, source: OciError::Limit { what: "a manifest in bytes", limit } });
+                    return Err(Attempt::Lies {
+                        host,
+                        source: OciError::Limit { what: "a manifest in bytes", limit },
+                    });
                 }
                 other => other?,
             };
             let stored = {
                 let (store, digest) = (store.clone(), digest.to_owned());
-                tokio::task::spawn_blocking(move || store.receive(&digest, bytes.len() as u64, 0, bytes.as_slice()))
+                tokio::task::spawn_blocking(move || {
+                    store.receive(&digest, bytes.len() as u64, 0, bytes.as_slice())
+                })
             };
             return match stored.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(StoreError::Oci(source))) => Err(Attempt::Lies { host, source }),
                 Ok(Err(error)) => Err(Attempt::Store(error)),
-                Err(error) => Err(Attempt::Http(HttpError::Broken { host, problem: error.to_string() })),
+                Err(error) => {
+                    Err(Attempt::Http(HttpError::Broken { host, problem: error.to_string() }))
+                }
             };
         }
         let Some(size) = size else {
-            let source = OciError::Absent { what: "the size of", digest: digest.to_owned(), size: None };
+            let source =
+                OciError::Absent { what: "the size of", digest: digest.to_owned(), size: None };
             return Err(Attempt::Lies { host: answer.host.clone(), source });
         };
         receive(store, answer, digest, size, start, watched).await
     }
 
     /// Asks, and asks once more with a token if that is wanted.
-    async fn ask(&self, name: &str, repository: &str, path: &str, mut headers: Vec<(HeaderName, HeaderValue)>) -> Result<Answer, Attempt> {
+    async fn ask(
+        &self,
+        name: &str,
+        repository: &str,
+        path: &str,
+        mut headers: Vec<(HeaderName, HeaderValue)>,
+    ) -> Result<Answer, Attempt> {
         let host = self.http.host(name);
         let key = (name.to_owned(), repository.to_owned());
         let kept = self.tokens.lock().unwrap_or_else(PoisonError::into_inner).get(&key).cloned();
@@ -259,7 +319,12 @@ impl Client {
         if answer.status != StatusCode::UNAUTHORIZED {
             return Ok(answer);
         }
-        let wanted = answer.headers.get(WWW_AUTHENTICATE).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
+        let wanted = answer
+            .headers
+            .get(WWW_AUTHENTICATE)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default()
+            .to_owned();
         let Some(token) = self.token(&host, repository, &wanted).await? else { return Ok(answer) };
         self.tokens.lock().unwrap_or_else(PoisonError::into_inner).insert(key, token.clone());
         headers.retain(|(name, _)| *name != AUTHORIZATION);
@@ -267,11 +332,21 @@ impl Client {
         Ok(self.http.get(&host, path, &headers).await?)
     }
 
-    /// What the challenge asks for (RFC 7617 Basic; RFC 6750 Bearer with the registries' token service).
-    async fn token(&self, host: &Host, repository: &str, challenge: &str) -> Result<Option<HeaderValue>, Attempt> {
+    /// What the challenge asks for (RFC 7617 Basic; RFC 6750 Bearer with the registries' token
+    /// service).
+    async fn token(
+        &self,
+        host: &Host,
+        repository: &str,
+        challenge: &str,
+    ) -> Result<Option<HeaderValue>, Attempt> {
         let own = self.registries.get(&host.name);
-        let basic =
-            own.and_then(|r| Some(format!("Basic {}", BASE64_STANDARD.encode(format!("{}:{}", r.user.as_ref()?, r.password.as_ref()?)))));
+        let basic = own.and_then(|r| {
+            Some(format!(
+                "Basic {}",
+                BASE64_STANDARD.encode(format!("{}:{}", r.user.as_ref()?, r.password.as_ref()?))
+            ))
+        });
         let secret = |text: &str| {
             let mut value = HeaderValue::from_str(text).ok()?;
             value.set_sensitive(true);
@@ -282,26 +357,40 @@ impl Client {
             return Ok(basic.as_deref().and_then(secret));
         }
         let parameters = parameters(rest);
-        let (Some(realm), true) = (parameters.get("realm"), scheme.eq_ignore_ascii_case("bearer")) else { return Ok(None) };
-        let refuse = |why| Attempt::Http(HttpError::Redirect { host: host.name.clone(), to: shown(realm), why });
+        let (Some(realm), true) = (parameters.get("realm"), scheme.eq_ignore_ascii_case("bearer"))
+        else {
+            return Ok(None);
+        };
+        let refuse = |why| {
+            Attempt::Http(HttpError::Redirect { host: host.name.clone(), to: shown(realm), why })
+        };
         let uri: axum::http::Uri = realm.parse().map_err(|_| refuse("it is no address"))?;
         let authority = uri.authority().ok_or_else(|| refuse("it has no host"))?.as_str();
         let service = match (uri.scheme_str(), host.tls.is_some()) {
-            (Some("https"), _) => Host { tls: self.http.host(authority).tls.or_else(|| host.tls.clone()), ..self.http.host(authority) },
+            (Some("https"), _) => Host {
+                tls: self.http.host(authority).tls.or_else(|| host.tls.clone()),
+                ..self.http.host(authority)
+            },
             (Some("http"), false) => Host { name: authority.to_owned(), tls: None },
             _ => return Err(refuse("a token must come over TLS")),
         };
-        let mut path = format!("{}?scope={}", uri.path(), escape(&format!("repository:{repository}:pull")));
+        let mut path =
+            format!("{}?scope={}", uri.path(), escape(&format!("repository:{repository}:pull")));
         if let Some(name) = parameters.get("service") {
             path += &format!("&service={}", escape(name));
         }
-        let headers: Vec<_> = basic.as_deref().and_then(secret).map(|v| (AUTHORIZATION, v)).into_iter().collect();
+        let headers: Vec<_> =
+            basic.as_deref().and_then(secret).map(|v| (AUTHORIZATION, v)).into_iter().collect();
         let answer = self.http.get(&service, &path, &headers).await?;
         if answer.status != StatusCode::OK {
             return Err(complaint(answer).await);
         }
-        let broken = HttpError::Broken { host: service.name.clone(), problem: "its token is not usable".into() };
-        let found: Token = serde_json::from_slice(&answer.whole(LARGEST_TOKEN).await?).map_err(|_| broken)?;
+        let broken = HttpError::Broken {
+            host: service.name.clone(),
+            problem: "its token is not usable".into(),
+        };
+        let found: Token =
+            serde_json::from_slice(&answer.whole(LARGEST_TOKEN).await?).map_err(|_| broken)?;
         Ok(found.token.or(found.access_token).and_then(|token| secret(&format!("Bearer {token}"))))
     }
 }
@@ -338,13 +427,26 @@ struct OneError {
 async fn complaint(answer: Answer) -> Attempt {
     let (host, status) = (answer.host.clone(), answer.status);
     let body = answer.whole(LARGEST_COMPLAINT).await.unwrap_or_default();
-    let said = serde_json::from_slice::<Complaint>(&body).ok().and_then(|complaint| complaint.errors.into_iter().next()?.message);
-    let text = said.map(|s| format!(": {}", s.chars().filter(|c| !c.is_control()).take(200).collect::<String>())).unwrap_or_default();
+    let said = serde_json::from_slice::<Complaint>(&body)
+        .ok()
+        .and_then(|complaint| complaint.errors.into_iter().next()?.message);
+    let text = said
+        .map(|s| {
+            format!(": {}", s.chars().filter(|c| !c.is_control()).take(200).collect::<String>())
+        })
+        .unwrap_or_default();
     Attempt::Status { host, status, text }
 }
 
 /// From the network to the disk, with a few chunks in between.
-async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64, start: u64, watched: &Watched) -> Result<(), Attempt> {
+async fn receive(
+    store: &Arc<Store>,
+    mut answer: Answer,
+    digest: &str,
+    size: u64,
+    start: u64,
+    watched: &Watched,
+) -> Result<(), Attempt> {
     let (sender, chunks) = Chunks::pipe();
     let writing = {
         let (store, digest) = (store.clone(), digest.to_owned());
@@ -361,8 +463,13 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
                 if since.elapsed() > answer.patience {
                     if have < then + MUCH {
                         // Drop by drop it would hold the module up for ever.
-                        let _ = sender.send(Err(std::io::Error::other("the connection is too slow"))).await;
-                        break Err(HttpError::Stalled { host: host.clone(), seconds: answer.patience.as_secs() });
+                        let _ = sender
+                            .send(Err(std::io::Error::other("the connection is too slow")))
+                            .await;
+                        break Err(HttpError::Stalled {
+                            host: host.clone(),
+                            seconds: answer.patience.as_secs(),
+                        });
                     }
                     (since, then) = (tokio::time::Instant::now(), have);
                 }
@@ -383,7 +490,9 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
         }
     };
     drop(sender);
-    let written = writing.await.map_err(|e| Attempt::Http(HttpError::Broken { host: host.clone(), problem: e.to_string() }))?;
+    let written = writing.await.map_err(|e| {
+        Attempt::Http(HttpError::Broken { host: host.clone(), problem: e.to_string() })
+    })?;
     match (written, ended) {
         (Ok(()), _) => Ok(()),
         (Err(_), Err(error)) => Err(error.into()),
@@ -392,7 +501,8 @@ async fn receive(store: &Arc<Store>, mut answer: Answer, digest: &str, size: u64
     }
 }
 
-/// What an asynchronous task sends, for one that may block. An empty chunk is its end: one that was given up ends without.
+/// What an asynchronous task sends, for one that may block. An empty chunk is its end: one that was
+/// given up ends without.
 pub struct Chunks {
     receiver: tokio::sync::mpsc::Receiver<std::io::Result<Bytes>>,
     chunk: Bytes,
@@ -442,7 +552,13 @@ fn parameters(text: &str) -> BTreeMap<String, String> {
 /// Percent-encoding of everything that is not unreserved (RFC 3986, section 2.3).
 fn escape(text: &str) -> String {
     text.bytes()
-        .map(|b| if b.is_ascii_alphanumeric() || b"-._~".contains(&b) { char::from(b).to_string() } else { format!("%{b:02X}") })
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || b"-._~".contains(&b) {
+                char::from(b).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
         .collect()
 }
 
@@ -452,7 +568,9 @@ mod tests {
 
     #[test]
     fn challenges_are_read() {
-        let p = parameters(r#"realm="https://auth.example/token",service="registry",scope="repository:a/b:pull,push""#);
+        let p = parameters(
+            r#"realm="https://auth.example/token",service="registry",scope="repository:a/b:pull,push""#,
+        );
         assert_eq!(p["realm"], "https://auth.example/token");
         assert_eq!(p["scope"], "repository:a/b:pull,push");
         assert_eq!(parameters("realm=x, a=b")["a"], "b");

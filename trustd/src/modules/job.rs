@@ -1,5 +1,5 @@
-//! The work on one module, from its wish to a healthy container: fetch and verify first, then start the new beside the old,
-//! then switch; and back if the new one does not become healthy in time.
+//! The work on one module, from its wish to a healthy container: fetch and verify first, then start
+//! the new beside the old, then switch; and back if the new one does not become healthy in time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -54,7 +54,8 @@ impl Modules {
         let serial = self.serial(&name);
         let trouble = tokio::select! {
             done = self.attempt(&name, &engine) => done.err(),
-            // What is in the making is left as a kill would leave it; the next look goes on from there.
+            // What is in the making is left as a kill would leave it; the next look goes on from
+            // there.
             () = self.superseded(&name, serial) => Some(Trouble::Waiting("a newer wish".into())),
         };
         // What runs goes on running whatever becomes of the newest wish.
@@ -104,15 +105,28 @@ impl Modules {
 
     /// The newest wish; and if that cannot be while nothing runs, the last one that was good.
     async fn attempt(&self, name: &str, engine: &Arc<Engine>) -> Result<(), Trouble> {
-        let Some((target, proven)) = self.with(name, |u| u.target().cloned().map(|t| (t, u.proven()))).flatten() else { return Ok(()) };
-        let tried = self.bring(name, engine, &self.mine(name, engine).await?, &target, proven).await;
-        let good = self.with(name, |u| u.record.good.clone()).flatten().filter(|good| !proven && good.aim == Aim::Run);
+        let Some((target, proven)) =
+            self.with(name, |u| u.target().cloned().map(|t| (t, u.proven()))).flatten()
+        else {
+            return Ok(());
+        };
+        let tried =
+            self.bring(name, engine, &self.mine(name, engine).await?, &target, proven).await;
+        let good = self
+            .with(name, |u| u.record.good.clone())
+            .flatten()
+            .filter(|good| !proven && good.aim == Aim::Run);
         let (Err(trouble), Some(good)) = (&tried, good) else { return tried };
         let mine = self.mine(name, engine).await?;
-        if matches!(trouble, Trouble::Waiting(_)) || target.aim != Aim::Run || mine.iter().any(|m| m.running) {
+        if matches!(trouble, Trouble::Waiting(_))
+            || target.aim != Aim::Run
+            || mine.iter().any(|m| m.running)
+        {
             return tried;
         }
-        if let Err(Trouble::Failed(reason) | Trouble::Refused { reason, .. }) = self.bring(name, engine, &mine, &good, true).await {
+        if let Err(Trouble::Failed(reason) | Trouble::Refused { reason, .. }) =
+            self.bring(name, engine, &mine, &good, true).await
+        {
             println!("module {name}: nor does the version before run: {reason}");
         }
         tried
@@ -133,8 +147,12 @@ impl Modules {
     async fn mine(&self, name: &str, engine: &Arc<Engine>) -> Result<Vec<Mine>, Trouble> {
         let containers = engine.containers().await?;
         let started = self.started.all()?;
-        let mine = containers.into_iter().filter_map(|c| Some(Mine { started: started.get(&c.id)?.clone(), id: c.id, running: c.running }));
-        Ok(mine.filter(|m| m.started.module == name && !lock(&self.ending).contains(&m.id)).collect())
+        let mine = containers.into_iter().filter_map(|c| {
+            Some(Mine { started: started.get(&c.id)?.clone(), id: c.id, running: c.running })
+        });
+        Ok(mine
+            .filter(|m| m.started.module == name && !lock(&self.ending).contains(&m.id))
+            .collect())
     }
 
     /// The container of a module that trustd last knew to run.
@@ -143,16 +161,25 @@ impl Modules {
         self.started.of(&container).map(|_| container)
     }
 
-    async fn bring(&self, name: &str, engine: &Arc<Engine>, mine: &[Mine], target: &Kept, proven: bool) -> Result<(), Trouble> {
+    async fn bring(
+        &self,
+        name: &str,
+        engine: &Arc<Engine>,
+        mine: &[Mine],
+        target: &Kept,
+        proven: bool,
+    ) -> Result<(), Trouble> {
         if target.aim != Aim::Run {
             return self.end_all(name, engine, mine, target).await;
         }
         if mine.iter().any(|m| m.running) {
-            // The folder is mounted in the container; a socket that was lost with an earlier process is opened anew, whichever version has it.
+            // The folder is mounted in the container; a socket that was lost with an earlier
+            // process is opened anew, whichever version has it.
             self.parts.sockets.open(name)?;
         }
         let wanted = target.fingerprint();
-        let (current, others): (Vec<&Mine>, Vec<&Mine>) = mine.iter().partition(|m| m.started.settings == wanted);
+        let (current, others): (Vec<&Mine>, Vec<&Mine>) =
+            mine.iter().partition(|m| m.started.settings == wanted);
         if let Some(old) = others.iter().find(|o| o.running) {
             // Whatever becomes of the newest version, until then this one is it.
             self.with(name, |u| u.running(&old.id));
@@ -175,13 +202,19 @@ impl Modules {
             Some(current) if current.running => current.id.clone(),
             Some(current) => {
                 let code = look.and_then(|l| l.exit_code);
-                let why = format!("it ended with exit status {}", code.map_or_else(|| "?".into(), |c| c.to_string()));
+                let why = format!(
+                    "it ended with exit status {}",
+                    code.map_or_else(|| "?".into(), |c| c.to_string())
+                );
                 let words = last_words(engine, &current.id).await;
-                let event = json!({ "code": code, "digest": current.started.digest, "module": name });
+                let event =
+                    json!({ "code": code, "digest": current.started.digest, "module": name });
                 self.parts.audit.record("module-ended", &event).await?;
                 self.discard(engine, &current.id).await?;
                 self.with(name, |u| u.restarts += 1);
-                return self.gave_up(name, engine, target, proven, &others, format!("{why}{words}")).await;
+                return self
+                    .gave_up(name, engine, target, proven, &others, format!("{why}{words}"))
+                    .await;
             }
             None => self.make(name, engine, target, &others).await?,
         };
@@ -189,7 +222,13 @@ impl Modules {
     }
 
     /// Nothing of it should run.
-    async fn end_all(&self, name: &str, engine: &Arc<Engine>, mine: &[Mine], target: &Kept) -> Result<(), Trouble> {
+    async fn end_all(
+        &self,
+        name: &str,
+        engine: &Arc<Engine>,
+        mine: &[Mine],
+        target: &Kept,
+    ) -> Result<(), Trouble> {
         for container in mine {
             self.end(engine, container, target).await?;
         }
@@ -201,7 +240,9 @@ impl Modules {
         if target.aim == Aim::Remove {
             self.wishes.forget(name)?;
             self.parts.sockets.close(name);
-            self.with(name, |u| (u.record.good, u.record.before, u.record.failed) = (None, None, None));
+            self.with(name, |u| {
+                (u.record.good, u.record.before, u.record.failed) = (None, None, None)
+            });
         }
         engine.remove_network(&engine::own_network(name)).await;
         for peer in &target.settings.peers {
@@ -212,9 +253,16 @@ impl Modules {
     }
 
     /// Gets the image and makes a container of it, which is started at the end.
-    async fn make(&self, name: &str, engine: &Arc<Engine>, target: &Kept, others: &[&Mine]) -> Result<String, Trouble> {
+    async fn make(
+        &self,
+        name: &str,
+        engine: &Arc<Engine>,
+        target: &Kept,
+        others: &[&Mine],
+    ) -> Result<String, Trouble> {
         let asked = target.source.digest.as_str();
-        let refuse = |code, reason: String| Trouble::Refused { code, reason, digest: asked.to_owned() };
+        let refuse =
+            |code, reason: String| Trouble::Refused { code, reason, digest: asked.to_owned() };
         let deny = |decision: Decision| match decision {
             Decision::Allow(evidence) => Ok(evidence),
             Decision::Deny(reason) => Err(refuse(reason.code(), reason.to_string())),
@@ -232,8 +280,11 @@ impl Modules {
         });
         let settings = target.fingerprint();
         let started = self.started.clone();
-        let known = Arc::new(move |digest: &str| started.expect_image(digest).map_err(std::io::Error::other));
-        let loading = Loading::new(engine, self.parts.fetcher.store.clone(), known, self.loading.clone());
+        let known = Arc::new(move |digest: &str| {
+            started.expect_image(digest).map_err(std::io::Error::other)
+        });
+        let loading =
+            Loading::new(engine, self.parts.fetcher.store.clone(), known, self.loading.clone());
         // Nothing of a manifest that is forbidden by itself, or was revoked meanwhile.
         let ready = |image: &Arc<Image>, layers| {
             if matches!(self.decide(asked, &image.digest), Decision::Allow(_)) {
@@ -241,7 +292,11 @@ impl Modules {
             }
         };
         let watched = watched.unwrap_or_default();
-        let fetched = self.parts.fetcher.get(&pin_name(name, &settings), &target.source, &watched, &ready).await;
+        let fetched = self
+            .parts
+            .fetcher
+            .get(&pin_name(name, &settings), &target.source, &watched, &ready)
+            .await;
         let image = fetched.map_err(|error: FetchError| match error.passing() {
             true => Trouble::Failed(error.to_string()),
             false => refuse("image", error.to_string()),
@@ -249,7 +304,8 @@ impl Modules {
         step("fetched");
         let digest = image.digest.clone();
         let evidence = deny(self.decide(asked, &digest))?;
-        let mut event = json!({ "digest": digest, "module": name, "seq": evidence.seq, "settings": settings });
+        let mut event =
+            json!({ "digest": digest, "module": name, "seq": evidence.seq, "settings": settings });
         if digest != asked {
             event["index"] = asked.into();
         }
@@ -263,13 +319,16 @@ impl Modules {
         self.started.expect_image(&digest)?;
         let loaded = loading.finish(image).await;
         if let Err(EngineError::Image(OciError::Mismatch { digest, .. })) = &loaded {
-            // Spoilt on the data partition since it was verified: it is got anew at the next attempt.
+            // Spoilt on the data partition since it was verified: it is got anew at the next
+            // attempt.
             self.parts.fetcher.store.remove(digest)?;
         }
         loaded?;
         // The start does not wait for it: until then, a power cut costs another fetch.
         let store = self.parts.fetcher.store.clone();
-        tokio::task::spawn_blocking(move || store.sync().unwrap_or_else(|error| println!("store: {error}")));
+        tokio::task::spawn_blocking(move || {
+            store.sync().unwrap_or_else(|error| println!("store: {error}"))
+        });
         step("loaded");
         let plan = self.plan(name, target, &digest).await?;
         for (n, network) in plan.networks().iter().enumerate() {
@@ -288,7 +347,8 @@ impl Modules {
             access: target.settings.access.clone(),
         };
         let alone = !target.settings.shares_nothing();
-        let halted: Vec<&str> = others.iter().filter(|o| alone && o.running).map(|o| o.id.as_str()).collect();
+        let halted: Vec<&str> =
+            others.iter().filter(|o| alone && o.running).map(|o| o.id.as_str()).collect();
         for id in &halted {
             engine.halt(id, target.settings.stop_within_s).await?;
         }
@@ -309,7 +369,12 @@ impl Modules {
     }
 
     /// Creates a container, says and remembers that it is ours, and starts it.
-    async fn start(&self, engine: &Arc<Engine>, plan: &Plan, mut started: Started) -> Result<String, Trouble> {
+    async fn start(
+        &self,
+        engine: &Arc<Engine>,
+        plan: &Plan,
+        mut started: Started,
+    ) -> Result<String, Trouble> {
         let _creating = Noted::new(&self.creating, &plan.name);
         let (id, shape) = engine.create(plan).await?;
         started.shape = shape;
@@ -325,7 +390,8 @@ impl Modules {
             return Err(error);
         }
         step("remembered");
-        // The engine completes its settings when it starts a container (on control groups v2 it does): it is compared once more.
+        // The engine completes its settings when it starts a container (on control groups v2 it
+        // does): it is compared once more.
         let touching = Noted::new(&self.touched, &id);
         let running = match engine.start(&id).await {
             Ok(()) => engine.judge(&id, plan).await,
@@ -352,7 +418,8 @@ impl Modules {
             volumes.insert(volume.name.clone(), engine::volume(&dir, name, &volume.name)?);
         }
         // Another one for each version, so that two can be beside each other.
-        let version = target.fingerprint().chars().skip("sha256:".len()).take(8).collect::<String>();
+        let version =
+            target.fingerprint().chars().skip("sha256:".len()).take(8).collect::<String>();
         Ok(Plan {
             module: name.to_owned(),
             name: format!("{name}.{version}"),
@@ -380,12 +447,17 @@ impl Modules {
         let (begun, health) = (Instant::now(), &target.settings.health);
         let deadline = Duration::from_secs(health.within_s.into());
         loop {
-            let Some(look) = engine.look(id).await? else { return Err(Trouble::Failed("its container is gone".into())) };
+            let Some(look) = engine.look(id).await? else {
+                return Err(Trouble::Failed("its container is gone".into()));
+            };
             if health::healthy(health, &look, begun.elapsed()).await {
                 break;
             }
             let why = if !look.running {
-                format!("it ended with exit status {} before it was healthy", look.exit_code.unwrap_or_default())
+                format!(
+                    "it ended with exit status {} before it was healthy",
+                    look.exit_code.unwrap_or_default()
+                )
             } else if begun.elapsed() >= deadline {
                 format!("it was not healthy within {} s", health.within_s)
             } else {
@@ -394,15 +466,24 @@ impl Modules {
             };
             let why = format!("{why}{}", last_words(engine, id).await);
             let digest = self.started.of(id).map(|s| s.digest);
-            self.parts.audit.record("module-failed", &json!({ "digest": digest, "module": name })).await?;
+            self.parts
+                .audit
+                .record("module-failed", &json!({ "digest": digest, "module": name }))
+                .await?;
             self.discard(engine, id).await?;
             return self.gave_up(name, engine, target, proven, others, why).await;
         }
         step("healthy");
-        let Some(started) = self.started.of(id) else { return Err(Trouble::Failed("its container is gone".into())) };
+        let Some(started) = self.started.of(id) else {
+            return Err(Trouble::Failed("its container is gone".into()));
+        };
         if let Decision::Deny(reason) = self.decide(&started.asked, &started.digest) {
             // Nobody switches to what was revoked during its trial.
-            return Err(Trouble::Refused { code: reason.code(), reason: reason.to_string(), digest: started.digest });
+            return Err(Trouble::Refused {
+                code: reason.code(),
+                reason: reason.to_string(),
+                digest: started.digest,
+            });
         }
         let plan = self.plan(name, target, &started.digest).await?;
         if !started.introduced {
@@ -412,7 +493,8 @@ impl Modules {
         }
         if !proven {
             if let Some(other) = others.first() {
-                let event = json!({ "from": other.started.digest, "module": name, "to": plan.digest });
+                let event =
+                    json!({ "from": other.started.digest, "module": name, "to": plan.digest });
                 self.parts.audit.record("module-upgraded", &event).await?;
             }
             self.wishes.mark_good(name, target)?;
@@ -451,7 +533,8 @@ impl Modules {
         let good = self.with(name, |u| u.record.good.clone()).flatten();
         let Some(good) = good.filter(|_| !proven) else { return Err(Trouble::Failed(why)) };
         let reason = format!("rolled back to {}: {why}", good.source.digest);
-        let event = json!({ "from": target.source.digest, "module": name, "to": good.source.digest });
+        let event =
+            json!({ "from": target.source.digest, "module": name, "to": good.source.digest });
         self.parts.audit.record("module-rolled-back", &event).await?;
         if self.serial(name) == Some(target.serial) {
             let failed = (target.serial, reason.clone());
@@ -481,9 +564,16 @@ impl Modules {
         needs.iter().find(|need| !matches!(self.state(need), Some(State::Running { .. }))).cloned()
     }
 
-    /// Ends a container that was fine. Said first, so that a kill in between loses nothing; done in any case.
-    async fn end(&self, engine: &Arc<Engine>, container: &Mine, target: &Kept) -> Result<(), Trouble> {
-        let event = json!({ "digest": container.started.digest, "module": container.started.module });
+    /// Ends a container that was fine. Said first, so that a kill in between loses nothing; done in
+    /// any case.
+    async fn end(
+        &self,
+        engine: &Arc<Engine>,
+        container: &Mine,
+        target: &Kept,
+    ) -> Result<(), Trouble> {
+        let event =
+            json!({ "digest": container.started.digest, "module": container.started.module });
         let said = self.parts.audit.record("module-stopped", &event).await;
         engine.stop(&container.id, target.settings.stop_within_s).await?;
         self.started.forget(&container.id)?;

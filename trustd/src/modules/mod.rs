@@ -1,12 +1,14 @@
 //! Which modules should run, and making it so.
 //!
-//! Invariants: a module runs only while the ledger allows its digest; a container that this process (or the one before it
-//! in this boot) did not start, or that somebody changed, is removed; every change of mind is in the audit log before it
-//! takes effect, and an audit that fails stops the change. Work on one module never touches another's containers.
+//! Invariants: a module runs only while the ledger allows its digest; a container that this process
+//! (or the one before it in this boot) did not start, or that somebody changed, is removed; every
+//! change of mind is in the audit log before it takes effect, and an audit that fails stops the
+//! change. Work on one module never touches another's containers.
 //!
-//! [`Modules::keep`] looks at the whole again and again, and never waits: what takes time (fetching, loading, a trial) is a
-//! job of its own, one a module at a time. A job leaves nothing in memory that a restart would need: the next look finds the
-//! containers and the wishes, and goes on from there.
+//! [`Modules::keep`] looks at the whole again and again, and never waits: what takes time
+//! (fetching, loading, a trial) is a job of its own, one a module at a time. A job leaves nothing
+//! in memory that a restart would need: the next look finds the containers and the wishes, and goes
+//! on from there.
 
 mod health;
 mod job;
@@ -39,7 +41,9 @@ pub enum ModuleError {
     Config(String),
     #[error("the wish is not signed as it must be: {0}")]
     Signature(String),
-    #[error("the wish has serial number {found}, and the node has {seen} for {module}: it is older than what is in force")]
+    #[error(
+        "the wish has serial number {found}, and the node has {seen} for {module}: it is older than what is in force"
+    )]
     Old { module: String, seen: u64, found: u64 },
     #[error(transparent)]
     Io(#[from] PathError),
@@ -87,7 +91,8 @@ impl Modules {
         let wishes = wishes::Wishes::open(&parts.settings.data.join("modules"), &parts.owners)?;
         let records = wishes.read(&parts.settings.etc.join("modules"))?;
         let started = parts.sockets.started().clone();
-        let units: BTreeMap<String, Unit> = records.into_iter().map(|(name, record)| (name, Unit::new(record))).collect();
+        let units: BTreeMap<String, Unit> =
+            records.into_iter().map(|(name, record)| (name, Unit::new(record))).collect();
         let modules = Self {
             units: Mutex::new(units),
             engine: Mutex::default(),
@@ -112,7 +117,10 @@ impl Modules {
     pub fn apply(&self, name: &str, signed: &Signed) -> Result<(), ModuleError> {
         let (wish, kept) = self.wishes.check(signed)?;
         if wish.module != name {
-            return Err(ModuleError::Config(format!("the wish is for the module {}, not for {name}", wish.module)));
+            return Err(ModuleError::Config(format!(
+                "the wish is for the module {}, not for {name}",
+                wish.module
+            )));
         }
         let mut units = lock(&self.units);
         let seen = units.get(name).and_then(|u| u.record.now.as_ref()).map_or(0, |now| now.serial);
@@ -123,10 +131,14 @@ impl Modules {
         if runs {
             self.fits(name, &kept, &units).map_err(ModuleError::Config)?;
         }
-        let written = self.wishes.keep(name, signed).and_then(|()| self.wishes.mark_failed(name, None));
+        let written =
+            self.wishes.keep(name, signed).and_then(|()| self.wishes.mark_failed(name, None));
         // A full disk must not keep a module from being stopped.
         if written.is_ok() || !runs {
-            units.entry(name.to_owned()).or_insert_with(|| Unit::new(Default::default())).wished(kept);
+            units
+                .entry(name.to_owned())
+                .or_insert_with(|| Unit::new(Default::default()))
+                .wished(kept);
             drop(units);
             self.pin(name);
             self.wake();
@@ -142,12 +154,24 @@ impl Modules {
             }
         }
         let running = || {
-            units.iter().filter(|(other, _)| *other != name).filter_map(|(n, u)| Some((n, u.target()?))).filter(|(_, k)| k.aim == Aim::Run)
+            units
+                .iter()
+                .filter(|(other, _)| *other != name)
+                .filter_map(|(n, u)| Some((n, u.target()?)))
+                .filter(|(_, k)| k.aim == Aim::Run)
         };
         for (other, theirs) in running() {
             for port in &theirs.settings.ports {
-                if kept.settings.ports.iter().any(|p| (p.node, p.protocol) == (port.node, port.protocol)) {
-                    return Err(format!("ports: {}/{} is taken by the module {other}", port.node, port.protocol));
+                if kept
+                    .settings
+                    .ports
+                    .iter()
+                    .any(|p| (p.node, p.protocol) == (port.node, port.protocol))
+                {
+                    return Err(format!(
+                        "ports: {}/{} is taken by the module {other}",
+                        port.node, port.protocol
+                    ));
                 }
             }
         }
@@ -158,7 +182,11 @@ impl Modules {
                 return Err(format!("needs: {name} would wait for itself"));
             }
             if seen.insert(need.clone()) {
-                next.extend(running().filter(|(n, _)| **n == need).flat_map(|(_, k)| k.settings.needs.clone()));
+                next.extend(
+                    running()
+                        .filter(|(n, _)| **n == need)
+                        .flat_map(|(_, k)| k.settings.needs.clone()),
+                );
             }
         }
         Ok(())
@@ -179,9 +207,16 @@ impl Modules {
 
     /// All modules, as their owner sees them, with what the ledger says of each.
     pub fn views(&self) -> Vec<(View, Decision)> {
-        let views: Vec<View> =
-            lock(&self.units).iter().filter_map(|(name, unit)| unit.view(name)).filter(|v| v.aim != Aim::Remove).collect();
-        views.into_iter().map(|v| (self.parts.approvals.decide(&v.digest), v)).map(|(d, v)| (v, d)).collect()
+        let views: Vec<View> = lock(&self.units)
+            .iter()
+            .filter_map(|(name, unit)| unit.view(name))
+            .filter(|v| v.aim != Aim::Remove)
+            .collect();
+        views
+            .into_iter()
+            .map(|v| (self.parts.approvals.decide(&v.digest), v))
+            .map(|(d, v)| (v, d))
+            .collect()
     }
 
     /// Something changed: look again now.
@@ -207,7 +242,10 @@ impl Modules {
     fn pin(&self, name: &str) {
         let versions: Vec<(String, String)> = self
             .with(name, |unit| {
-                unit.record.versions().map(|kept| (pin_name(name, &kept.fingerprint()), kept.source.digest.clone())).collect()
+                unit.record
+                    .versions()
+                    .map(|kept| (pin_name(name, &kept.fingerprint()), kept.source.digest.clone()))
+                    .collect()
             })
             .unwrap_or_default();
         self.parts.fetcher.keep(&format!("{name}#"), &versions);

@@ -169,9 +169,14 @@ impl Unit {
             serial: now.serial,
             digest: now.source.digest.clone(),
             toml: self.target().unwrap_or(now).toml.clone(),
-            previous: previous.map(|kept| Previous { digest: kept.source.digest.clone(), toml: kept.toml.clone() }),
+            previous: previous.map(|kept| Previous {
+                digest: kept.source.digest.clone(),
+                toml: kept.toml.clone(),
+            }),
             status: self.state.clone(),
-            settled: matches!(self.state, State::Running { .. }) && self.proven() && self.trouble.is_none(),
+            settled: matches!(self.state, State::Running { .. })
+                && self.proven()
+                && self.trouble.is_none(),
             trouble: self.trouble.clone(),
             progress: matches!(self.state, State::Fetching).then(|| self.progress.look()),
             restarts: self.restarts,

@@ -1,8 +1,10 @@
-//! Looking at the engine: what runs, what is there, what happens; and ending what has no business there.
+//! Looking at the engine: what runs, what is there, what happens; and ending what has no business
+//! there.
 //!
-//! Three sources, so that none of them has to be trusted alone: the stream of events (at once), the lists (every second), and
-//! the control groups (what runs without the engine's knowledge). A stream that delivers less than the engine reports when it
-//! is asked for the same time is a stream that stalled: that is recorded and it is opened anew.
+//! Three sources, so that none of them has to be trusted alone: the stream of events (at once), the
+//! lists (every second), and the control groups (what runs without the engine's knowledge). A
+//! stream that delivers less than the engine reports when it is asked for the same time is a stream
+//! that stalled: that is recorded and it is opened anew.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -62,7 +64,10 @@ pub(super) struct Watched {
 impl Watched {
     fn event(&self, event: &EventMessage) {
         self.newest.fetch_max(event.time_nano.unwrap_or_default(), Ordering::Relaxed);
-        let (Some(EventMessageTypeEnum::CONTAINER), Some(action)) = (event.typ, &event.action) else { return };
+        let (Some(EventMessageTypeEnum::CONTAINER), Some(action)) = (event.typ, &event.action)
+        else {
+            return;
+        };
         let name = action.split(':').next().unwrap_or_default();
         if ALTERING.contains(&name)
             && let Some(id) = event.actor.as_ref().and_then(|a| a.id.clone())
@@ -77,7 +82,11 @@ impl Watched {
 }
 
 fn nanoseconds() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).ok().and_then(|d| i64::try_from(d.as_nanos()).ok()).unwrap_or_default()
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .ok()
+        .and_then(|d| i64::try_from(d.as_nanos()).ok())
+        .unwrap_or_default()
 }
 
 fn moment(nanoseconds: i64) -> String {
@@ -90,10 +99,19 @@ impl Modules {
         let mut said = String::new();
         loop {
             let begun = Instant::now();
-            let looked = tokio::time::timeout(ANSWER_WITHIN, self.look()).await.map_err(anyhow::Error::from).and_then(|r| r);
-            let problem = looked.as_ref().map_or_else(|error| format!("{error:#}"), |problem| problem.clone().unwrap_or_default());
+            let looked = tokio::time::timeout(ANSWER_WITHIN, self.look())
+                .await
+                .map_err(anyhow::Error::from)
+                .and_then(|r| r);
+            let problem = looked.as_ref().map_or_else(
+                |error| format!("{error:#}"),
+                |problem| problem.clone().unwrap_or_default(),
+            );
             if problem != said {
-                println!("modules: {}", if problem.is_empty() { "all is well again" } else { &problem });
+                println!(
+                    "modules: {}",
+                    if problem.is_empty() { "all is well again" } else { &problem }
+                );
                 said = problem;
             }
             if looked.is_err() {
@@ -102,7 +120,11 @@ impl Modules {
                     stream.abort();
                 }
             }
-            let _ = tokio::time::timeout(PERIOD.saturating_sub(begun.elapsed()), self.changed.notified()).await;
+            let _ = tokio::time::timeout(
+                PERIOD.saturating_sub(begun.elapsed()),
+                self.changed.notified(),
+            )
+            .await;
         }
     }
 
@@ -110,7 +132,9 @@ impl Modules {
         if let Some(engine) = self.engine() {
             return Ok(engine);
         }
-        let engine = Arc::new(Engine::connect(&self.parts.settings.engine, self.parts.tickets.clone()).await?);
+        let engine = Arc::new(
+            Engine::connect(&self.parts.settings.engine, self.parts.tickets.clone()).await?,
+        );
         println!("the engine answers");
         *lock(&self.engine) = Some(engine.clone());
         Ok(engine)
@@ -142,7 +166,9 @@ impl Modules {
             .events_between(&moment(newest + 1), &moment(until))
             .await?
             .into_iter()
-            .filter(|e| e.time_nano.is_some_and(|t| t > self.watched.newest.load(Ordering::Relaxed)))
+            .filter(|e| {
+                e.time_nano.is_some_and(|t| t > self.watched.newest.load(Ordering::Relaxed))
+            })
             .collect();
         if missed.is_empty() {
             return Ok(());
@@ -158,12 +184,14 @@ impl Modules {
         Ok(())
     }
 
-    /// One look at everything. What could not be done is told; an error means that the engine does not answer.
+    /// One look at everything. What could not be done is told; an error means that the engine does
+    /// not answer.
     async fn look(self: &Arc<Self>) -> anyhow::Result<Option<String>> {
         let engine = self.connected().await?;
         self.listen(&engine);
         let mut problem = self.compare_events(&engine).await.err();
-        // Without the list nothing can be judged; all else is said and tried again at the next look.
+        // Without the list nothing can be judged; all else is said and tried again at the next
+        // look.
         let containers = engine.containers().await?;
         // Read after the list: one that was remembered meanwhile is known.
         let started = self.started.all()?;
@@ -190,9 +218,15 @@ impl Modules {
         for container in containers {
             let (kind, why) = match started.get(&container.id) {
                 // Being made; or made and remembered since the list was read.
-                None if lock(&self.creating).contains(&container.name) || self.started.of(&container.id).is_some() => continue,
+                None if lock(&self.creating).contains(&container.name)
+                    || self.started.of(&container.id).is_some() =>
+                {
+                    continue;
+                }
                 None => ("unknown-removed", None),
-                Some(known) if known.digest != container.image => ("unknown-removed", Some("another image".to_owned())),
+                Some(known) if known.digest != container.image => {
+                    ("unknown-removed", Some("another image".to_owned()))
+                }
                 Some(known) => match self.changed(engine, container, known).await {
                     Ok(None) => continue,
                     Ok(Some(how)) => ("module-altered", Some(how)),
@@ -214,8 +248,15 @@ impl Modules {
         problem
     }
 
-    /// Records and removes a container, beside everything else: one that does not go holds nothing up.
-    fn expel(self: &Arc<Self>, engine: &Arc<Engine>, id: &str, kind: &'static str, event: serde_json::Value) {
+    /// Records and removes a container, beside everything else: one that does not go holds nothing
+    /// up.
+    fn expel(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        id: &str,
+        kind: &'static str,
+        event: serde_json::Value,
+    ) {
         if !lock(&self.ending).insert(id.to_owned()) {
             return;
         }
@@ -224,7 +265,11 @@ impl Modules {
             // Removed in any case, even if that cannot be said.
             let said = modules.parts.audit.record(kind, &event).await.map_err(|e| e.to_string());
             let removed = engine.remove(&id).await.map_err(|e| e.to_string());
-            let forgotten = if removed.is_ok() { modules.started.forget(&id).map_err(|e| e.to_string()) } else { Ok(()) };
+            let forgotten = if removed.is_ok() {
+                modules.started.forget(&id).map_err(|e| e.to_string())
+            } else {
+                Ok(())
+            };
             for problem in [said, removed, forgotten].into_iter().filter_map(Result::err) {
                 println!("container {id}: {problem}");
             }
@@ -234,14 +279,26 @@ impl Modules {
     }
 
     /// Whether a container of ours is no longer as it was made, and in what.
-    async fn changed(&self, engine: &Engine, container: &Container, known: &Started) -> anyhow::Result<Option<String>> {
+    async fn changed(
+        &self,
+        engine: &Engine,
+        container: &Container,
+        known: &Started,
+    ) -> anyhow::Result<Option<String>> {
         if lock(&self.touched).contains(&container.id) {
             return Ok(None);
         }
         let told = lock(&self.watched.altered).remove(&container.id).unwrap_or_default();
-        // The engine's own check of a module's health runs in the container too; this is how the engine writes it.
-        let check = known.check.split_first().map(|(program, arguments)| format!("{program} {}", arguments.join(" ")));
-        let own = |how: &String| how.starts_with("exec_") && how.split_once(": ").map(|(_, what)| what) == check.as_deref();
+        // The engine's own check of a module's health runs in the container too; this is how the
+        // engine writes it.
+        let check = known
+            .check
+            .split_first()
+            .map(|(program, arguments)| format!("{program} {}", arguments.join(" ")));
+        let own = |how: &String| {
+            how.starts_with("exec_")
+                && how.split_once(": ").map(|(_, what)| what) == check.as_deref()
+        };
         if let Some(how) = told.into_iter().find(|how| !own(how)) {
             return Ok(Some(how));
         }
@@ -252,9 +309,17 @@ impl Modules {
         let Some(look) = engine.look(&container.id).await? else { return Ok(None) };
         if look.shape != known.shape {
             // trustd itself may have been at it: looked at again, now that it is not.
-            let (Some(again), Some(known)) = (engine.look(&container.id).await?, self.started.of(&container.id)) else { return Ok(None) };
-            let parts: Vec<&str> =
-                again.shape.iter().filter(|(part, hash)| known.shape.get(*part) != Some(hash)).map(|(part, _)| part.as_str()).collect();
+            let (Some(again), Some(known)) =
+                (engine.look(&container.id).await?, self.started.of(&container.id))
+            else {
+                return Ok(None);
+            };
+            let parts: Vec<&str> = again
+                .shape
+                .iter()
+                .filter(|(part, hash)| known.shape.get(*part) != Some(hash))
+                .map(|(part, _)| part.as_str())
+                .collect();
             if !parts.is_empty() && !lock(&self.touched).contains(&container.id) {
                 return Ok(Some(parts.join(", ")));
             }
@@ -265,8 +330,14 @@ impl Modules {
         Ok(None)
     }
 
-    /// Ends what the ledger no longer allows, once its grace is over. This never waits for the work on the module.
-    fn judge_approval(self: &Arc<Self>, engine: &Arc<Engine>, container: &Container, known: &Started) {
+    /// Ends what the ledger no longer allows, once its grace is over. This never waits for the work
+    /// on the module.
+    fn judge_approval(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        container: &Container,
+        known: &Started,
+    ) {
         let reason = match self.decide(&known.asked, &known.digest) {
             Decision::Allow(_) => {
                 lock(&self.watched.denied).remove(&container.id);
@@ -274,18 +345,29 @@ impl Modules {
             }
             Decision::Deny(reason) => reason,
         };
-        let since = *lock(&self.watched.denied).entry(container.id.clone()).or_insert_with(Instant::now);
-        if since.elapsed() < self.parts.approvals.grace(&reason) || !lock(&self.ending).insert(container.id.clone()) {
+        let since =
+            *lock(&self.watched.denied).entry(container.id.clone()).or_insert_with(Instant::now);
+        if since.elapsed() < self.parts.approvals.grace(&reason)
+            || !lock(&self.ending).insert(container.id.clone())
+        {
             return;
         }
-        let (modules, engine, id, known) = (self.clone(), engine.clone(), container.id.clone(), known.clone());
+        let (modules, engine, id, known) =
+            (self.clone(), engine.clone(), container.id.clone(), known.clone());
         tokio::spawn(async move {
             println!("module {}: {reason}", known.module);
-            let event = json!({ "digest": known.digest, "module": known.module, "reason": reason.code() });
+            let event =
+                json!({ "digest": known.digest, "module": known.module, "reason": reason.code() });
             let said = modules.parts.audit.record("module-stopped", &event).await;
-            let within = modules.with(&known.module, |u| u.target().map(|t| t.settings.stop_within_s)).flatten();
+            let within = modules
+                .with(&known.module, |u| u.target().map(|t| t.settings.stop_within_s))
+                .flatten();
             let ended = engine.stop(&id, within.unwrap_or(1)).await;
-            for problem in [said.err().map(|e| e.to_string()), ended.as_ref().err().map(ToString::to_string)].into_iter().flatten() {
+            for problem in
+                [said.err().map(|e| e.to_string()), ended.as_ref().err().map(ToString::to_string)]
+                    .into_iter()
+                    .flatten()
+            {
                 println!("module {}: {problem}", known.module);
             }
             if ended.is_ok() {
@@ -307,22 +389,42 @@ impl Modules {
         let mut problem = None;
         for image in &images {
             let known = ours.contains(&image.digest);
-            let foreign: Vec<&String> = image.tags.iter().filter(|t| known && **t != tag(&image.digest)).collect();
+            let foreign: Vec<&String> =
+                image.tags.iter().filter(|t| known && **t != tag(&image.digest)).collect();
             let (kind, event, names) = match (known, foreign.is_empty()) {
                 (true, true) => continue,
-                (true, false) => ("tag-removed", json!({ "image": image.digest, "tags": foreign }), foreign),
-                (false, _) => ("image-removed", json!({ "image": image.digest, "tags": image.tags }), vec![&image.digest]),
+                (true, false) => {
+                    ("tag-removed", json!({ "image": image.digest, "tags": foreign }), foreign)
+                }
+                (false, _) => (
+                    "image-removed",
+                    json!({ "image": image.digest, "tags": image.tags }),
+                    vec![&image.digest],
+                ),
             };
             // Removed in any case, even if that cannot be said.
-            problem = self.parts.audit.record(kind, &event).await.err().map(anyhow::Error::from).or(problem);
+            problem = self
+                .parts
+                .audit
+                .record(kind, &event)
+                .await
+                .err()
+                .map(anyhow::Error::from)
+                .or(problem);
             for name in names {
-                problem = engine.remove_image(name).await.err().map(anyhow::Error::from).or(problem);
+                problem =
+                    engine.remove_image(name).await.err().map(anyhow::Error::from).or(problem);
             }
         }
         // Not while an image is on its way into the engine: that one may be among those to go.
         let Ok(_one) = self.loading.try_lock() else { return problem.map_or(Ok(()), Err) };
-        let started: BTreeSet<String> = self.started.all()?.into_values().map(|s| s.digest).collect();
-        let needed: BTreeSet<String> = lock(&self.units).values().flat_map(|u| u.loaded.values().cloned()).chain(started).collect();
+        let started: BTreeSet<String> =
+            self.started.all()?.into_values().map(|s| s.digest).collect();
+        let needed: BTreeSet<String> = lock(&self.units)
+            .values()
+            .flat_map(|u| u.loaded.values().cloned())
+            .chain(started)
+            .collect();
         for digest in self.started.images()?.difference(&needed) {
             match engine.remove_image(digest).await {
                 Ok(()) => self.started.forget_image(digest)?,
@@ -339,19 +441,37 @@ impl Modules {
         // Read after the groups: a container is remembered before it has processes.
         let started = self.started.all()?;
         let container = |group: &str| group.strip_prefix("node/modules/").map(str::to_owned);
-        let known = |id: &String| started.contains_key(id) || containers.iter().any(|c| c.id == *id);
+        let known =
+            |id: &String| started.contains_key(id) || containers.iter().any(|c| c.id == *id);
         let mut problem = None;
-        for group in found.into_iter().filter(|group| !container(group).is_some_and(|id| known(&id))) {
+        for group in
+            found.into_iter().filter(|group| !container(group).is_some_and(|id| known(&id)))
+        {
             // Ended in any case, even if that cannot be said.
-            problem = self.parts.audit.record("group-ended", &json!({ "group": group })).await.err().map(anyhow::Error::from).or(problem);
-            problem = crate::init::ask(&self.parts.settings.init, &format!("end {group}")).err().map(anyhow::Error::from).or(problem);
+            problem = self
+                .parts
+                .audit
+                .record("group-ended", &json!({ "group": group }))
+                .await
+                .err()
+                .map(anyhow::Error::from)
+                .or(problem);
+            problem = crate::init::ask(&self.parts.settings.init, &format!("end {group}"))
+                .err()
+                .map(anyhow::Error::from)
+                .or(problem);
         }
         problem.map_or(Ok(()), Err)
     }
 
     /// What the engine no longer has need not be remembered.
-    fn forget_gone(&self, containers: &[Container], started: &BTreeMap<String, Started>) -> anyhow::Result<()> {
-        let gone: BTreeSet<String> = started.keys().filter(|id| !containers.iter().any(|c| c.id == **id)).cloned().collect();
+    fn forget_gone(
+        &self,
+        containers: &[Container],
+        started: &BTreeMap<String, Started>,
+    ) -> anyhow::Result<()> {
+        let gone: BTreeSet<String> =
+            started.keys().filter(|id| !containers.iter().any(|c| c.id == **id)).cloned().collect();
         // Twice in a row: one may have been made after the list was.
         let before = std::mem::replace(&mut *lock(&self.watched.gone), gone.clone());
         for id in gone.intersection(&before) {
@@ -363,7 +483,12 @@ impl Modules {
     }
 
     /// Gives every module that is not as wished to a job of its own.
-    fn assign(self: &Arc<Self>, engine: &Arc<Engine>, containers: &[Container], started: &BTreeMap<String, Started>) {
+    fn assign(
+        self: &Arc<Self>,
+        engine: &Arc<Engine>,
+        containers: &[Container],
+        started: &BTreeMap<String, Started>,
+    ) {
         let mut jobs = Vec::new();
         for (name, unit) in lock(&self.units).iter_mut().filter(|(_, unit)| !unit.busy) {
             let Some(target) = unit.target() else { continue };
@@ -375,7 +500,10 @@ impl Modules {
                 .collect();
             let settled = match (target.aim, &mine[..], &unit.state) {
                 (Aim::Run, [(one, as_what)], State::Running { container }) => {
-                    one.running && one.id == *container && as_what.settings == target.fingerprint() && unit.proven()
+                    one.running
+                        && one.id == *container
+                        && as_what.settings == target.fingerprint()
+                        && unit.proven()
                 }
                 (Aim::Run, ..) => false,
                 (_, mine, state) => mine.is_empty() && *state == State::Stopped,
@@ -412,7 +540,10 @@ fn foreign(root: &Path, services: &[String]) -> std::io::Result<Vec<String>> {
         }
         // The kernel's own threads are in the root of all groups.
         let known = group.is_empty() || services.contains(&group);
-        let populated = || std::fs::read_to_string(dir.join("cgroup.procs")).is_ok_and(|text| !text.trim().is_empty());
+        let populated = || {
+            std::fs::read_to_string(dir.join("cgroup.procs"))
+                .is_ok_and(|text| !text.trim().is_empty())
+        };
         if !known && populated() {
             found.push(group);
         }
@@ -443,7 +574,10 @@ mod tests {
         let services = ["trustd".to_owned(), "node/dockerd".to_owned()];
         let mut found = foreign(dir.path(), &services).unwrap();
         found.sort();
-        assert_eq!(found, ["default/ctr", "node/modules/aaa", "node/modules/aaa/inner", "node/modules/bbb"]);
+        assert_eq!(
+            found,
+            ["default/ctr", "node/modules/aaa", "node/modules/aaa/inner", "node/modules/bbb"]
+        );
     }
 
     #[test]

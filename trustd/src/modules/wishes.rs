@@ -1,7 +1,8 @@
-//! The owner's wishes: checked against the pinned certificates, kept, and found again after a restart.
+//! The owner's wishes: checked against the pinned certificates, kept, and found again after a
+//! restart.
 //!
-//! Invariants: a wish on disk counts for no more than one on the network, it is checked again when it is read; a newer one
-//! takes the place of an older one in one step, never the other way.
+//! Invariants: a wish on disk counts for no more than one on the network, it is checked again when
+//! it is read; a newer one takes the place of an older one in one step, never the other way.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -38,11 +39,13 @@ impl Kept {
         Ok(Self { serial, aim, toml: toml.to_owned(), settings, source, signed: None })
     }
 
-    /// What the settings come to: another command or another right is another fingerprint, in the log and in the quote.
-    /// Where the image comes from does not count; what is in it is the digest's affair.
+    /// What the settings come to: another command or another right is another fingerprint, in the
+    /// log and in the quote. Where the image comes from does not count; what is in it is the
+    /// digest's affair.
     pub fn fingerprint(&self) -> String {
         let mut settings = self.settings.clone();
-        settings.image = Image::Node(Source { registry: None, archive: None, ..self.source.clone() });
+        settings.image =
+            Image::Node(Source { registry: None, archive: None, ..self.source.clone() });
         let text = serde_json::to_string(&settings).unwrap_or_default();
         format!("sha256:{}", measure::hex(&Sha256::digest(text.as_bytes())))
     }
@@ -78,7 +81,10 @@ impl Record {
 
     /// All that could be run again.
     pub fn versions(&self) -> impl Iterator<Item = &Kept> {
-        [&self.now, &self.good, &self.before].into_iter().flatten().filter(|kept| kept.aim != Aim::Remove)
+        [&self.now, &self.good, &self.before]
+            .into_iter()
+            .flatten()
+            .filter(|kept| kept.aim != Aim::Remove)
     }
 }
 
@@ -97,21 +103,28 @@ impl Wishes {
     /// Checks who signed, and what.
     pub(super) fn check(&self, signed: &Signed) -> Result<(Wish, Kept), ModuleError> {
         let bad = |problem: &str| ModuleError::Signature(problem.to_owned());
-        let certificate = measure::unhex(&signed.certificate).ok_or_else(|| bad("the certificate is not hex"))?;
+        let certificate =
+            measure::unhex(&signed.certificate).ok_or_else(|| bad("the certificate is not hex"))?;
         let fingerprint = measure::hex(&Sha256::digest(&certificate));
         if !self.owners.contains(&fingerprint) {
             return Err(bad(&format!("the certificate {fingerprint} is not pinned in node.toml")));
         }
-        let signature = measure::unhex(&signed.signature).ok_or_else(|| bad("the signature is not hex"))?;
+        let signature =
+            measure::unhex(&signed.signature).ok_or_else(|| bad("the signature is not hex"))?;
         let der = CertificateDer::from(certificate);
-        let key = EndEntityCert::try_from(&der).map_err(|e| bad(&format!("the certificate cannot be read: {e}")))?;
+        let key = EndEntityCert::try_from(&der)
+            .map_err(|e| bad(&format!("the certificate cannot be read: {e}")))?;
         let message = wish::signed_bytes(&signed.wish);
-        if !ALGORITHMS.iter().any(|algorithm| key.verify_signature(*algorithm, &message, &signature).is_ok()) {
+        if !ALGORITHMS
+            .iter()
+            .any(|algorithm| key.verify_signature(*algorithm, &message, &signature).is_ok())
+        {
             return Err(bad("the signature does not hold"));
         }
         let wish = Wish::read(&signed.wish).map_err(ModuleError::Config)?;
         let settings = wish.settings().map_err(ModuleError::Config)?;
-        let mut kept = Kept::new(wish.serial, wish.aim, &wish.toml, settings).map_err(ModuleError::Config)?;
+        let mut kept =
+            Kept::new(wish.serial, wish.aim, &wish.toml, settings).map_err(ModuleError::Config)?;
         kept.signed = Some(signed.clone());
         if kept.source.archive.is_some() {
             return Err(ModuleError::Config(
@@ -150,7 +163,11 @@ impl Wishes {
         })
     }
 
-    pub(super) fn mark_failed(&self, module: &str, failed: Option<&(u64, String)>) -> Result<(), PathError> {
+    pub(super) fn mark_failed(
+        &self,
+        module: &str,
+        failed: Option<&(u64, String)>,
+    ) -> Result<(), PathError> {
         let path = self.path(module, "failed");
         match failed {
             Some(failed) => self.write(&path, &serde_json::to_string(failed).unwrap_or_default()),
@@ -168,7 +185,9 @@ impl Wishes {
         for (path, name) in list(shipped, ".toml")? {
             let text = std::fs::read_to_string(&path).map_err(at(&path))?;
             let parsed = Module::valid_name(&name)
-                .and_then(|()| config::parse(&format!("{name}.toml"), &text).map_err(|e| e.to_string()))
+                .and_then(|()| {
+                    config::parse(&format!("{name}.toml"), &text).map_err(|e| e.to_string())
+                })
                 .and_then(|settings| Kept::new(0, Aim::Run, &text, settings));
             match parsed {
                 Ok(kept) => records.entry(name).or_default().now = Some(kept),
@@ -183,20 +202,28 @@ impl Wishes {
         for (path, name) in list(&self.dir, ".now.json")? {
             match self.read_one(&path, &name) {
                 Ok(kept) => records.entry(name).or_default().now = Some(kept),
-                Err(problem) => println!("module {name}: {} is not used: {problem}", path.display()),
+                Err(problem) => {
+                    println!("module {name}: {} is not used: {problem}", path.display())
+                }
             }
         }
-        for (end, into) in [(".good.json", Record::good_mut as fn(&mut Record) -> &mut Option<Kept>), (".before.json", Record::before_mut)]
-        {
+        for (end, into) in [
+            (".good.json", Record::good_mut as fn(&mut Record) -> &mut Option<Kept>),
+            (".before.json", Record::before_mut),
+        ] {
             for (path, name) in list(&self.dir, end)? {
-                if let (Ok(kept), Some(record)) = (self.read_one(&path, &name), records.get_mut(&name)) {
+                if let (Ok(kept), Some(record)) =
+                    (self.read_one(&path, &name), records.get_mut(&name))
+                {
                     *into(record) = Some(kept);
                 }
             }
         }
         for (path, name) in list(&self.dir, ".failed.json")? {
             let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-            if let (Ok(failed), Some(record)) = (serde_json::from_str(&text), records.get_mut(&name)) {
+            if let (Ok(failed), Some(record)) =
+                (serde_json::from_str(&text), records.get_mut(&name))
+            {
                 record.failed = Some(failed);
             }
         }

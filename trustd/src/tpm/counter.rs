@@ -1,6 +1,7 @@
 //! A counter in the TPM's own memory that only goes up (TPM 2.0 Part 1, "NV counter").
 //!
-//! Even whoever deletes and defines it anew cannot turn it back: the TPM begins where the highest counter it ever had ended.
+//! Even whoever deletes and defines it anew cannot turn it back: the TPM begins where the highest
+//! counter it ever had ended.
 
 use tss_esapi::Context;
 use tss_esapi::attributes::NvIndexAttributesBuilder;
@@ -14,7 +15,8 @@ use tss_esapi::structures::NvPublicBuilder;
 use super::device::refused;
 use super::{TpmError, nv};
 
-/// In the range that the owner of a TPM gives out (TCG Registry of Reserved TPM 2.0 Handles, table 2).
+/// In the range that the owner of a TPM gives out (TCG Registry of Reserved TPM 2.0 Handles, table
+/// 2).
 const INDEX: u32 = 0x0180_b0a5;
 const SIZE: u16 = 8;
 
@@ -22,7 +24,10 @@ const SIZE: u16 = 8;
 pub(super) fn read(context: &mut Context) -> Result<Option<u64>, TpmError> {
     let Some(handle) = nv::find(context, INDEX)? else { return Ok(None) };
     let Some(bytes) = nv::read(context, handle)? else { return Ok(None) };
-    let bytes: [u8; 8] = bytes.try_into().map_err(|_| TpmError::Answer { what: "NV_Read", problem: "a counter has 8 bytes".into() })?;
+    let bytes: [u8; 8] = bytes.try_into().map_err(|_| TpmError::Answer {
+        what: "NV_Read",
+        problem: "a counter has 8 bytes".into(),
+    })?;
     Ok(Some(u64::from_be_bytes(bytes)))
 }
 
@@ -32,7 +37,11 @@ pub(super) fn increment(context: &mut Context) -> Result<(), TpmError> {
         Some(handle) => handle,
         None => define(context)?,
     };
-    context.execute_with_session(Some(AuthSession::Password), |c| c.nv_increment(NvAuth::Owner, handle)).map_err(refused("NV_Increment"))
+    context
+        .execute_with_session(Some(AuthSession::Password), |c| {
+            c.nv_increment(NvAuth::Owner, handle)
+        })
+        .map_err(refused("NV_Increment"))
 }
 
 fn define(context: &mut Context) -> Result<NvIndexHandle, TpmError> {
@@ -53,6 +62,8 @@ fn define(context: &mut Context) -> Result<NvIndexHandle, TpmError> {
     };
     let public = public().map_err(refused("the counter's attributes"))?;
     context
-        .execute_with_session(Some(AuthSession::Password), |c| c.nv_define_space(Provision::Owner, None, public))
+        .execute_with_session(Some(AuthSession::Password), |c| {
+            c.nv_define_space(Provision::Owner, None, public)
+        })
         .map_err(refused("NV_DefineSpace"))
 }

@@ -1,6 +1,7 @@
 //! The TPM, owned by one thread.
 //!
-//! Invariants: only this thread speaks to the TPM; requests wait in a bounded queue; every handle is flushed on every path.
+//! Invariants: only this thread speaks to the TPM; requests wait in a bounded queue; every handle
+//! is flushed on every path.
 
 mod counter;
 mod device;
@@ -46,7 +47,8 @@ pub struct SignedQuote {
     pub resets: Resets,
 }
 
-/// How often the TPM began anew and went on after a sleep (TPM 2.0 Library, Part 1, 36.5 "resetCount", "restartCount").
+/// How often the TPM began anew and went on after a sleep (TPM 2.0 Library, Part 1, 36.5
+/// "resetCount", "restartCount").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Resets {
@@ -68,7 +70,8 @@ pub struct Endorsement {
 pub struct Sealed {
     pub public: Vec<u8>,
     pub private: Vec<u8>,
-    /// Name of the key that it is sealed under. Sessions are salted with that key: with another one, somebody on the bus would be listening.
+    /// Name of the key that it is sealed under. Sessions are salted with that key: with another
+    /// one, somebody on the bus would be listening.
     pub parent: Vec<u8>,
 }
 
@@ -85,10 +88,14 @@ enum Request {
     Increment(oneshot::Sender<Result<u64, TpmError>>),
 }
 
-/// In two commands: were both one, a TPM that is busy at the second could be asked for another step.
+/// In two commands: were both one, a TPM that is busy at the second could be asked for another
+/// step.
 fn increment(tpm: &mut patience::Patient) -> Result<u64, TpmError> {
     tpm.ask(|d| d.step())?;
-    tpm.ask(|d| d.counter())?.ok_or_else(|| TpmError::Answer { what: "NV_Increment", problem: "the counter is gone".into() })
+    tpm.ask(|d| d.counter())?.ok_or_else(|| TpmError::Answer {
+        what: "NV_Increment",
+        problem: "the counter is gone".into(),
+    })
 }
 
 /// How to reach the TPM's thread.
@@ -96,11 +103,16 @@ fn increment(tpm: &mut patience::Patient) -> Result<u64, TpmError> {
 pub struct Tpm(mpsc::Sender<Request>);
 
 impl TpmError {
-    /// The TPM looked at what it was given and found it wrong (format-one codes: TPM 2.0 Library, Part 2, 6.6.2); nothing was the matter with the TPM.
+    /// The TPM looked at what it was given and found it wrong (format-one codes: TPM 2.0 Library,
+    /// Part 2, 6.6.2); nothing was the matter with the TPM.
     pub fn is_of(&self, command: &str) -> bool {
         let found_wrong = |source: &tss_esapi::Error| {
             use tss_esapi::constants::response_code::Tss2ResponseCode;
-            matches!(source, tss_esapi::Error::WrapperError(_) | tss_esapi::Error::Tss2Error(Tss2ResponseCode::FormatOne(_)))
+            matches!(
+                source,
+                tss_esapi::Error::WrapperError(_)
+                    | tss_esapi::Error::Tss2Error(Tss2ResponseCode::FormatOne(_))
+            )
         };
         matches!(self, Self::Refused { what, source } if what.starts_with(command) && found_wrong(source))
     }
@@ -126,7 +138,8 @@ impl Tpm {
             // The same for as long as the TPM is.
             let mut endorsement: Option<Endorsement> = None;
             while let Some(request) = receiver.blocking_recv() {
-                // Whoever asked may have gone away meanwhile: then only what changes something is done.
+                // Whoever asked may have gone away meanwhile: then only what changes something is
+                // done.
                 match request {
                     Request::Random(_, to) if to.is_closed() => {}
                     Request::Quote(_, to) if to.is_closed() => {}
@@ -134,16 +147,27 @@ impl Tpm {
                     Request::Activate(_, _, to) if to.is_closed() => {}
                     Request::Random(n, to) => drop(to.send(tpm.ask(|d| d.random(n)))),
                     Request::Read(pcr, to) => drop(to.send(tpm.ask(|d| d.read(pcr)))),
-                    Request::Extend(pcr, digest, to) => drop(to.send(tpm.ask(|d| d.extend(pcr, &digest)))),
-                    Request::Quote(qualifying, to) => drop(to.send(tpm.ask(|d| d.quote(&qualifying)))),
+                    Request::Extend(pcr, digest, to) => {
+                        drop(to.send(tpm.ask(|d| d.extend(pcr, &digest))))
+                    }
+                    Request::Quote(qualifying, to) => {
+                        drop(to.send(tpm.ask(|d| d.quote(&qualifying))))
+                    }
                     Request::Endorsement(to) => {
-                        let found = endorsement.clone().map_or_else(|| tpm.ask(|d| d.endorsement()), Ok);
+                        let found =
+                            endorsement.clone().map_or_else(|| tpm.ask(|d| d.endorsement()), Ok);
                         endorsement = found.as_ref().ok().cloned();
                         drop(to.send(found));
                     }
-                    Request::Activate(blob, seed, to) => drop(to.send(tpm.ask(|d| d.activate(&blob, &seed)))),
-                    Request::Seal(secret, policy, to) => drop(to.send(tpm.ask(|d| d.seal(&secret, policy.as_ref())))),
-                    Request::Unseal(sealed, policy, to) => drop(to.send(tpm.ask(|d| d.unseal(&sealed, policy.as_deref())))),
+                    Request::Activate(blob, seed, to) => {
+                        drop(to.send(tpm.ask(|d| d.activate(&blob, &seed))))
+                    }
+                    Request::Seal(secret, policy, to) => {
+                        drop(to.send(tpm.ask(|d| d.seal(&secret, policy.as_ref()))))
+                    }
+                    Request::Unseal(sealed, policy, to) => {
+                        drop(to.send(tpm.ask(|d| d.unseal(&sealed, policy.as_deref()))))
+                    }
                     Request::Counter(to) => drop(to.send(tpm.ask(|d| d.counter()))),
                     Request::Increment(to) => drop(to.send(increment(&mut tpm))),
                 }
@@ -156,13 +180,19 @@ impl Tpm {
     }
 
     /// For what must not be lost: waits for a place in the queue.
-    async fn insist<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request) -> Result<T, TpmError> {
+    async fn insist<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request,
+    ) -> Result<T, TpmError> {
         let (to, answer) = oneshot::channel();
         self.0.send(make(to)).await.map_err(|_| TpmError::Gone)?;
         answer.await.map_err(|_| TpmError::Gone)?
     }
 
-    async fn ask<T>(&self, make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request) -> Result<T, TpmError> {
+    async fn ask<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, TpmError>>) -> Request,
+    ) -> Result<T, TpmError> {
         let (to, answer) = oneshot::channel();
         self.0.try_send(make(to)).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => TpmError::Busy,
@@ -184,7 +214,8 @@ impl Tpm {
         self.insist(|to| Request::Extend(pcr, digest, to)).await
     }
 
-    /// A quote over PCR 14 and 15 (SHA-256) with this qualifying data: [`measure::Statement::qualifying_data`].
+    /// A quote over PCR 14 and 15 (SHA-256) with this qualifying data:
+    /// [`measure::Statement::qualifying_data`].
     pub async fn quote(&self, qualifying: Digest) -> Result<SignedQuote, TpmError> {
         self.insist(|to| Request::Quote(qualifying, to)).await
     }
@@ -193,7 +224,8 @@ impl Tpm {
         self.insist(Request::Endorsement).await
     }
 
-    /// The secret in a credential that was made for this TPM's endorsement key and its attestation key: TPMS_ID_OBJECT and TPMS_ECC_POINT.
+    /// The secret in a credential that was made for this TPM's endorsement key and its attestation
+    /// key: TPMS_ID_OBJECT and TPMS_ECC_POINT.
     pub async fn activate(&self, blob: Vec<u8>, seed: Vec<u8>) -> Result<Vec<u8>, TpmError> {
         self.ask(|to| Request::Activate(blob, seed, to)).await
     }
@@ -213,8 +245,13 @@ impl Tpm {
         self.insist(Request::Increment).await
     }
 
-    /// With the policy that was approved for PCR 14 as it is now, where the secret was sealed to whoever approves.
-    pub async fn unseal(&self, sealed: Sealed, policy: Option<Approved>) -> Result<Vec<u8>, TpmError> {
+    /// With the policy that was approved for PCR 14 as it is now, where the secret was sealed to
+    /// whoever approves.
+    pub async fn unseal(
+        &self,
+        sealed: Sealed,
+        policy: Option<Approved>,
+    ) -> Result<Vec<u8>, TpmError> {
         self.insist(|to| Request::Unseal(sealed, policy.map(Box::new), to)).await
     }
 }

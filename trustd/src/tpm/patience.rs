@@ -26,9 +26,13 @@ impl Patient {
         Ok(Self { device: Some(Device::open(tcti)?), tcti: tcti.to_owned() })
     }
 
-    /// Asks again while the TPM says that it has not begun (TPM 2.0 Library, Part 2, 6.6.3: RC_RETRY, RC_TESTING, RC_YIELDED, RC_NV_RATE): only
-    /// then is a command that changes something safe to repeat. Anything else is an answer.
-    pub(super) fn ask<T>(&mut self, mut command: impl FnMut(&mut Device) -> Result<T, TpmError>) -> Result<T, TpmError> {
+    /// Asks again while the TPM says that it has not begun (TPM 2.0 Library, Part 2, 6.6.3:
+    /// RC_RETRY, RC_TESTING, RC_YIELDED, RC_NV_RATE): only then is a command that changes something
+    /// safe to repeat. Anything else is an answer.
+    pub(super) fn ask<T>(
+        &mut self,
+        mut command: impl FnMut(&mut Device) -> Result<T, TpmError>,
+    ) -> Result<T, TpmError> {
         let (begun, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
             let device = match &mut self.device {
@@ -40,7 +44,9 @@ impl Patient {
                 Err(error) => error,
             };
             match kind(&error) {
-                Some(Kind::Retry | Kind::Testing | Kind::Yielded | Kind::NvRate) if begun.elapsed() < PATIENCE => {
+                Some(Kind::Retry | Kind::Testing | Kind::Yielded | Kind::NvRate)
+                    if begun.elapsed() < PATIENCE =>
+                {
                     sleep(pause);
                     pause = (pause * 2).min(LONGEST_PAUSE);
                     continue;
@@ -48,14 +54,16 @@ impl Patient {
                 Some(Kind::Lockout) => return Err(TpmError::Lockout),
                 _ => {}
             }
-            // A command that was cut off leaves the library in the middle of it and objects in the TPM. Closing the device makes the kernel's
-            // resource manager flush them; after an error that is only an answer it costs next to nothing.
+            // A command that was cut off leaves the library in the middle of it and objects in the
+            // TPM. Closing the device makes the kernel's resource manager flush them; after an
+            // error that is only an answer it costs next to nothing.
             self.device = None;
             return Err(error);
         }
     }
 
-    /// Taking the C library's context down while the process ends on another thread corrupted its heap; the kernel closes the device.
+    /// Taking the C library's context down while the process ends on another thread corrupted its
+    /// heap; the kernel closes the device.
     pub(super) fn leave(self) {
         std::mem::forget(self.device);
     }

@@ -23,14 +23,19 @@ pub(crate) fn signer() -> Signer {
 
 #[allow(dead_code)] // not by every program of tests
 pub(crate) fn boot() -> config::Boot {
-    let text = format!("variant = \"prod\"\nversion = \"1\"\nbuilt = 1\ntpm = \"required\"\nsigner = \"{}\"\n", signer().public().hex());
+    let text = format!(
+        "variant = \"prod\"\nversion = \"1\"\nbuilt = 1\ntpm = \"required\"\nsigner = \"{}\"\n",
+        signer().public().hex()
+    );
     config::parse("boot.toml", &text).unwrap()
 }
 
-/// A place for the root key with a policy for this boot on the boot partition, of which `dir` has the files.
+/// A place for the root key with a policy for this boot on the boot partition, of which `dir` has
+/// the files.
 #[allow(dead_code)] // not by every program of tests
 pub(crate) fn vault(tpm: &Tpm, pcr14: Pcr, data: &Path, dir: &Path, keys: &config::Keys) -> Vault {
-    let policies = Policies { signer: signer().public().hex(), policies: vec![signer().sign("test", &pcr14)] };
+    let policies =
+        Policies { signer: signer().public().hex(), policies: vec![signer().sign("test", &pcr14)] };
     std::fs::write(dir.join(SHIPPED), policies.text()).unwrap();
     Vault::new(tpm.clone(), pcr14, &boot(), keys, data, &dir.join(SHIPPED)).unwrap()
 }
@@ -49,14 +54,18 @@ impl Drop for Swtpm {
 
 impl Swtpm {
     pub(crate) fn start(dir: &Path) -> Self {
-        assert!(std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(), "these tests need the tools tree: cargo xtask test unit");
+        assert!(
+            std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(),
+            "these tests need the tools tree: cargo xtask test unit"
+        );
         let state = dir.join("tpm");
         std::fs::create_dir_all(&state).unwrap();
-        // The transport knows no Unix sockets. An address of the loopback network for each keeps tests, which run beside
-        // each other, from meeting at a port.
+        // The transport knows no Unix sockets. An address of the loopback network for each keeps
+        // tests, which run beside each other, from meeting at a port.
         static STARTED: AtomicU8 = AtomicU8::new(1);
         let [.., high, low] = std::process::id().to_be_bytes();
-        let address = Ipv4Addr::new(127, STARTED.fetch_add(1, Ordering::Relaxed), high, low.clamp(1, 254));
+        let address =
+            Ipv4Addr::new(127, STARTED.fetch_add(1, Ordering::Relaxed), high, low.clamp(1, 254));
         let mut child = Command::new("swtpm")
             .args(["socket", "--tpm2", "--flags", "not-need-init,startup-clear", "--tpmstate"])
             .arg(format!("dir={}", state.display()))
@@ -73,7 +82,10 @@ impl Swtpm {
         while Instant::now() < deadline {
             assert!(child.try_wait().unwrap().is_none(), "swtpm on {address} ended");
             // It may listen on one of them before the other.
-            if [PORT, PORT + 1].into_iter().all(|port| std::net::TcpStream::connect((address, port)).is_ok()) {
+            if [PORT, PORT + 1]
+                .into_iter()
+                .all(|port| std::net::TcpStream::connect((address, port)).is_ok())
+            {
                 return Self { child, tcti: format!("swtpm:host={address},port={PORT}") };
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -82,7 +94,8 @@ impl Swtpm {
         panic!("swtpm does not start: {}", child.wait().unwrap());
     }
 
-    /// As if its reset line had been pulled (CMD_INIT on the control port), and firmware had started it anew.
+    /// As if its reset line had been pulled (CMD_INIT on the control port), and firmware had
+    /// started it anew.
     #[allow(dead_code)] // not by every program of tests
     pub(crate) fn reset(&self) {
         use std::io::{Read as _, Write as _};

@@ -1,4 +1,5 @@
-//! A module's socket without an engine: this process stands in a control group that is named like a container's.
+//! A module's socket without an engine: this process stands in a control group that is named like a
+//! container's.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,8 +12,15 @@ use config::{Access, BoundTo, CryptoUse, Quota};
 
 use crate::common::{Swtpm, vault};
 
-pub(crate) const ALL: [CryptoUse; 7] =
-    [CryptoUse::Vrf, CryptoUse::Random, CryptoUse::Hash, CryptoUse::Hmac, CryptoUse::Sign, CryptoUse::Seal, CryptoUse::Quote];
+pub(crate) const ALL: [CryptoUse; 7] = [
+    CryptoUse::Vrf,
+    CryptoUse::Random,
+    CryptoUse::Hash,
+    CryptoUse::Hmac,
+    CryptoUse::Sign,
+    CryptoUse::Seal,
+    CryptoUse::Quote,
+];
 pub(crate) const MUCH: Quota = Quota { calls_per_s: 1_000_000, tpm_calls_per_s: 1000 };
 
 /// A control group with this process in it; on drop the process goes back to the root.
@@ -59,8 +67,15 @@ impl Alone {
         let tpm = swtpm.open().await;
         let platform = dir.path().join("platform.log");
         std::fs::write(&platform, "").unwrap();
-        let audit = Arc::new(Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap());
-        let vault = vault(&tpm, audit.platform_register(), dir.path(), dir.path(), &config::Keys::default());
+        let audit =
+            Arc::new(Audit::open(tpm.clone(), &platform, dir.path(), dir.path()).await.unwrap());
+        let vault = vault(
+            &tpm,
+            audit.platform_register(),
+            dir.path(),
+            dir.path(),
+            &config::Keys::default(),
+        );
         let root = Arc::new(vault.open().await.unwrap());
         let started = Arc::new(started::Ledger::open(dir.path()).unwrap());
         let shared = Shared { tpm, root, audit, started, ledger: [7; 32] };
@@ -69,8 +84,18 @@ impl Alone {
     }
 
     /// As if trustd had started container `n` as this module; returns its socket.
-    pub(crate) fn module(&self, n: u8, module: &str, crypto: &[CryptoUse], quota: Quota) -> PathBuf {
-        self.bound(n, module, Access { crypto: crypto.to_vec(), keys_bound_to: BoundTo::Approvers, quota })
+    pub(crate) fn module(
+        &self,
+        n: u8,
+        module: &str,
+        crypto: &[CryptoUse],
+        quota: Quota,
+    ) -> PathBuf {
+        self.bound(
+            n,
+            module,
+            Access { crypto: crypto.to_vec(), keys_bound_to: BoundTo::Approvers, quota },
+        )
     }
 
     pub(crate) fn bound(&self, n: u8, module: &str, access: Access) -> PathBuf {

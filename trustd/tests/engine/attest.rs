@@ -13,7 +13,10 @@ use basalt_trustd::relays::Relays;
 use basalt_trustd::sources::Sources;
 use basalt_trustd::vault;
 use config::{Api, Attest};
-use measure::{Board, BootFacts, Event, MODULES_PCR, Measurements, PLATFORM_PCR, Record, Statement, boot_events, hex, unhex};
+use measure::{
+    Board, BootFacts, Event, MODULES_PCR, Measurements, PLATFORM_PCR, Record, Statement,
+    boot_events, hex, unhex,
+};
 use serde_json::{Value, json};
 use trustctl::client::{Address, Client, Refusal};
 use trustctl::endorsement::Endorsement;
@@ -27,7 +30,12 @@ use crate::node::{Node, programs, run};
 const ADDRESS: &str = "127.0.0.1:7443";
 
 fn good(output: Output) -> Output {
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
     output
 }
 
@@ -58,7 +66,15 @@ fn boot(swtpm: &Swtpm, dir: &Path) -> (Vec<Event>, Measurements) {
     }
     std::fs::write(dir.join("platform.log"), log).unwrap();
     let boards = vec![Board::predict("virt", &events)];
-    (events, Measurements { machine: "virt".into(), variant: "prod".into(), version: "0".into(), boards })
+    (
+        events,
+        Measurements {
+            machine: "virt".into(),
+            variant: "prod".into(),
+            version: "0".into(),
+            boards,
+        },
+    )
 }
 
 const NONCE: [u8; 20] = [0xa5; 20];
@@ -73,7 +89,11 @@ fn every_difference_is_named_and_others_tools_agree() {
     let dir = tempfile::tempdir().unwrap();
     let swtpm = Swtpm::start(dir.path());
     let (events, expected) = boot(&swtpm, dir.path());
-    let audit = run(async { Audit::open(swtpm.open().await, &dir.path().join("platform.log"), dir.path(), dir.path()).await.unwrap() });
+    let audit = run(async {
+        Audit::open(swtpm.open().await, &dir.path().join("platform.log"), dir.path(), dir.path())
+            .await
+            .unwrap()
+    });
     run(audit.record("module-started", &json!({ "module": "a" }))).unwrap();
     let answer = evidence_of(&audit);
     let checked = evidence::check(&answer, &NONCE, Some(&expected)).unwrap();
@@ -83,14 +103,23 @@ fn every_difference_is_named_and_others_tools_agree() {
     for (n, event) in events.iter().enumerate() {
         let mut other = events.clone();
         other[n] = Event::new(event.pcr, &event.kind, "something else");
-        let other = Measurements { boards: vec![Board::predict("virt", &other)], ..expected.clone() };
-        let Err(Failure::Boot(found)) = evidence::check(&answer, &NONCE, Some(&other)) else { panic!("{} was taken", event.kind) };
+        let other =
+            Measurements { boards: vec![Board::predict("virt", &other)], ..expected.clone() };
+        let Err(Failure::Boot(found)) = evidence::check(&answer, &NONCE, Some(&other)) else {
+            panic!("{} was taken", event.kind)
+        };
         assert_eq!((found.event, &found.kind), (n as u64, &event.kind));
-        assert_eq!((found.expected.as_deref(), found.found.as_deref()), (Some("something else"), Some(&*event.data)));
+        assert_eq!(
+            (found.expected.as_deref(), found.found.as_deref()),
+            (Some("something else"), Some(&*event.data))
+        );
         assert!(!found.likely.is_empty() && Failure::Boot(found).to_string().contains("likely"));
     }
-    let shorter = Measurements { boards: vec![Board::predict("virt", &events[..11])], ..expected.clone() };
-    assert!(matches!(evidence::check(&answer, &NONCE, Some(&shorter)), Err(Failure::Boot(m)) if m.event == 11 && m.expected.is_none()));
+    let shorter =
+        Measurements { boards: vec![Board::predict("virt", &events[..11])], ..expected.clone() };
+    assert!(
+        matches!(evidence::check(&answer, &NONCE, Some(&shorter)), Err(Failure::Boot(m)) if m.event == 11 && m.expected.is_none())
+    );
 
     // Everything in the answer, spoilt.
     let spoilt = |change: &dyn Fn(&mut Value)| {
@@ -125,26 +154,55 @@ fn every_difference_is_named_and_others_tools_agree() {
         dir.path().join(name)
     };
     let bytes = |key: &str| unhex(answer[key].as_str().unwrap()).unwrap();
-    let key = file("ak.pub", &[&(bytes("key").len() as u16).to_be_bytes(), &bytes("key")[..]].concat());
+    let key =
+        file("ak.pub", &[&(bytes("key").len() as u16).to_be_bytes(), &bytes("key")[..]].concat());
     let attest = file("attest", &bytes("attest"));
     let signature = bytes("signature");
     // TPMT_SIGNATURE: ECDSA, SHA-256, r and s each after its length.
-    let signature = file("signature", &[&[0, 0x18, 0, 0x0b, 0, 32], &signature[..32], &[0, 32], &signature[32..]].concat());
-    let registers = |modules: [u8; 32]| file("pcrs", &[checked.pcrs[&PLATFORM_PCR].0, modules].concat());
+    let signature = file(
+        "signature",
+        &[&[0, 0x18, 0, 0x0b, 0, 32], &signature[..32], &[0, 32], &signature[32..]].concat(),
+    );
+    let registers =
+        |modules: [u8; 32]| file("pcrs", &[checked.pcrs[&PLATFORM_PCR].0, modules].concat());
     let check = |registers: &Path| {
         Command::new("tpm2_checkquote")
-            .args([Path::new("-u"), &key, Path::new("-m"), &attest, Path::new("-s"), &signature, Path::new("-f"), registers])
-            .args(["-l", "sha256:14,15", "-g", "sha256", "-q", &hex(&checked.statement.qualifying_data())])
+            .args([
+                Path::new("-u"),
+                &key,
+                Path::new("-m"),
+                &attest,
+                Path::new("-s"),
+                &signature,
+                Path::new("-f"),
+                registers,
+            ])
+            .args([
+                "-l",
+                "sha256:14,15",
+                "-g",
+                "sha256",
+                "-q",
+                &hex(&checked.statement.qualifying_data()),
+            ])
             .output()
             .unwrap()
     };
     good(check(&registers(checked.pcrs[&MODULES_PCR].0)));
     assert!(!check(&registers([0; 32])).status.success());
 
-    // And with jq and sha256sum alone the logs come to the same registers: the commands of docs/attestation.md.
+    // And with jq and sha256sum alone the logs come to the same registers: the commands of
+    // docs/attestation.md.
     file("evidence.json", answer.to_string().as_bytes());
-    let document = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/attestation.md")).unwrap();
-    let script = document.split("```sh\n").nth(1).and_then(|rest| rest.split("```").next()).expect("the commands are gone");
+    let document = std::fs::read_to_string(
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/attestation.md"),
+    )
+    .unwrap();
+    let script = document
+        .split("```sh\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("the commands are gone");
     let programs = programs();
     let replayed = Command::new("bash")
         .args(["-euc", script])
@@ -159,7 +217,8 @@ fn every_difference_is_named_and_others_tools_agree() {
     }
 }
 
-/// swtpm's own authority certifies the node's endorsement key, and the certificate goes where a manufacturer puts it.
+/// swtpm's own authority certifies the node's endorsement key, and the certificate goes where a
+/// manufacturer puts it.
 fn manufacture(swtpm: &Swtpm, dir: &Path) -> PathBuf {
     let ca = dir.join("ca");
     std::fs::create_dir_all(&ca).unwrap();
@@ -176,7 +235,13 @@ fn manufacture(swtpm: &Swtpm, dir: &Path) -> PathBuf {
     let key = measure::TpmKey::endorsement(&area).unwrap().sec1();
     let programs = programs();
     let made = Command::new(programs.join("usr/bin/swtpm_localca"))
-        .args(["--type", "ek", "--ek", &format!("x={},y={},id=secp256r1", hex(&key[1..33]), hex(&key[33..])), "--tpm2"])
+        .args([
+            "--type",
+            "ek",
+            "--ek",
+            &format!("x={},y={},id=secp256r1", hex(&key[1..33]), hex(&key[33..])),
+            "--tpm2",
+        ])
         .args(["--vmid", "node", "--dir"])
         .arg(dir)
         .arg("--configfile")
@@ -185,7 +250,10 @@ fn manufacture(swtpm: &Swtpm, dir: &Path) -> PathBuf {
         .arg(dir.join("localca.options"))
         .args(["--tpm-spec-family", "2.0", "--tpm-spec-level", "0", "--tpm-spec-revision", "164"])
         .env("PATH", format!("{}:/usr/bin", programs.join("usr/bin").display()))
-        .env("LD_LIBRARY_PATH", format!("{0}:{0}/swtpm", programs.join("usr/lib/x86_64-linux-gnu").display()))
+        .env(
+            "LD_LIBRARY_PATH",
+            format!("{0}:{0}/swtpm", programs.join("usr/lib/x86_64-linux-gnu").display()),
+        )
         .output()
         .unwrap();
     good(made);
@@ -210,14 +278,18 @@ async fn serve(node: &Node, attest_: Attest) {
     let tls_dir = node.settings.data.join("tls");
     std::fs::create_dir_all(&tls_dir).unwrap();
     let secret = vault::of_this_tpm(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
-    let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir, &secret.own()).await.unwrap();
+    let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir, &secret.own())
+        .await
+        .unwrap();
     let base = node.base(&tls.fingerprint);
     let client = Fetch::new(&[], std::time::Duration::from_secs(3)).unwrap();
     let this = Arc::new(owner::Node {
         base: base.clone(),
         modules: node.modules.clone(),
         approvals: node.approvals.clone(),
-        sources: Arc::new(Sources::new(&node.config, &node.settings.boot_log, client.clone()).unwrap()),
+        sources: Arc::new(
+            Sources::new(&node.config, &node.settings.boot_log, client.clone()).unwrap(),
+        ),
         relays: Arc::new(Relays::new(&node.config, client).unwrap()),
         tickets: node.tickets.clone(),
     });
@@ -235,9 +307,11 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
         let dir = node.dir.path().to_owned();
         let stranger = || Client::new(ADDRESS.parse::<Address>().unwrap(), &keys);
         tokio::task::block_in_place(|| {
-            // Who connects and says nothing keeps nobody out: an answer comes before the first of these is given up.
+            // Who connects and says nothing keeps nobody out: an answer comes before the first of
+            // these is given up.
             let begun = std::time::Instant::now();
-            let silent: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(ADDRESS).unwrap()).collect();
+            let silent: Vec<_> =
+                (0..300).map(|_| std::net::TcpStream::connect(ADDRESS).unwrap()).collect();
             let expected = Expected { authorities: Some(known.clone()), ..Expected::default() };
             let (kept, verdict) = verdict::ask(&stranger(), &expected).unwrap();
             assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
@@ -250,15 +324,36 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             let named = Expected { tpm: Some(name.clone()), ..expected.clone() };
             verdict::judge(&kept, None, &named).unwrap();
             let tpm = |expected: &Expected, kept: &Value| {
-                verdict::judge(kept, None, expected).err().unwrap().downcast::<Failure>().unwrap().code()
+                verdict::judge(kept, None, expected)
+                    .err()
+                    .unwrap()
+                    .downcast::<Failure>()
+                    .unwrap()
+                    .code()
             };
-            assert_eq!(tpm(&Expected { tpm: Some("000b".to_owned() + &"00".repeat(32)), ..Expected::default() }, &kept), "tpm");
-            // Another authority, another key's certificate, none, an altered one, one that was never activated.
+            assert_eq!(
+                tpm(
+                    &Expected {
+                        tpm: Some("000b".to_owned() + &"00".repeat(32)),
+                        ..Expected::default()
+                    },
+                    &kept
+                ),
+                "tpm"
+            );
+            // Another authority, another key's certificate, none, an altered one, one that was
+            // never activated.
             let other = dir.join("other");
             std::fs::create_dir_all(&other).unwrap();
-            let authority = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            let authority = rcgen::CertificateParams::new(Vec::new())
+                .unwrap()
+                .self_signed(&rcgen::KeyPair::generate().unwrap())
+                .unwrap();
             std::fs::write(other.join("ca.pem"), authority.pem()).unwrap();
-            assert_eq!(tpm(&Expected { authorities: Some(other.clone()), ..Expected::default() }, &kept), "tpm");
+            assert_eq!(
+                tpm(&Expected { authorities: Some(other.clone()), ..Expected::default() }, &kept),
+                "tpm"
+            );
             let certificate = unhex(kept["endorsement"]["certificate"].as_str().unwrap()).unwrap();
             for (n, change) in [
                 None,
@@ -282,15 +377,21 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             assert_eq!(tpm(&expected, &kept_), "tpm");
             // Padded, as in an index that is larger than what is in it.
             let mut kept_ = kept.clone();
-            kept_["endorsement"]["certificate"] = json!(hex(&[&certificate[..], &[0xff; 100]].concat()));
+            kept_["endorsement"]["certificate"] =
+                json!(hex(&[&certificate[..], &[0xff; 100]].concat()));
             verdict::judge(&kept_, None, &expected).unwrap();
-            // What was not activated, or is a module's, is not taken for the node's: whoever has a module could pass it on.
+            // What was not activated, or is a module's, is not taken for the node's: whoever has a
+            // module could pass it on.
             let mut other = kept.clone();
             other["activated"] = json!(false);
             assert_eq!(tpm(&Expected::default(), &other), "tpm");
             let nonce = unhex(kept["nonce"].as_str().unwrap()).unwrap();
             let statements = [
-                Statement::Module { image: "sha256:00".into(), module: "m".into(), nonce: hex(&nonce) },
+                Statement::Module {
+                    image: "sha256:00".into(),
+                    module: "m".into(),
+                    nonce: hex(&nonce),
+                },
                 Statement::VrfKey {
                     bound_to: "image:x".into(),
                     image: "sha256:00".into(),
@@ -301,17 +402,27 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
                 },
             ];
             for statement in statements {
-                let answer = tokio::runtime::Handle::current().block_on(node.audit.evidence(&statement)).unwrap();
+                let answer = tokio::runtime::Handle::current()
+                    .block_on(node.audit.evidence(&statement))
+                    .unwrap();
                 let mut other = kept.clone();
                 other["evidence"] = serde_json::to_value(answer).unwrap();
                 assert_eq!(tpm(&Expected::default(), &other), "kind");
                 // By itself it is a module's evidence, and says of no TPM.
                 let alone = json!({ "evidence": other["evidence"] });
-                assert!(verdict::judge(&alone, Some(&nonce), &Expected::default()).unwrap().endorsement.is_none());
+                assert!(
+                    verdict::judge(&alone, Some(&nonce), &Expected::default())
+                        .unwrap()
+                        .endorsement
+                        .is_none()
+                );
                 assert!(verdict::judge(&alone, Some(&nonce), &expected).is_err());
             }
             let alone = json!({ "evidence": kept["evidence"] });
-            assert!(verdict::judge(&alone, Some(&nonce), &Expected::default()).is_err(), "a node's own has to be whole");
+            assert!(
+                verdict::judge(&alone, Some(&nonce), &Expected::default()).is_err(),
+                "a node's own has to be whole"
+            );
             // The answer of a node that shows another certificate.
             let mut kept_ = kept.clone();
             kept_["certificate"] = json!("00".repeat(32));
@@ -335,11 +446,23 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
                 let refused = stranger().get(path).unwrap_err().downcast::<Refusal>().unwrap();
                 assert_eq!((refused.status, &*refused.code), (403, "certificate"), "{path}");
             }
-            let refused = stranger().post("/v1/node/reboot", &json!({})).unwrap_err().downcast::<Refusal>().unwrap();
+            let refused = stranger()
+                .post("/v1/node/reboot", &json!({}))
+                .unwrap_err()
+                .downcast::<Refusal>()
+                .unwrap();
             assert_eq!(refused.status, 403);
             // Nor too much of it: they have a quota together.
-            let codes: Vec<u16> =
-                (0..40).filter_map(|_| stranger().get("/v1/endorsement").err()?.downcast::<Refusal>().ok().map(|r| r.status)).collect();
+            let codes: Vec<u16> = (0..40)
+                .filter_map(|_| {
+                    stranger()
+                        .get("/v1/endorsement")
+                        .err()?
+                        .downcast::<Refusal>()
+                        .ok()
+                        .map(|r| r.status)
+                })
+                .collect();
             assert!(codes.contains(&429) && codes.iter().all(|c| *c == 429), "{codes:?}");
 
             // A group of one, and of one that is not what it should be.
@@ -347,13 +470,26 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             std::fs::create_dir_all(&owner).unwrap();
             let mut boards = vec![Board::predict("virt", &[])];
             boards[0].pcrs.insert("14".into(), "00".repeat(32));
-            let measurements = Measurements { machine: "virt".into(), variant: "prod".into(), version: "0".into(), boards };
-            std::fs::write(dir.join("measurements.json"), serde_json::to_string(&measurements).unwrap()).unwrap();
+            let measurements = Measurements {
+                machine: "virt".into(),
+                variant: "prod".into(),
+                version: "0".into(),
+                boards,
+            };
+            std::fs::write(
+                dir.join("measurements.json"),
+                serde_json::to_string(&measurements).unwrap(),
+            )
+            .unwrap();
             let list = dir.join("peers.toml");
-            let one = format!("[[node]]\naddress = \"{ADDRESS}\"\nexpect = \"measurements.json\"\n");
-            for bad in
-                ["", "quorum = 2\n[[node]]\naddress = \"a:1\"\nexpect = \"m\"\n", &format!("{one}{one}"), &format!("{one}other = 1\n")]
-            {
+            let one =
+                format!("[[node]]\naddress = \"{ADDRESS}\"\nexpect = \"measurements.json\"\n");
+            for bad in [
+                "",
+                "quorum = 2\n[[node]]\naddress = \"a:1\"\nexpect = \"m\"\n",
+                &format!("{one}{one}"),
+                &format!("{one}other = 1\n"),
+            ] {
                 std::fs::write(&list, bad).unwrap();
                 assert!(Group::read(&list).is_err(), "{bad}");
             }
@@ -375,13 +511,17 @@ fn a_node_that_answers_owners_only_lets_no_stranger_in() {
         serve(&node, Attest::Owner).await;
         let keys = node.dir.path().join("stranger");
         tokio::task::block_in_place(|| {
-            let error = verdict::ask(&Client::new(ADDRESS.parse().unwrap(), &keys), &Expected::default()).err().unwrap();
+            let error =
+                verdict::ask(&Client::new(ADDRESS.parse().unwrap(), &keys), &Expected::default())
+                    .err()
+                    .unwrap();
             assert!(!error.is::<Failure>(), "{error:#}");
         });
     });
 }
 
-/// Some point of P-256: the public key of the secret 1, which is the generator (SEC 2, section 2.4.2).
+/// Some point of P-256: the public key of the secret 1, which is the generator (SEC 2, section
+/// 2.4.2).
 fn p256_point() -> Vec<u8> {
     unhex(concat!(
         "04",

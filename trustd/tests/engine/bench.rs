@@ -1,4 +1,5 @@
-//! Side by side with the bare engine: `cargo xtask bench gate`. Everything is timed in one run on one machine, in turns.
+//! Side by side with the bare engine: `cargo xtask bench gate`. Everything is timed in one run on
+//! one machine, in turns.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,20 +34,30 @@ fn fetcher(dir: &std::path::Path, registries: &[Registry]) -> Fetcher {
     Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"))
 }
 
-/// Another image each time: the engine keeps layers of what it once had, and takes its time to forget them.
+/// Another image each time: the engine keeps layers of what it once had, and takes its time to
+/// forget them.
 fn large(name: &str) -> Built {
     layered(&format!("{name} {}", std::process::id()), &[Packed::Gzip; LAYERS], LAYER)
 }
 
 /// As a module's job does it: what is verified is handed on at once.
 async fn bring(node: &Node, gate: &Fetcher, source: &Source, turn: &Turn) {
-    let loading = Loading::new(&Arc::new(node.own().await), gate.store.clone(), Arc::new(|_| Ok(())), turn.clone());
-    let verified = gate.get("bench", source, &Watched::default(), &|image, layers| loading.ready(image, layers)).await.unwrap();
+    let loading = Loading::new(
+        &Arc::new(node.own().await),
+        gate.store.clone(),
+        Arc::new(|_| Ok(())),
+        turn.clone(),
+    );
+    let verified = gate
+        .get("bench", source, &Watched::default(), &|image, layers| loading.ready(image, layers))
+        .await
+        .unwrap();
     loading.finish(verified).await.unwrap();
 }
 
 async fn forget(node: &Node, turn: &Turn) {
-    // Not before the engine is done with the last one's parts. trustd's own look removes what it did not load; it is not running here.
+    // Not before the engine is done with the last one's parts. trustd's own look removes what it
+    // did not load; it is not running here.
     let _turn = turn.lock().await;
     for image in node.own().await.images().await.unwrap() {
         node.own().await.remove_image(&image.digest).await.unwrap();
@@ -58,9 +69,16 @@ async fn docker_load(docker: &Docker, file: &Path) -> Duration {
     let begun = Instant::now();
     let content = tokio::fs::read(file).await.unwrap();
     let stream = futures_util::stream::iter(
-        content.chunks(1 << 17).map(|c| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(c))).collect::<Vec<_>>(),
+        content
+            .chunks(1 << 17)
+            .map(|c| Ok::<_, std::io::Error>(bytes::Bytes::copy_from_slice(c)))
+            .collect::<Vec<_>>(),
     );
-    let mut loading = Box::pin(docker.import_image_stream(ImportImageOptions { quiet: true, ..Default::default() }, stream, None));
+    let mut loading = Box::pin(docker.import_image_stream(
+        ImportImageOptions { quiet: true, ..Default::default() },
+        stream,
+        None,
+    ));
     while let Some(item) = loading.next().await {
         item.unwrap();
     }
@@ -79,7 +97,8 @@ async fn gate_load(node: &Node, turn: &Turn, file: &Path, digest: String) -> Dur
 
 async fn docker_pull(docker: &Docker, name: &str, digest: &str) -> Duration {
     let begun = Instant::now();
-    let options = CreateImageOptionsBuilder::default().from_image(&format!("{name}@{digest}")).build();
+    let options =
+        CreateImageOptionsBuilder::default().from_image(&format!("{name}@{digest}")).build();
     let mut pulling = Box::pin(docker.create_image(Some(options), None, None));
     while let Some(item) = pulling.next().await {
         item.unwrap();
@@ -87,11 +106,18 @@ async fn docker_pull(docker: &Docker, name: &str, digest: &str) -> Duration {
     begun.elapsed()
 }
 
-async fn gate_pull(node: &Node, turn: &Turn, registry: &Registry, name: &str, digest: String) -> Duration {
+async fn gate_pull(
+    node: &Node,
+    turn: &Turn,
+    registry: &Registry,
+    name: &str,
+    digest: String,
+) -> Duration {
     let dir = tempfile::tempdir_in("/cache").unwrap();
     let gate = fetcher(dir.path(), std::slice::from_ref(registry));
     let begun = Instant::now();
-    bring(node, &gate, &Source { digest, registry: Some(name.to_owned()), archive: None }, turn).await;
+    bring(node, &gate, &Source { digest, registry: Some(name.to_owned()), archive: None }, turn)
+        .await;
     begun.elapsed()
 }
 
@@ -102,7 +128,14 @@ fn figures() {
         let registry = RealRegistry::start();
         let host = registry.address.to_string();
         let name = format!("{host}/bench/app");
-        let plain = Registry { host: host.clone(), mirrors: Vec::new(), plain: true, ca: None, user: None, password: None };
+        let plain = Registry {
+            host: host.clone(),
+            mirrors: Vec::new(),
+            plain: true,
+            ca: None,
+            user: None,
+            password: None,
+        };
         let mut node = Node::start("bench").await;
         node.keeping_aborted();
         let docker = node.behind().await;
@@ -119,7 +152,10 @@ fn figures() {
         std::fs::write("/proc/self/clear_refs", "5").unwrap();
         gate.upload(std::fs::File::open(&file).unwrap()).await.unwrap();
         bring(&node, &gate, &Source { digest, registry: None, archive: None }, &turn).await;
-        println!("FIGURE peak memory while a 1 GB image is loaded: {:.0} MiB (at most 64 MiB)", peak_kib() as f64 / 1024.0);
+        println!(
+            "FIGURE peak memory while a 1 GB image is loaded: {:.0} MiB (at most 64 MiB)",
+            peak_kib() as f64 / 1024.0
+        );
         forget(&node, &turn).await;
         std::fs::remove_file(&file).unwrap();
 
@@ -133,7 +169,8 @@ fn figures() {
             publish(&registry.storage, "bench/app", &image.blobs, &[&image.manifest]);
             image.digest
         };
-        let (mut loads, mut bare_loads, mut pulls, mut bare_pulls) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut loads, mut bare_loads, mut pulls, mut bare_pulls) =
+            (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             archived(format!("docker load {round}"));
             bare_loads.push(docker_load(&docker, &file).await);
@@ -179,7 +216,12 @@ fn figures() {
         let mut verdicts = Vec::new();
         for _ in 0..1000 {
             let begun = Instant::now();
-            let verified = node.modules.fetcher().get("verdict", &source, &Watched::default(), &|_, _| {}).await.unwrap();
+            let verified = node
+                .modules
+                .fetcher()
+                .get("verdict", &source, &Watched::default(), &|_, _| {})
+                .await
+                .unwrap();
             assert!(matches!(node.approvals.decide(&verified.digest), Decision::Allow(_)));
             verdicts.push(begun.elapsed());
         }
@@ -193,11 +235,15 @@ fn figures() {
         let mut right = 0;
         for _ in 0..5 {
             let asked = (0..20).map(|n| {
-                let (fetcher, source, approvals) = (node.modules.fetcher().clone(), source.clone(), node.approvals.clone());
+                let (fetcher, source, approvals) =
+                    (node.modules.fetcher().clone(), source.clone(), node.approvals.clone());
                 let other = stranger.digest.clone();
                 tokio::spawn(async move {
                     if n % 2 == 0 {
-                        let verified = fetcher.get(&format!("v{n}"), &source, &Watched::default(), &|_, _| {}).await.unwrap();
+                        let verified = fetcher
+                            .get(&format!("v{n}"), &source, &Watched::default(), &|_, _| {})
+                            .await
+                            .unwrap();
                         matches!(approvals.decide(&verified.digest), Decision::Allow(_))
                     } else {
                         matches!(approvals.decide(&other), Decision::Deny(_))
@@ -211,7 +257,13 @@ fn figures() {
         println!("FIGURE verdicts 20 in parallel: {right}/100 right");
 
         // Watching: one module runs, nothing happens.
-        node.apply("idle", &format!("memory-mib = 32\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n", small.digest));
+        node.apply(
+            "idle",
+            &format!(
+                "memory-mib = 32\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n",
+                small.digest
+            ),
+        );
         node.go_on();
         let container = node.running("idle").await;
         let engine = node.engine.processes();
@@ -226,16 +278,24 @@ fn figures() {
         );
         let mut gone = Vec::new();
         for n in 0..5 {
-            let body = bollard::models::ContainerCreateBody { image: Some(small.digest.clone()), ..Default::default() };
+            let body = bollard::models::ContainerCreateBody {
+                image: Some(small.digest.clone()),
+                ..Default::default()
+            };
             let name = format!("stranger{n}");
-            let options = bollard::query_parameters::CreateContainerOptionsBuilder::default().name(&name).build();
+            let options = bollard::query_parameters::CreateContainerOptionsBuilder::default()
+                .name(&name)
+                .build();
             let id = docker.create_container(Some(options), body).await.unwrap().id;
             let begun = Instant::now();
             let _ = docker.start_container(&id, None).await;
             node.gone(&id).await;
             gone.push(begun.elapsed());
         }
-        println!("FIGURE an unknown container is gone after {:.2} s (at most 2 s)", median(gone).as_secs_f64());
+        println!(
+            "FIGURE an unknown container is gone after {:.2} s (at most 2 s)",
+            median(gone).as_secs_f64()
+        );
         assert!(!container.is_empty());
     });
 }
@@ -243,13 +303,16 @@ fn figures() {
 /// The largest resident set since it was last reset (proc_pid_status(5), VmHWM).
 fn peak_kib() -> u64 {
     let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    text.lines().find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok()).unwrap()
+    text.lines()
+        .find_map(|l| l.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())
+        .unwrap()
 }
 
 /// Processor time of a process so far.
 fn cpu(of: &str) -> Duration {
     let text = std::fs::read_to_string(format!("/proc/{of}/stat")).unwrap();
-    // utime and stime, fields 14 and 15, in hundredths of a second (proc_pid_stat(5)); the state is the third.
+    // utime and stime, fields 14 and 15, in hundredths of a second (proc_pid_stat(5)); the state is
+    // the third.
     let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
     let hundredths = |n: usize| fields[n - 3].parse::<u64>().unwrap();
     Duration::from_millis((hundredths(14) + hundredths(15)) * 10)

@@ -1,4 +1,5 @@
-//! A node that asks a real network: `cargo xtask test chain`, which takes some ten minutes and is not part of the others.
+//! A node that asks a real network: `cargo xtask test chain`, which takes some ten minutes and is
+//! not part of the others.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,9 +19,16 @@ use crate::images::image;
 use crate::node::Node;
 
 /// With a fork after the checkpoint, and one change of the committee before the end.
-const MINIMAL: Kind = Kind { preset: "minimal", slots_per_epoch: 8, validators: 16, capella: 4, seconds_per_slot: 4 };
+const MINIMAL: Kind =
+    Kind { preset: "minimal", slots_per_epoch: 8, validators: 16, capella: 4, seconds_per_slot: 4 };
 /// Committees as large as on the public network, which are recorded for the other tests.
-const MAINNET: Kind = Kind { preset: "mainnet", slots_per_epoch: 32, validators: 64, capella: 0, seconds_per_slot: 3 };
+const MAINNET: Kind = Kind {
+    preset: "mainnet",
+    slots_per_epoch: 32,
+    validators: 64,
+    capella: 0,
+    seconds_per_slot: 3,
+};
 const FAR: u64 = 4_000_000_000;
 
 /// All of it, the restart too; what hangs ends with the sandbox.
@@ -33,9 +41,11 @@ fn stalled(error: impl std::fmt::Debug) -> Stalled {
 
 /// The command line of `trustctl`, as its users call it; what it says.
 fn trustctl(args: &[&str]) -> Result<String, String> {
-    let program = std::env::var_os("BASALT_TRUSTCTL").expect("this test needs trustctl: cargo xtask test chain");
+    let program = std::env::var_os("BASALT_TRUSTCTL")
+        .expect("this test needs trustctl: cargo xtask test chain");
     let output = std::process::Command::new(program).args(args).output().unwrap();
-    let [said, problem] = [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
+    let [said, problem] =
+        [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
     if output.status.success() { Ok(said) } else { Err(format!("trustctl {args:?}: {problem}")) }
 }
 
@@ -62,7 +72,13 @@ struct Recording {
 }
 
 impl Recording {
-    fn take(&mut self, name: &str, relay: &Relay, from: From, digests: &[Hash]) -> Result<(), Stalled> {
+    fn take(
+        &mut self,
+        name: &str,
+        relay: &Relay,
+        from: From,
+        digests: &[Hash],
+    ) -> Result<(), Stalled> {
         let bundle = relay.bundle(&Ask { from, digests: digests.to_vec() }).map_err(stalled)?;
         self.bundles.push(json!({ "name": name, "now": now(), "bundle": bundle }));
         Ok(())
@@ -71,14 +87,16 @@ impl Recording {
     fn write(self, kind: Kind, settings: &str, digests: &[Hash]) {
         let Some(dir) = std::env::var_os("BASALT_CHAIN_RECORDING") else { return };
         let path = Path::new(&dir).join(format!("devnet-{}.json", kind.preset));
-        let recording = json!({ "settings": settings, "digests": digests, "bundles": self.bundles });
+        let recording =
+            json!({ "settings": settings, "digests": digests, "bundles": self.bundles });
         std::fs::write(&path, recording.to_string()).unwrap();
         println!("recorded: {}", path.display());
     }
 }
 
 fn decides(kind: Kind) -> Result<(), Stalled> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let chain = Devnet::start(Path::new("/cache/devnet"), kind)?;
     let execution = chain.execution();
     let (ana, ben) = (account(1), account(2));
@@ -90,12 +108,26 @@ fn decides(kind: Kind) -> Result<(), Stalled> {
     let good = image("good");
     let wanted = nodes::digest(&good.digest).unwrap();
     let (gone, absent) = (Hash::new([0x90; 32]), Hash::new([0xab; 32]));
-    let (registry, mined) = Registry::deploy(&execution, &ana, &[ana.address(), ben.address()], 2, 1).map_err(stalled)?;
+    let (registry, mined) =
+        Registry::deploy(&execution, &ana, &[ana.address(), ben.address()], 2, 1)
+            .map_err(stalled)?;
     println!("deployed in block {} with {} gas", mined.block, mined.gas);
-    assert!(registry.approve(&account(3), &wanted, Approval::Clear, FAR).unwrap_err().to_string().contains("approvers"));
+    assert!(
+        registry
+            .approve(&account(3), &wanted, Approval::Clear, FAR)
+            .unwrap_err()
+            .to_string()
+            .contains("approvers")
+    );
     let first = registry.approve(&ana, &wanted, Approval::Proof, FAR).map_err(stalled)?;
     assert!(!first.changed);
-    assert!(registry.approve(&ana, &wanted, Approval::Proof, FAR).unwrap_err().to_string().contains("voted for that already"));
+    assert!(
+        registry
+            .approve(&ana, &wanted, Approval::Proof, FAR)
+            .unwrap_err()
+            .to_string()
+            .contains("voted for that already")
+    );
     let approved = registry.approve(&ben, &wanted, Approval::Proof, FAR).map_err(stalled)?;
     assert!(approved.changed);
     // What the boot test of a node in QEMU runs.
@@ -110,7 +142,8 @@ fn decides(kind: Kind) -> Result<(), Stalled> {
         begin()?;
     }
 
-    let relay = Arc::new(Relay::new(&chain.beacon_url, &chain.execution_url, registry.address, 0).unwrap());
+    let relay =
+        Arc::new(Relay::new(&chain.beacon_url, &chain.execution_url, registry.address, 0).unwrap());
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
     let url = format!("http://{}{PATH}", listener.local_addr().unwrap());
     runtime.spawn(serve(relay.clone(), listener));
@@ -131,25 +164,50 @@ fn decides(kind: Kind) -> Result<(), Stalled> {
         assert!(reason.contains("the chain does not let"), "{reason}");
     }
     let state = || node.modules.state("m");
-    chain.until("the approval is final and the module runs", || matches!(state(), Some(State::Running { .. })))?;
-    trustctl::chain::registry::wait_final(&execution, approved, Duration::from_secs(5), |_| ()).unwrap();
+    chain.until("the approval is final and the module runs", || {
+        matches!(state(), Some(State::Running { .. }))
+    })?;
+    trustctl::chain::registry::wait_final(&execution, approved, Duration::from_secs(5), |_| ())
+        .unwrap();
     let (asked, mut recording) = ([wanted, gone, absent, guest], Recording::default());
     recording.take("approved", &relay, From::Checkpoint(checkpoint), &asked)?;
     // The same from the command line: into a file, which nodes take too.
     let file = Path::new("/cache/devnet/bundle.json").to_str().unwrap();
     let contract = registry.address.to_string();
-    let nodes = ["--beacon", &chain.beacon_url, "--execution", &chain.execution_url, "--contract", &contract];
+    let nodes = [
+        "--beacon",
+        &chain.beacon_url,
+        "--execution",
+        &chain.execution_url,
+        "--contract",
+        &contract,
+    ];
     let (root, digest) = (checkpoint.to_string(), good.digest.as_str());
-    let to_file = [&["relay"][..], &nodes, &["--out", file, "--checkpoint", &root, "--digest", digest]].concat();
+    let to_file =
+        [&["relay"][..], &nodes, &["--out", file, "--checkpoint", &root, "--digest", digest]]
+            .concat();
     // The node may have heard of a newer block in between, or the committee change.
     chain.until("a bundle from a file is taken", || {
         let said = trustctl(&to_file);
-        let taken = || runtime.block_on(node.approvals.take(&std::fs::read_to_string(file).unwrap()));
+        let taken =
+            || runtime.block_on(node.approvals.take(&std::fs::read_to_string(file).unwrap()));
         said.is_ok_and(|said| said.contains("1 records")) && taken().is_ok()
     })?;
     let pinned = trustctl(&[&["chain", "pin"][..], &nodes, &["--relay", &url]].concat()).unwrap();
-    assert!(pinned.contains(&format!("contract = \"{contract}\"")) && pinned.contains("[ledger.chain]"), "{pinned}");
-    let shown = trustctl(&["chain", "show", "--execution", &chain.execution_url, "--contract", &contract, digest]).unwrap();
+    assert!(
+        pinned.contains(&format!("contract = \"{contract}\"")) && pinned.contains("[ledger.chain]"),
+        "{pinned}"
+    );
+    let shown = trustctl(&[
+        "chain",
+        "show",
+        "--execution",
+        &chain.execution_url,
+        "--contract",
+        &contract,
+        digest,
+    ])
+    .unwrap();
     assert!(shown.contains("proof") && shown.contains("final"), "{shown}");
 
     registry.revoke(&ana, &guest).map_err(stalled)?;
@@ -165,7 +223,9 @@ fn decides(kind: Kind) -> Result<(), Stalled> {
     if kind.capella > 0 {
         let bundle = || relay.bundle(&Ask { from: From::Period(0), digests: vec![wanted] }).ok();
         // The beacon node gives no new final header while the committee changes.
-        chain.until("the revocation is final", || bundle().is_some_and(|bundle| bundle.at_final.records[&wanted].word.0[31] == 3))?;
+        chain.until("the revocation is final", || {
+            bundle().is_some_and(|bundle| bundle.at_final.records[&wanted].word.0[31] == 3)
+        })?;
         recording.take("revoked", &relay, From::Checkpoint(checkpoint), &asked)?;
         recording.take("period", &relay, From::Period(1), &asked)?;
     }

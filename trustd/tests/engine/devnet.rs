@@ -1,4 +1,5 @@
-//! A whole network of Ethereum's on loopback, from programs that nobody here wrote: Lodestar with its validators, EthereumJS beside it.
+//! A whole network of Ethereum's on loopback, from programs that nobody here wrote: Lodestar with
+//! its validators, EthereumJS beside it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -67,7 +68,13 @@ fn node(dir: &Path, log: &str, script: &Path, args: &[String]) -> Command {
     let out = std::fs::File::create(dir.join(log)).unwrap();
     let mut command = Command::new("unshare");
     command
-        .args(["--mount", "sh", "-c", &format!("mount --bind {}/usr/share /usr/share && exec \"$@\"", programs.display()), "sh"])
+        .args([
+            "--mount",
+            "sh",
+            "-c",
+            &format!("mount --bind {}/usr/share /usr/share && exec \"$@\"", programs.display()),
+            "sh",
+        ])
         .arg(programs.join("usr/bin/node"))
         .args(["--require", "/src/ci/devnet/preload.cjs", "--max-old-space-size=2048"])
         .arg(script)
@@ -83,19 +90,25 @@ fn node(dir: &Path, log: &str, script: &Path, args: &[String]) -> Command {
 
 impl Devnet {
     pub(crate) fn start(dir: &Path, kind: Kind) -> Result<Self, Stalled> {
-        let packages = PathBuf::from(std::env::var_os("BASALT_DEVNET").expect("this test needs npm's packages: cargo xtask test chain"));
+        let packages = PathBuf::from(
+            std::env::var_os("BASALT_DEVNET")
+                .expect("this test needs npm's packages: cargo xtask test chain"),
+        );
         let _ = std::fs::remove_dir_all(dir);
         for sub in ["execution", "consensus"] {
             std::fs::create_dir_all(dir.join(sub)).unwrap();
         }
         let genesis_time = now() + BEFORE_GENESIS;
-        let mut genesis: Value = serde_json::from_str(include_str!("../../../ci/devnet/genesis.json")).unwrap();
+        let mut genesis: Value =
+            serde_json::from_str(include_str!("../../../ci/devnet/genesis.json")).unwrap();
         if kind.capella > 0 {
-            genesis["config"]["shanghaiTime"] = json!(genesis_time + kind.capella * kind.slots_per_epoch * kind.seconds_per_slot);
+            genesis["config"]["shanghaiTime"] =
+                json!(genesis_time + kind.capella * kind.slots_per_epoch * kind.seconds_per_slot);
         }
         for n in 1..=3 {
             let address = account(n).address().to_string();
-            genesis["alloc"][address.trim_start_matches("0x")] = json!({ "balance": "0x21e19e0c9bab2400000" });
+            genesis["alloc"][address.trim_start_matches("0x")] =
+                json!({ "balance": "0x21e19e0c9bab2400000" });
         }
         std::fs::write(dir.join("genesis.json"), genesis.to_string()).unwrap();
         let [rpc, engine, peers, api, gossip] = [(); 5].map(|()| free_port());
@@ -121,7 +134,10 @@ impl Devnet {
         };
         let mut block = Value::Null;
         started.until("the execution node's first answer", || {
-            block = started.execution().call("eth_getBlockByNumber", json!(["0x0", false])).unwrap_or(Value::Null);
+            block = started
+                .execution()
+                .call("eth_getBlockByNumber", json!(["0x0", false]))
+                .unwrap_or(Value::Null);
             block["hash"].is_string()
         })?;
         let args = text(&format!(
@@ -143,8 +159,14 @@ impl Devnet {
         let script = packages.join("node_modules/@chainsafe/lodestar/lib/index.js");
         let mut consensus = node(&dir.join("consensus"), "log", &script, &args);
         let _ = started.consensus.wait();
-        started.consensus = consensus.env("LODESTAR_PRESET", kind.preset).env("LODESTAR_NETWORK", "dev").spawn().unwrap();
-        started.until("the consensus node's first answer", || started.beacon().get("/eth/v1/beacon/genesis").is_ok())?;
+        started.consensus = consensus
+            .env("LODESTAR_PRESET", kind.preset)
+            .env("LODESTAR_NETWORK", "dev")
+            .spawn()
+            .unwrap();
+        started.until("the consensus node's first answer", || {
+            started.beacon().get("/eth/v1/beacon/genesis").is_ok()
+        })?;
         Ok(started)
     }
 
@@ -158,14 +180,20 @@ impl Devnet {
 
     pub(crate) fn head(&self) -> u64 {
         let head = self.beacon().get("/eth/v1/beacon/headers/head").unwrap_or(Value::Null);
-        head["data"]["header"]["message"]["slot"].as_str().and_then(|slot| slot.parse().ok()).unwrap_or_default()
+        head["data"]["header"]["message"]["slot"]
+            .as_str()
+            .and_then(|slot| slot.parse().ok())
+            .unwrap_or_default()
     }
 
     /// Waits for as long as the chain gets on.
     pub(crate) fn until(&self, what: &str, mut done: impl FnMut() -> bool) -> Result<(), Stalled> {
         let patience = Duration::from_secs(BEFORE_GENESIS + 60 + 10 * self.kind.seconds_per_slot);
         *self.moved.lock().unwrap() = (self.head(), Instant::now());
-        let (begun, longest) = (Instant::now(), Duration::from_secs(5 * self.kind.slots_per_epoch * self.kind.seconds_per_slot + 300));
+        let (begun, longest) = (
+            Instant::now(),
+            Duration::from_secs(5 * self.kind.slots_per_epoch * self.kind.seconds_per_slot + 300),
+        );
         while !done() {
             let head = self.head();
             let mut moved = self.moved.lock().unwrap();
@@ -173,7 +201,11 @@ impl Devnet {
                 *moved = (head, Instant::now());
             }
             if moved.1.elapsed() > patience || begun.elapsed() > longest {
-                return Err(Stalled(format!("{what}: the chain is at slot {} since {} s", moved.0, moved.1.elapsed().as_secs())));
+                return Err(Stalled(format!(
+                    "{what}: the chain is at slot {} since {} s",
+                    moved.0,
+                    moved.1.elapsed().as_secs()
+                )));
             }
             drop(moved);
             std::thread::sleep(Duration::from_millis(300));
@@ -184,12 +216,16 @@ impl Devnet {
 
     /// Whether a client can begin.
     pub(crate) fn is_final(&self) -> bool {
-        let checkpoints: Value = self.beacon().data("/eth/v1/beacon/states/head/finality_checkpoints").unwrap_or(Value::Null);
+        let checkpoints: Value = self
+            .beacon()
+            .data("/eth/v1/beacon/states/head/finality_checkpoints")
+            .unwrap_or(Value::Null);
         let Some(root) = checkpoints["finalized"]["root"].as_str() else { return false };
         self.beacon().get(&format!("/eth/v1/beacon/light_client/bootstrap/{root}")).is_ok()
     }
 
-    /// `[ledger.chain]` of a node that follows it, as `trustctl chain pin` makes it, and the checkpoint in it.
+    /// `[ledger.chain]` of a node that follows it, as `trustctl chain pin` makes it, and the
+    /// checkpoint in it.
     pub(crate) fn settings(&self, contract: Hex<20>, relay: &str) -> (String, Hash) {
         let text = pin(&self.beacon(), &self.execution(), contract, &[relay.to_owned()]).unwrap();
         let line = text.lines().find_map(|line| line.strip_prefix("checkpoint = ")).unwrap();

@@ -52,8 +52,11 @@ pub(crate) fn program() -> &'static [u8] {
         let source = dir.path().join("stay.rs");
         std::fs::write(&source, PROGRAM).unwrap();
         let output = dir.path().join("stay");
-        let status =
-            Command::new("rustc").args(["-O", "-Cstrip=symbols", "-Ctarget-feature=+crt-static", "-o"]).arg(&output).arg(&source).status();
+        let status = Command::new("rustc")
+            .args(["-O", "-Cstrip=symbols", "-Ctarget-feature=+crt-static", "-o"])
+            .arg(&output)
+            .arg(&source)
+            .status();
         assert!(status.unwrap().success());
         std::fs::read(output).unwrap()
     })
@@ -112,7 +115,10 @@ pub(crate) fn layered(word: &str, packed: &[Packed], filling: usize) -> Built {
                 gz.write_all(&layer).unwrap();
                 ("application/vnd.oci.image.layer.v1.tar+gzip", gz.finish().unwrap())
             }
-            Packed::Zstd => ("application/vnd.oci.image.layer.v1.tar+zstd", zstd::encode_all(layer.as_slice(), 3).unwrap()),
+            Packed::Zstd => (
+                "application/vnd.oci.image.layer.v1.tar+zstd",
+                zstd::encode_all(layer.as_slice(), 3).unwrap(),
+            ),
         };
         listed.push(json!({ "mediaType": kind, "digest": sha(&bytes), "size": bytes.len() }));
         diff_ids.push(sha(&layer));
@@ -144,7 +150,10 @@ pub(crate) fn index(image: &Built) -> Vec<u8> {
             "platform": { "os": "linux", "architecture": architecture },
         })
     };
-    let manifests = [entry("arm64", &sha(b"elsewhere"), 9), entry("amd64", &image.digest, image.manifest.len())];
+    let manifests = [
+        entry("arm64", &sha(b"elsewhere"), 9),
+        entry("amd64", &image.digest, image.manifest.len()),
+    ];
     json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests }).to_string().into_bytes()
 }
 
@@ -179,8 +188,12 @@ impl Built {
         })
         .to_string();
         let mut tar = tar::Builder::new(Vec::new());
-        let blobs = self.blobs.iter().map(|b| (sha(b).replace("sha256:", "blobs/sha256/"), b.as_slice()));
-        let layout = [("oci-layout".to_owned(), &br#"{"imageLayoutVersion":"1.0.0"}"#[..]), ("index.json".to_owned(), index.as_bytes())];
+        let blobs =
+            self.blobs.iter().map(|b| (sha(b).replace("sha256:", "blobs/sha256/"), b.as_slice()));
+        let layout = [
+            ("oci-layout".to_owned(), &br#"{"imageLayoutVersion":"1.0.0"}"#[..]),
+            ("index.json".to_owned(), index.as_bytes()),
+        ];
         for (name, data) in layout.into_iter().chain(blobs) {
             let mut header = tar::Header::new_ustar();
             header.set_size(data.len() as u64);
@@ -202,7 +215,12 @@ pub(crate) fn archive_of(blobs: &[Vec<u8>]) -> Vec<u8> {
         let mut header = tar::Header::new_ustar();
         header.set_size(blob.len() as u64);
         header.set_mode(0o644);
-        tar.append_data(&mut header, sha(blob).replace("sha256:", "blobs/sha256/"), blob.as_slice()).unwrap();
+        tar.append_data(
+            &mut header,
+            sha(blob).replace("sha256:", "blobs/sha256/"),
+            blob.as_slice(),
+        )
+        .unwrap();
     }
     tar.into_inner().unwrap()
 }
@@ -235,7 +253,12 @@ pub(crate) fn publish_file(storage: &Path, repository: &str, tag: &str, file: &[
     })
     .to_string();
     publish(storage, repository, &[file.to_vec(), b"{}".to_vec()], &[manifest.as_bytes()]);
-    let link = storage.join("docker/registry/v2/repositories").join(repository).join("_manifests/tags").join(tag).join("current/link");
+    let link = storage
+        .join("docker/registry/v2/repositories")
+        .join(repository)
+        .join("_manifests/tags")
+        .join(tag)
+        .join("current/link");
     std::fs::create_dir_all(link.parent().unwrap()).unwrap();
     std::fs::write(link, sha(manifest.as_bytes())).unwrap();
 }

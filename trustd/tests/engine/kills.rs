@@ -1,4 +1,5 @@
-//! kill -9 at every step of a start, an upgrade and a rollback: the next process brings it to the same end.
+//! kill -9 at every step of a start, an upgrade and a rollback: the next process brings it to the
+//! same end.
 
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
@@ -33,10 +34,15 @@ impl Place {
         let dir = tempfile::Builder::new().prefix("kill").tempdir_in("/run").unwrap();
         let tpm = Swtpm::start(dir.path());
         let settings = settings(dir.path(), &tpm.tcti);
-        let log: String = images.iter().enumerate().map(|(n, i)| statement(&key(), &i.digest, Status::Approved, n as u64 + 1)).collect();
+        let log: String = images
+            .iter()
+            .enumerate()
+            .map(|(n, i)| statement(&key(), &i.digest, Status::Approved, n as u64 + 1))
+            .collect();
         std::fs::write(settings.etc.join("ledger.jsonl"), log).unwrap();
         let digests: Vec<&str> = images.iter().map(|i| i.digest.as_str()).collect();
-        let place = Self { dir, tpm, engine: engine.to_owned(), serial: 0, images: digests.join(",") };
+        let place =
+            Self { dir, tpm, engine: engine.to_owned(), serial: 0, images: digests.join(",") };
         let node = config_of(&key(), &Owner::kept(place.dir.path()), "");
         let store = basalt_trustd::fetcher(&node, &settings.data).unwrap();
         for image in images {
@@ -48,9 +54,14 @@ impl Place {
     /// As `Modules::apply` leaves it.
     fn wish(&mut self, toml: &str) {
         self.serial += 1;
-        let wish = Wish { aim: Aim::Run, module: "app".into(), serial: self.serial, toml: toml.into() };
+        let wish =
+            Wish { aim: Aim::Run, module: "app".into(), serial: self.serial, toml: toml.into() };
         let signed = Owner::kept(self.dir.path()).sign(&wish);
-        std::fs::write(self.dir.path().join("data/modules/app.now.json"), serde_json::to_string(&signed).unwrap()).unwrap();
+        std::fs::write(
+            self.dir.path().join("data/modules/app.now.json"),
+            serde_json::to_string(&signed).unwrap(),
+        )
+        .unwrap();
     }
 
     /// A process that ends at a step, as if the power failed.
@@ -62,12 +73,20 @@ impl Place {
     /// A process that is left alone until the module runs as this image, in one container.
     fn settles_on(&self, what: &str, image: &Built) {
         let ended = self.process("BASALT_UNTIL", &image.digest);
-        assert!(ended.success(), "after {what}:\n{}", std::fs::read_to_string(self.dir.path().join("log")).unwrap());
+        assert!(
+            ended.success(),
+            "after {what}:\n{}",
+            std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        );
     }
 
     /// How a process ended.
     fn process(&self, name: &str, value: &str) -> ExitStatus {
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("log")).unwrap();
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("log"))
+            .unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "kills::one_process", "--nocapture"])
             .env("BASALT_KILL_DIR", self.dir.path())
@@ -103,7 +122,10 @@ fn one_process() {
     let path = |name: &str| std::path::PathBuf::from(std::env::var_os(name).unwrap());
     run(async {
         let (dir, tcti) = (path("BASALT_KILL_DIR"), std::env::var("BASALT_KILL_TPM").unwrap());
-        let settings = basalt_trustd::settings::Settings { engine: path("BASALT_KILL_ENGINE"), ..settings(&dir, &tcti) };
+        let settings = basalt_trustd::settings::Settings {
+            engine: path("BASALT_KILL_ENGINE"),
+            ..settings(&dir, &tcti)
+        };
         let node = config_of(&key(), &Owner::kept(&dir), "");
         let tickets = Arc::new(Tickets::default());
         serve(tickets.clone(), &settings.plugin).unwrap();
@@ -133,7 +155,8 @@ fn one_process() {
 }
 
 fn module(image: &Built, more: &str) -> String {
-    let command = if more.is_empty() { "" } else { "command = [\"/stay\", \"/var/lib/app/words\"]\n" };
+    let command =
+        if more.is_empty() { "" } else { "command = [\"/stay\", \"/var/lib/app/words\"]\n" };
     format!(
         "memory-mib = 32\nstop-within-s = 1\n{command}[image]\ndigest = \"{}\"\n[health]\ncommand = [\"/stay\", \"check\"]\nwithin-s = 4\n{more}",
         image.digest
@@ -158,7 +181,18 @@ fn at_every_step_of_a_start() {
     let dir = tempfile::tempdir_in("/run").unwrap();
     let engine = engine(dir.path(), "kill-start");
     let image = layered("one", &[Packed::Gzip, Packed::Zstd, Packed::No], 100_000);
-    for step in ["marked", "fetched", "approved", "part", "loaded", "created", "remembered", "started", "healthy", "good"] {
+    for step in [
+        "marked",
+        "fetched",
+        "approved",
+        "part",
+        "loaded",
+        "created",
+        "remembered",
+        "started",
+        "healthy",
+        "good",
+    ] {
         let mut place = run(Place::new(&engine.socket, &[&image]));
         place.wish(&module(&image, FOLDER));
         assert!(place.killed_at(step), "it never came to {step:?}");
@@ -172,10 +206,14 @@ fn at_every_step_of_an_upgrade_and_of_a_rollback() {
     let engine = engine(dir.path(), "kill-upgrade");
     let (one, two, sick) = (image("one"), image("two"), image("sick"));
     // With a folder the old one is halted for the new one; without, both run beside each other.
-    let alone = ["halted", "created", "remembered", "started", "healthy", "good", "ended"].map(|step| (step, FOLDER, &two, &two));
-    let beside = ["loaded", "remembered", "started", "good", "ended"].map(|step| (step, "", &two, &two));
+    let alone = ["halted", "created", "remembered", "started", "healthy", "good", "ended"]
+        .map(|step| (step, FOLDER, &two, &two));
+    let beside =
+        ["loaded", "remembered", "started", "good", "ended"].map(|step| (step, "", &two, &two));
     let back = [("started", FOLDER), ("rolled-back", FOLDER), ("started", ""), ("rolled-back", "")];
-    for (step, more, next, end) in alone.into_iter().chain(beside).chain(back.map(|(step, more)| (step, more, &sick, &one))) {
+    for (step, more, next, end) in
+        alone.into_iter().chain(beside).chain(back.map(|(step, more)| (step, more, &sick, &one)))
+    {
         let mut place = run(Place::new(&engine.socket, &[&one, &two, &sick]));
         place.wish(&module(&one, more));
         place.settles_on("the first version", &one);

@@ -67,7 +67,11 @@ fn module(image: &Built) -> String {
 
 fn sigsum_key(args: &[&str]) -> String {
     let output = Command::new(service("sigsum-key")).args(args).output().unwrap();
-    assert!(output.status.success(), "sigsum-key {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "sigsum-key {args:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8(output.stdout).unwrap()
 }
 
@@ -87,20 +91,27 @@ impl Witnessed {
         let public = dir.path().join("log.vkey").to_str().unwrap().to_owned();
         let log = dir.path().join("log.pub");
         sigsum_key(&["from-vkey", "-k", &public, "-o", log.to_str().unwrap()]);
-        let witnesses = ["a", "b", "c"].iter().map(|name| RealWitness::start(dir.path(), name, &log)).collect();
+        let witnesses =
+            ["a", "b", "c"].iter().map(|name| RealWitness::start(dir.path(), name, &log)).collect();
         Self { key, vkey, witnesses, _dir: dir }
     }
 
     /// What node.toml says of them.
     fn settings(&self, threshold: usize, more: &str) -> String {
-        let witnesses: Vec<String> = self.witnesses.iter().map(|w| format!("{:?}", w.vkey)).collect();
-        format!("[ledger.checkpoints]\nlog = \"{}\"\nwitnesses = [{}]\nthreshold = {threshold}\n{more}\n", self.vkey, witnesses.join(", "))
+        let witnesses: Vec<String> =
+            self.witnesses.iter().map(|w| format!("{:?}", w.vkey)).collect();
+        format!(
+            "[ledger.checkpoints]\nlog = \"{}\"\nwitnesses = [{}]\nthreshold = {threshold}\n{more}\n",
+            self.vkey,
+            witnesses.join(", ")
+        )
     }
 
     /// The log as some of the witnesses cosign it; and who of them did not.
     async fn cosign(&self, log: &str, by: &[usize]) -> (String, Vec<String>) {
         let urls: Vec<String> = by.iter().map(|n| self.witnesses[*n].url()).collect();
-        let keys: Vec<NoteKey> = self.witnesses.iter().map(|w| NoteKey::parse(&w.vkey).unwrap()).collect();
+        let keys: Vec<NoteKey> =
+            self.witnesses.iter().map(|w| NoteKey::parse(&w.vkey).unwrap()).collect();
         let (log, key, origin) = (log.to_owned(), self.key.clone(), self.vkey.name.clone());
         let cosigned = tokio::task::spawn_blocking(move || {
             let leaves = trustctl::statement::leaves(&log, "t").unwrap();
@@ -122,7 +133,10 @@ impl Server {
     async fn start(text: &str) -> Self {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let server = Self { address: listener.local_addr().unwrap(), text: Arc::new(Mutex::new(text.as_bytes().to_vec())) };
+        let server = Self {
+            address: listener.local_addr().unwrap(),
+            text: Arc::new(Mutex::new(text.as_bytes().to_vec())),
+        };
         let text = server.text.clone();
         tokio::spawn(async move {
             while let Ok((mut client, _)) = listener.accept().await {
@@ -130,7 +144,12 @@ impl Server {
                 tokio::spawn(async move {
                     let mut head = [0; 4096];
                     let _ = client.read(&mut head).await;
-                    let _ = client.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes()).await;
+                    let _ = client
+                        .write_all(
+                            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len())
+                                .as_bytes(),
+                        )
+                        .await;
                     let _ = client.write_all(&body).await;
                 });
             }
@@ -154,11 +173,18 @@ fn keep(node: &Node, boot: PathBuf) -> Arc<Sources> {
 async fn heard(sources: &Sources, source: &str, says: Option<&str>) {
     let deadline = std::time::Instant::now() + crate::node::PATIENCE;
     loop {
-        let found = sources.heard().into_iter().find(|(name, _)| name.contains(source)).map(|(_, heard)| heard.problem);
+        let found = sources
+            .heard()
+            .into_iter()
+            .find(|(name, _)| name.contains(source))
+            .map(|(_, heard)| heard.problem);
         match (&found, says) {
             (Some(None), None) => return,
             (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
-            _ => assert!(std::time::Instant::now() < deadline, "{source}: {found:?}, expected {says:?}"),
+            _ => assert!(
+                std::time::Instant::now() < deadline,
+                "{source}: {found:?}, expected {says:?}"
+            ),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -189,8 +215,10 @@ fn nothing_counts_that_too_few_witnesses_saw() {
         node.modules.wake();
         node.running("m").await;
 
-        // Another log of the same length: no witness signs it, and this node does not take it either.
-        let fork = statement(&node.key, &format!("sha256:{}", "ab".repeat(32)), Status::Approved, 1);
+        // Another log of the same length: no witness signs it, and this node does not take it
+        // either.
+        let fork =
+            statement(&node.key, &format!("sha256:{}", "ab".repeat(32)), Status::Approved, 1);
         let (forked, failed) = witnessed.cosign(&fork, &[0, 1, 2]).await;
         assert_eq!(failed.len(), 2, "the third has seen none yet: {failed:?}");
         assert!(failed.iter().all(|why| why.contains("forked")), "{failed:?}");
@@ -212,7 +240,8 @@ fn nothing_counts_that_too_few_witnesses_saw() {
 fn a_ledger_that_nobody_vouches_for_any_more_stops_what_runs() {
     run(async {
         let witnessed = Witnessed::start();
-        let node = Node::with("stale", &witnessed.settings(2, "max-age-s = 40\nstale-grace-s = 1")).await;
+        let node =
+            Node::with("stale", &witnessed.settings(2, "max-age-s = 40\nstale-grace-s = 1")).await;
         let built = image("good");
         node.push(&built.archive()).await.unwrap();
         let approved = statement(&node.key, &built.digest, Status::Approved, 1);
@@ -235,7 +264,8 @@ fn a_ledger_that_nobody_vouches_for_any_more_stops_what_runs() {
 #[test]
 fn sources_are_asked_and_none_is_trusted() {
     run(async {
-        let (liar, behind, good) = (Server::start("junk\n").await, Server::start("").await, Server::start("").await);
+        let (liar, behind, good) =
+            (Server::start("junk\n").await, Server::start("").await, Server::start("").await);
         let sources = format!(
             "sources = [\"http://{}/ledger\", \"http://127.0.0.1:1/none\", \"http://{}/l\", \"http://{}/l\"]\npoll-s = 1\n",
             liar.address, behind.address, good.address

@@ -1,4 +1,5 @@
-//! A node without a machine: engine, TPM, ledger, registry and modules, all real, each test its own.
+//! A node without a machine: engine, TPM, ledger, registry and modules, all real, each test its
+//! own.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -55,9 +56,15 @@ impl RealEngine {
         std::fs::write(&config, text).unwrap();
         let mut engine = Self { children: Vec::new(), socket: dir.join("docker.sock") };
         let out = log("containerd");
-        engine
-            .children
-            .push(Command::new("containerd").arg("--config").arg(&config).stdout(out.try_clone().unwrap()).stderr(out).spawn().unwrap());
+        engine.children.push(
+            Command::new("containerd")
+                .arg("--config")
+                .arg(&config)
+                .stdout(out.try_clone().unwrap())
+                .stderr(out)
+                .spawn()
+                .unwrap(),
+        );
         wait("containerd", || containerd.exists());
         let daemon = dir.join("daemon.json");
         let mut settings = serde_json::json!({
@@ -114,7 +121,8 @@ pub(crate) struct Owner {
 impl Owner {
     pub(crate) fn new() -> Self {
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let certificate =
+            rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
         Self { key, certificate: certificate.der().to_vec() }
     }
 
@@ -138,7 +146,11 @@ impl Owner {
     pub(crate) fn sign(&self, wish: &Wish) -> Signed {
         let text = wish.text();
         let signature = self.key.sign(&wish::signed_bytes(&text)).unwrap();
-        Signed { certificate: measure::hex(&self.certificate), signature: measure::hex(&signature), wish: text }
+        Signed {
+            certificate: measure::hex(&self.certificate),
+            signature: measure::hex(&signature),
+            wish: text,
+        }
     }
 }
 
@@ -197,11 +209,30 @@ pub(crate) fn config_of(key: &SigningKey, owner: &Owner, more: &str) -> config::
 }
 
 /// What trustd puts together when it starts.
-pub(crate) async fn parts(settings: &Settings, node: &config::Node, tickets: Arc<Tickets>, tpm: basalt_trustd::tpm::Tpm) -> Parts {
-    let audit = Arc::new(Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await.unwrap());
-    let vault = vault(&tpm, audit.platform_register(), &settings.data, settings.policies.parent().unwrap(), &node.keys);
+pub(crate) async fn parts(
+    settings: &Settings,
+    node: &config::Node,
+    tickets: Arc<Tickets>,
+    tpm: basalt_trustd::tpm::Tpm,
+) -> Parts {
+    let audit = Arc::new(
+        Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data)
+            .await
+            .unwrap(),
+    );
+    let vault = vault(
+        &tpm,
+        audit.platform_register(),
+        &settings.data,
+        settings.policies.parent().unwrap(),
+        &node.keys,
+    );
     let root = Arc::new(vault.open().await.unwrap());
-    let approvals = Arc::new(Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone()).await.unwrap());
+    let approvals = Arc::new(
+        Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone())
+            .await
+            .unwrap(),
+    );
     let started = Arc::new(basalt_trustd::started::Ledger::open(&settings.run).unwrap());
     let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
     Parts {
@@ -217,7 +248,12 @@ pub(crate) async fn parts(settings: &Settings, node: &config::Node, tickets: Arc
 }
 
 pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &str) -> Fetcher {
-    let store = Store::open(&settings.data.join("store"), node.store.quota_mib << 20, oci::Limits::default()).unwrap();
+    let store = Store::open(
+        &settings.data.join("store"),
+        node.store.quota_mib << 20,
+        oci::Limits::default(),
+    )
+    .unwrap();
     let client = Client::new(&node.registries, Duration::from_secs(3)).unwrap();
     Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture))
 }
@@ -234,7 +270,10 @@ impl Node {
 
     /// One that takes images for another processor, as long as none of them runs.
     pub(crate) async fn made_for(architecture: &str, name: &str, more: &str) -> Self {
-        assert!(std::env::var_os("BASALT_ENGINE_TESTS").is_some(), "these tests need namespaces of their own: cargo xtask test engine");
+        assert!(
+            std::env::var_os("BASALT_ENGINE_TESTS").is_some(),
+            "these tests need namespaces of their own: cargo xtask test engine"
+        );
         let dir = tempfile::Builder::new().prefix("node").tempdir_in("/run").unwrap();
         let tpm = Swtpm::start(dir.path());
         let settings = settings(dir.path(), &tpm.tcti);
@@ -248,8 +287,21 @@ impl Node {
         parts.fetcher = fetcher(&settings, &config, architecture);
         let (approvals, audit) = (parts.approvals.clone(), parts.audit.clone());
         let modules = Arc::new(Modules::open(parts).unwrap());
-        let mut node =
-            Self { dir, engine, tpm, settings, key, log: String::new(), owner, approvals, audit, tickets, modules, config, keeping: None };
+        let mut node = Self {
+            dir,
+            engine,
+            tpm,
+            settings,
+            key,
+            log: String::new(),
+            owner,
+            approvals,
+            audit,
+            tickets,
+            modules,
+            config,
+            keeping: None,
+        };
         node.go_on();
         node
     }
@@ -257,9 +309,23 @@ impl Node {
     /// What its API shows beside its modules.
     pub(crate) fn base(&self, certificate: &str) -> Arc<Base> {
         let audit = self.audit.clone();
-        let vault = vault(audit.tpm(), audit.platform_register(), &self.settings.data, self.dir.path(), &self.config.keys);
+        let vault = vault(
+            audit.tpm(),
+            audit.platform_register(),
+            &self.settings.data,
+            self.dir.path(),
+            &self.config.keys,
+        );
         let (init, certificate) = (self.settings.init.clone(), certificate.to_owned());
-        Arc::new(Base { boot: boot(), machine: "virt".into(), audit, vault, init, certificate, opened: tokio::sync::Notify::new() })
+        Arc::new(Base {
+            boot: boot(),
+            machine: "virt".into(),
+            audit,
+            vault,
+            init,
+            certificate,
+            opened: tokio::sync::Notify::new(),
+        })
     }
 
     /// Ends the loop, as the end of the process would.
@@ -300,7 +366,11 @@ impl Node {
         loop {
             match self.modules.state(name) {
                 Some(state) if wish(&state) => return state,
-                other => assert!(Instant::now() < deadline, "{name}: {other:?}\n{}", self.events().await.join("\n")),
+                other => assert!(
+                    Instant::now() < deadline,
+                    "{name}: {other:?}\n{}",
+                    self.events().await.join("\n")
+                ),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -334,7 +404,12 @@ impl Node {
     }
 
     pub(crate) async fn events(&self) -> Vec<String> {
-        self.audit.records().await.into_iter().map(|r| format!("{} {}", r.content.kind, r.content.data)).collect()
+        self.audit
+            .records()
+            .await
+            .into_iter()
+            .map(|r| format!("{} {}", r.content.kind, r.content.data))
+            .collect()
     }
 
     pub(crate) async fn kinds(&self) -> Vec<String> {
@@ -344,8 +419,17 @@ impl Node {
     /// The engine, as somebody who got past the second lock would have it.
     pub(crate) async fn behind(&self) -> Docker {
         let tickets = self.tickets.clone();
-        let docker = Docker::connect_with_unix(&self.engine.socket.to_string_lossy(), 60, bollard::API_DEFAULT_VERSION).unwrap();
-        docker.with_request_modifier(move |request| tickets.stamp(request)).negotiate_version().await.unwrap()
+        let docker = Docker::connect_with_unix(
+            &self.engine.socket.to_string_lossy(),
+            60,
+            bollard::API_DEFAULT_VERSION,
+        )
+        .unwrap();
+        docker
+            .with_request_modifier(move |request| tickets.stamp(request))
+            .negotiate_version()
+            .await
+            .unwrap()
     }
 
     pub(crate) async fn own(&self) -> Engine {
@@ -365,16 +449,28 @@ impl Node {
 
 /// A program that nobody here wrote.
 pub(crate) fn service(name: &str) -> PathBuf {
-    Path::new(&std::env::var_os("BASALT_SERVICES").expect("these tests need real services: cargo xtask test engine")).join(name)
+    Path::new(
+        &std::env::var_os("BASALT_SERVICES")
+            .expect("these tests need real services: cargo xtask test engine"),
+    )
+    .join(name)
 }
 
 /// The tree of the set `programs`.
 pub(crate) fn programs() -> PathBuf {
-    std::env::var_os("BASALT_PROGRAMS").expect("these tests need other people's programs: cargo xtask test engine").into()
+    std::env::var_os("BASALT_PROGRAMS")
+        .expect("these tests need other people's programs: cargo xtask test engine")
+        .into()
 }
 
 pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64) -> String {
-    let mut entry = Entry::new(ImageStatement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status });
+    let mut entry = Entry::new(ImageStatement {
+        digest: digest.to_owned(),
+        exp: u64::MAX,
+        iat: 0,
+        seq,
+        status,
+    });
     entry.sign("t", key);
     entry.line() + "\n"
 }
@@ -388,5 +484,10 @@ impl Drop for Node {
 }
 
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap().block_on(test)
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap()
+        .block_on(test)
 }

@@ -52,7 +52,13 @@ impl RealRegistry {
         )
         .unwrap();
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
-        let child = Command::new(program).arg("serve").arg(config).stdout(Stdio::null()).stderr(log).spawn().unwrap();
+        let child = Command::new(program)
+            .arg("serve")
+            .arg(config)
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .unwrap();
         wait("the registry", || std::net::TcpStream::connect(address).is_ok());
         Self { child, storage, address, _dir: dir }
     }
@@ -89,7 +95,11 @@ struct Proxy {
 impl Proxy {
     async fn start(to: SocketAddr) -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let proxy = Self { address: listener.local_addr().unwrap(), lie: Arc::default(), seen: Arc::default() };
+        let proxy = Self {
+            address: listener.local_addr().unwrap(),
+            lie: Arc::default(),
+            seen: Arc::default(),
+        };
         let (lie, seen) = (proxy.lie.clone(), proxy.seen.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -120,7 +130,12 @@ async fn head_of(stream: &mut TcpStream) -> Option<Vec<u8>> {
     Some(head)
 }
 
-async fn serve(mut client: TcpStream, to: SocketAddr, lie: Arc<Mutex<Option<(String, Lie)>>>, seen: Arc<Mutex<Vec<String>>>) {
+async fn serve(
+    mut client: TcpStream,
+    to: SocketAddr,
+    lie: Arc<Mutex<Option<(String, Lie)>>>,
+    seen: Arc<Mutex<Vec<String>>>,
+) {
     let Some(head) = head_of(&mut client).await else { return };
     let text = String::from_utf8_lossy(&head).into_owned();
     seen.lock().unwrap().push(text.clone());
@@ -131,7 +146,12 @@ async fn serve(mut client: TcpStream, to: SocketAddr, lie: Arc<Mutex<Option<(Str
     let mut body = Vec::new();
     server.read_to_end(&mut body).await.unwrap();
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    let lie = lie.lock().unwrap().clone().filter(|(about, _)| text.lines().next().unwrap().contains(about)).map(|(_, lie)| lie);
+    let lie = lie
+        .lock()
+        .unwrap()
+        .clone()
+        .filter(|(about, _)| text.lines().next().unwrap().contains(about))
+        .map(|(_, lie)| lie);
     let with = |length: usize| {
         let kept: String = answer
             .lines()
@@ -166,10 +186,15 @@ async fn serve(mut client: TcpStream, to: SocketAddr, lie: Arc<Mutex<Option<(Str
             while client.write_all(&[b'{'; 65536]).await.is_ok() {}
             return;
         }
-        Some(Lie::Redirect(location)) => {
-            (format!("HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"), Vec::new())
+        Some(Lie::Redirect(location)) => (
+            format!(
+                "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
+            ),
+            Vec::new(),
+        ),
+        Some(Lie::Status(status)) => {
+            (format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\n"), b"no".to_vec())
         }
-        Some(Lie::Status(status)) => (format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\n"), b"no".to_vec()),
         Some(Lie::LongHead) => {
             let _ = client.write_all(b"HTTP/1.1 200 OK\r\nX: ").await;
             while client.write_all(&[b'a'; 65536]).await.is_ok() {}
@@ -188,20 +213,30 @@ struct Fetching {
 }
 
 fn plain(host: &str) -> Registry {
-    Registry { host: host.into(), mirrors: Vec::new(), plain: true, ca: None, user: None, password: None }
+    Registry {
+        host: host.into(),
+        mirrors: Vec::new(),
+        plain: true,
+        ca: None,
+        user: None,
+        password: None,
+    }
 }
 
 impl Fetching {
     fn new(registries: &[Registry]) -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
-        let store = Store::open(dir.path(), 1 << 30, Limits { unpacked: 64 << 20, ..Limits::default() }).unwrap();
+        let store =
+            Store::open(dir.path(), 1 << 30, Limits { unpacked: 64 << 20, ..Limits::default() })
+                .unwrap();
         let client = Client::new(registries, SILENCE).unwrap();
         let fetcher = Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"));
         Self { fetcher, registry: format!("{}/team/app", registries[0].host), _dir: dir }
     }
 
     async fn get(&self, digest: &str) -> Result<oci::Verified, FetchError> {
-        let source = Source { digest: digest.into(), registry: Some(self.registry.clone()), archive: None };
+        let source =
+            Source { digest: digest.into(), registry: Some(self.registry.clone()), archive: None };
         self.fetcher.get("test", &source, &Watched::default(), &|_, _| {}).await
     }
 }
@@ -213,7 +248,11 @@ fn an_image_is_fetched_from_a_real_registry_and_runs() {
         let image = layered("from afar", &[Packed::Gzip, Packed::Zstd], 100_000);
         let list = index(&image);
         publish(&registry.storage, "team/app", &image.blobs, &[&image.manifest, &list]);
-        let mut node = Node::with("registry", &format!("[[registries]]\nhost = \"{}\"\nplain = true\n", registry.address)).await;
+        let mut node = Node::with(
+            "registry",
+            &format!("[[registries]]\nhost = \"{}\"\nplain = true\n", registry.address),
+        )
+        .await;
         node.state(&sha(&list), Status::Approved).await;
         node.apply(
             "app",
@@ -243,10 +282,14 @@ fn a_registry_that_lies_is_not_believed() {
             matches!(
                 error,
                 FetchError::Registry(RegistryError::Lies { .. })
-                    | FetchError::Store(StoreError::Oci(OciError::Mismatch { .. } | OciError::Limit { .. }))
+                    | FetchError::Store(StoreError::Oci(
+                        OciError::Mismatch { .. } | OciError::Limit { .. }
+                    ))
             )
         };
-        let unreachable = |error: &FetchError| matches!(error, FetchError::Registry(RegistryError::Unreachable { .. }));
+        let unreachable = |error: &FetchError| {
+            matches!(error, FetchError::Registry(RegistryError::Unreachable { .. }))
+        };
         let cases: Vec<(&str, Lie, bool)> = vec![
             ("/manifests/", Lie::Swap(evil.manifest.clone()), true),
             ("/manifests/", Lie::FlipByte, true),
@@ -255,7 +298,11 @@ fn a_registry_that_lies_is_not_believed() {
             ("/manifests/", Lie::BreaksOff(20), false),
             ("/manifests/", Lie::Status(404), false),
             ("/manifests/", Lie::LongHead, false),
-            ("/manifests/", Lie::Redirect(format!("http://{host}/v2/team/app/manifests/{}", image.digest)), false),
+            (
+                "/manifests/",
+                Lie::Redirect(format!("http://{host}/v2/team/app/manifests/{}", image.digest)),
+                false,
+            ),
             ("/manifests/", Lie::Redirect("file:///etc/passwd".into()), false),
             ("/manifests/", Lie::Redirect("http://user:secret@127.0.0.1:1/".into()), false),
             (layer, Lie::Swap(evil.blobs[0].clone()), true),
@@ -295,7 +342,11 @@ fn what_broke_off_is_gone_on_with_and_mirrors_are_asked_first() {
         // Each answer breaks off after 150,000 bytes; as long as bytes are won, it goes on.
         proxy.lies(&image.layers[0], Lie::BreaksOff(150_000));
         fetching.get(&image.digest).await.unwrap();
-        assert!(proxy.seen("bytes=150000-") == 1 && proxy.seen("bytes=300000-") == 1, "{:?}", proxy.seen.lock().unwrap());
+        assert!(
+            proxy.seen("bytes=150000-") == 1 && proxy.seen("bytes=300000-") == 1,
+            "{:?}",
+            proxy.seen.lock().unwrap()
+        );
 
         // A mirror that lies is passed over; what it sent is not kept.
         let liar = Proxy::start(registry.address).await;
@@ -331,9 +382,10 @@ fn bomb() -> Built {
     }
     let layer = gz.finish().unwrap();
     let manifest = String::from_utf8(built.manifest.clone()).unwrap();
-    let manifest = manifest
-        .replace(&built.layers[0], &sha(&layer))
-        .replace(&format!("\"size\":{}}}]", built.blobs[0].len()), &format!("\"size\":{}}}]", layer.len()));
+    let manifest = manifest.replace(&built.layers[0], &sha(&layer)).replace(
+        &format!("\"size\":{}}}]", built.blobs[0].len()),
+        &format!("\"size\":{}}}]", layer.len()),
+    );
     built.blobs[0] = layer;
     built.manifest = manifest.into_bytes();
     built.digest = sha(&built.manifest);
@@ -348,13 +400,22 @@ fn a_log_or_a_bundle_may_be_an_artifact_and_its_registry_is_not_believed() {
         let proxy = Proxy::start(registry.address).await;
         let good = image("good");
         let source = format!("oci:{}/fleet/ledger:latest", proxy.address);
-        let more = format!("sources = [\"{source}\"]\npoll-s = 1\n[[registries]]\nhost = \"{}\"\nplain = true\n", proxy.address);
+        let more = format!(
+            "sources = [\"{source}\"]\npoll-s = 1\n[[registries]]\nhost = \"{}\"\nplain = true\n",
+            proxy.address
+        );
         let node = Node::with("artifact", &more).await;
         let log = statement(&node.key, &good.digest, Status::Approved, 1);
         publish_file(&registry.storage, "fleet/ledger", "latest", log.as_bytes());
         proxy.lies("/blobs/", Lie::FlipByte);
-        let sources =
-            Arc::new(Sources::new(&node.config, Path::new("/nowhere"), Client::new(&node.config.registries, SILENCE).unwrap()).unwrap());
+        let sources = Arc::new(
+            Sources::new(
+                &node.config,
+                Path::new("/nowhere"),
+                Client::new(&node.config.registries, SILENCE).unwrap(),
+            )
+            .unwrap(),
+        );
         tokio::spawn(sources.clone().keep(node.approvals.clone(), || ()));
         let heard = async |says: Option<&str>| {
             let deadline = Instant::now() + PATIENCE;
@@ -387,7 +448,10 @@ fn tls_and_passwords() {
         let image = image("secret");
         image.publish(&registry.storage, "team/app");
         let key = rcgen::KeyPair::generate().unwrap();
-        let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&key).unwrap();
+        let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+            .unwrap()
+            .self_signed(&key)
+            .unwrap();
         let address = tls_front(registry.address, &certificate, &key).await;
         let host = address.to_string();
         let with = |ca: Option<String>, password: Option<&str>| Registry {
@@ -400,15 +464,18 @@ fn tls_and_passwords() {
         };
         let good = with(Some(certificate.pem()), Some("pass"));
         assert_eq!(Fetching::new(&[good]).get(&image.digest).await.unwrap().digest, image.digest);
-        let stranger =
-            rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap().self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+        let stranger = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+            .unwrap()
+            .self_signed(&rcgen::KeyPair::generate().unwrap())
+            .unwrap();
         for (registry, says) in [
             (with(Some(stranger.pem()), Some("pass")), "certificate"),
             (with(None, Some("pass")), "certificate"),
             (with(Some(certificate.pem()), Some("wrong")), "401"),
             (with(Some(certificate.pem()), None), "401"),
         ] {
-            let error = Fetching::new(&[registry]).get(&image.digest).await.unwrap_err().to_string();
+            let error =
+                Fetching::new(&[registry]).get(&image.digest).await.unwrap_err().to_string();
             assert!(error.to_lowercase().contains(says) && !error.contains("wrong"), "{error}");
         }
         assert!(Client::new(&[with(Some("no certificate".into()), None)], SILENCE).is_err());
@@ -416,7 +483,11 @@ fn tls_and_passwords() {
 }
 
 /// TLS in front of a registry; whoever does not come with node:pass is sent for a token first.
-async fn tls_front(to: SocketAddr, certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> SocketAddr {
+async fn tls_front(
+    to: SocketAddr,
+    certificate: &rcgen::Certificate,
+    key: &rcgen::KeyPair,
+) -> SocketAddr {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let key = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap();
     let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -442,21 +513,36 @@ async fn tls_front(to: SocketAddr, certificate: &rcgen::Certificate, key: &rcgen
                 }
                 let text = String::from_utf8_lossy(&head).into_owned();
                 let answer = |status: &str, more: &str, body: &str| {
-                    format!("HTTP/1.1 {status}\r\n{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+                    format!(
+                        "HTTP/1.1 {status}\r\n{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+                        body.len()
+                    )
                 };
-                if text.starts_with("GET /token?scope=repository%3Ateam%2Fapp%3Apull&service=front ") {
+                if text
+                    .starts_with("GET /token?scope=repository%3Ateam%2Fapp%3Apull&service=front ")
+                {
                     let good = text.contains("Basic bm9kZTpwYXNz");
-                    let said = if good { answer("200 OK", "", "{\"token\":\"abc\"}") } else { answer("401 Unauthorized", "", "{}") };
+                    let said = if good {
+                        answer("200 OK", "", "{\"token\":\"abc\"}")
+                    } else {
+                        answer("401 Unauthorized", "", "{}")
+                    };
                     let _ = client.write_all(said.as_bytes()).await;
                 } else if text.contains("Bearer abc") {
                     let mut server = TcpStream::connect(to).await.unwrap();
-                    server.write_all(text.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes()).await.unwrap();
+                    server
+                        .write_all(text.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())
+                        .await
+                        .unwrap();
                     let mut all = Vec::new();
                     server.read_to_end(&mut all).await.unwrap();
                     let _ = client.write_all(&all).await;
                 } else {
-                    let realm = format!("WWW-Authenticate: Bearer realm=\"https://{address}/token\",service=\"front\"\r\n");
-                    let _ = client.write_all(answer("401 Unauthorized", &realm, "{}").as_bytes()).await;
+                    let realm = format!(
+                        "WWW-Authenticate: Bearer realm=\"https://{address}/token\",service=\"front\"\r\n"
+                    );
+                    let _ =
+                        client.write_all(answer("401 Unauthorized", &realm, "{}").as_bytes()).await;
                 }
                 let _ = client.shutdown().await;
             });

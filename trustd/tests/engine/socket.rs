@@ -1,4 +1,5 @@
-//! The modules' socket: who is answered, what every call answers, and what a hostile module achieves.
+//! The modules' socket: who is answered, what every call answers, and what a hostile module
+//! achieves.
 
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -31,14 +32,17 @@ fn group(pid: i64) -> PathBuf {
     let path = |line: &str| line.splitn(3, ':').nth(2).unwrap().trim_start_matches('/').to_owned();
     match text.lines().find(|l| l.contains(":pids:")) {
         Some(line) => Path::new("/sys/fs/cgroup/pids").join(path(line)),
-        None => Path::new("/sys/fs/cgroup").join(path(text.lines().find(|l| l.starts_with("0::")).unwrap())),
+        None => Path::new("/sys/fs/cgroup")
+            .join(path(text.lines().find(|l| l.starts_with("0::")).unwrap())),
     }
 }
 
-/// A program of the set `programs` on a file of examples/module, in a control group, asking a socket.
+/// A program of the set `programs` on a file of examples/module, in a control group, asking a
+/// socket.
 fn example(group: Option<&Path>, program: &str, file: &str, socket: &Path) -> Output {
     let programs = programs();
-    let join = group.map_or_else(|| ":".into(), |dir| format!("echo $$ > {}/cgroup.procs", dir.display()));
+    let join =
+        group.map_or_else(|| ":".into(), |dir| format!("echo $$ > {}/cgroup.procs", dir.display()));
     // Node.js has a part of itself below /usr/share.
     let mount = format!("mount --bind {}/usr/share /usr/share", programs.display());
     Command::new("unshare")
@@ -60,13 +64,21 @@ fn only_the_modules_own_container_is_answered() {
         for (name, image) in [("a", &a), ("b", &b)] {
             node.state(&image.digest, Status::Approved).await;
             node.push(&image.archive()).await.unwrap();
-            node.apply(name, &format!("memory-mib = 256\ncrypto = [\"vrf\"]\n[image]\ndigest = \"{}\"\n", image.digest));
+            node.apply(
+                name,
+                &format!(
+                    "memory-mib = 256\ncrypto = [\"vrf\"]\n[image]\ndigest = \"{}\"\n",
+                    image.digest
+                ),
+            );
         }
         let docker = node.behind().await;
         let mut groups = Vec::new();
         for name in ["a", "b"] {
             let id = node.running(name).await;
-            groups.push(group(docker.inspect_container(&id, None).await.unwrap().state.unwrap().pid.unwrap()));
+            groups.push(group(
+                docker.inspect_container(&id, None).await.unwrap().state.unwrap().pid.unwrap(),
+            ));
         }
         let socket = |name: &str| node.settings.modules.join(name).join("trustd.sock");
 
@@ -79,17 +91,27 @@ fn only_the_modules_own_container_is_answered() {
                 betas.push(said);
             }
         }
-        assert_eq!((&betas[0], &betas[2]), (&betas[1], &betas[3]), "one module, one key, whatever the language");
+        assert_eq!(
+            (&betas[0], &betas[2]),
+            (&betas[1], &betas[3]),
+            "one module, one key, whatever the language"
+        );
         assert_ne!(betas[0], betas[2], "each module has its own");
 
         // Another module's process, and one that is in no container.
         for group in [Some(&*groups[1]), None] {
             let output = example(group, "python3", "vrf.py", &socket("a"));
             let said = String::from_utf8_lossy(&output.stderr).into_owned();
-            assert!(!output.status.success() && said.contains("only this module's container"), "{output:?}");
+            assert!(
+                !output.status.success() && said.contains("only this module's container"),
+                "{output:?}"
+            );
         }
         for why in ["is of the module b", "runs in no container"] {
-            node.event(|e| e.starts_with("socket-refused") && e.contains("\"module\":\"a\"") && e.contains(why)).await;
+            node.event(|e| {
+                e.starts_with("socket-refused") && e.contains("\"module\":\"a\"") && e.contains(why)
+            })
+            .await;
         }
         let times = node.events().await.iter().filter(|e| e.starts_with("socket-refused")).count();
         assert_eq!(times, 2, "each said once");
@@ -108,7 +130,12 @@ fn every_call_answers_as_described() {
     let mut node = client(&socket);
     let document = document();
 
-    let described: Vec<&str> = document["paths"].as_object().unwrap().keys().map(|path| path.trim_start_matches("/v1/")).collect();
+    let described: Vec<&str> = document["paths"]
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(|path| path.trim_start_matches("/v1/"))
+        .collect();
     let mut there: Vec<&str> = NAMES.iter().copied().chain(["batch", "openapi.json"]).collect();
     there.sort_unstable();
     assert_eq!(described.iter().collect::<std::collections::BTreeSet<_>>(), there.iter().collect());
@@ -116,20 +143,31 @@ fn every_call_answers_as_described() {
     let mut ask = |name: &str, request: Value| -> (u16, Value) {
         let (status, value) = match node.call::<Value>(name, &request) {
             Ok(value) => (200, value),
-            Err(Error::Refused { status, code, message }) => (status, json!({ "error": { "code": code, "message": message } })),
+            Err(Error::Refused { status, code, message }) => {
+                (status, json!({ "error": { "code": code, "message": message } }))
+            }
             Err(error) => panic!("{name}: {error}"),
         };
         let described = &document["paths"][format!("/v1/{name}")]["post"];
         let check = |schema: &Value, value: &Value| -> Vec<String> {
             let schema = json!({ "allOf": [schema], "components": document["components"] });
-            jsonschema::draft202012::new(&schema).unwrap().iter_errors(value).map(|e| format!("{}: {e}", e.instance_path())).collect()
+            jsonschema::draft202012::new(&schema)
+                .unwrap()
+                .iter_errors(value)
+                .map(|e| format!("{}: {e}", e.instance_path()))
+                .collect()
         };
-        let answer = &described["responses"][status.to_string()]["content"]["application/json"]["schema"];
+        let answer =
+            &described["responses"][status.to_string()]["content"]["application/json"]["schema"];
         assert!(answer.is_object(), "{name} answers {status}, which is not described: {value}");
         assert_eq!(check(answer, &value), Vec::<String>::new(), "{name}: {value}");
         if status == 200 {
             let body = &described["requestBody"]["content"]["application/json"]["schema"];
-            assert_eq!(check(body, &request), Vec::<String>::new(), "{name} takes what is not described: {request}");
+            assert_eq!(
+                check(body, &request),
+                Vec::<String>::new(),
+                "{name} takes what is not described: {request}"
+            );
         }
         (status, value)
     };
@@ -138,8 +176,10 @@ fn every_call_answers_as_described() {
     for suite in vrf::Suite::ALL {
         let (status, proof) = ask("vrf/prove", json!({ "suite": suite, "alpha": "00ff" }));
         assert_eq!(status, 200);
-        let key = vrf::PublicKey::new(suite, &measure::unhex(&text(&proof["public_key"])).unwrap()).unwrap();
-        let beta = key.verify(&[0, 255], &measure::unhex(&text(&proof["pi"])).unwrap()).unwrap().unwrap();
+        let key = vrf::PublicKey::new(suite, &measure::unhex(&text(&proof["public_key"])).unwrap())
+            .unwrap();
+        let beta =
+            key.verify(&[0, 255], &measure::unhex(&text(&proof["pi"])).unwrap()).unwrap().unwrap();
         assert_eq!(measure::hex(&beta), proof["beta"]);
         let mut request = json!({ "suite": suite, "public_key": proof["public_key"], "alpha": "00ff", "pi": proof["pi"] });
         assert_eq!(ask("vrf/verify", request.clone()).1["beta"], proof["beta"]);
@@ -153,12 +193,18 @@ fn every_call_answers_as_described() {
     let nonce = [9; 16];
     let (_, keys) = ask("vrf/keys", json!({ "suite": SUITE, "nonce": hex(&nonce) }));
     let checked = trustctl::evidence::check(&keys["evidence"], &nonce, None).unwrap();
-    let measure::Statement::VrfKey { public_key, module, suite, image, .. } = checked.statement else { panic!("{:?}", checked.statement) };
+    let measure::Statement::VrfKey { public_key, module, suite, image, .. } = checked.statement
+    else {
+        panic!("{:?}", checked.statement)
+    };
     assert_eq!((json!(public_key), &*module, &*suite), (keys["public_key"].clone(), "m", SUITE));
     assert_eq!(image, format!("sha256:{}", container(1)));
     let (_, quote) = ask("quote", json!({ "nonce": hex(&nonce) }));
     let checked = trustctl::evidence::check(&quote["evidence"], &nonce, None).unwrap();
-    assert!(matches!(checked.statement, measure::Statement::Module { .. }), "a module's quote is never the node's own");
+    assert!(
+        matches!(checked.statement, measure::Statement::Module { .. }),
+        "a module's quote is never the node's own"
+    );
 
     assert_eq!(ask("random", json!({ "bytes": 33 })).1["random"].as_str().unwrap().len(), 66);
     assert_eq!(ask("random", json!({ "bytes": 1025 })).0, 400);
@@ -166,7 +212,8 @@ fn every_call_answers_as_described() {
     let (_, hash) = ask("hash", json!({ "algorithm": "sha256", "data": "616263" }));
     assert_eq!(hash["hash"], "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
     let mac = |label: &str, algorithm: &str| json!({ "algorithm": algorithm, "label": label, "data": "00" });
-    let macs = [mac("", "sha256"), mac("01", "sha256"), mac("", "sha512")].map(|request| ask("hmac", request).1);
+    let macs = [mac("", "sha256"), mac("01", "sha256"), mac("", "sha512")]
+        .map(|request| ask("hmac", request).1);
     assert!(
         macs[0] != macs[1]
             && macs[0] == ask("hmac", json!({ "algorithm": "sha256", "data": "00" })).1
@@ -174,8 +221,7 @@ fn every_call_answers_as_described() {
     );
     for algorithm in ["ed25519", "ecdsa-p256-sha256"] {
         let (_, signed) = ask("sign", json!({ "algorithm": algorithm, "data": "aabb" }));
-        let mut request =
-            json!({ "algorithm": algorithm, "public_key": signed["public_key"], "data": "aabb", "signature": signed["signature"] });
+        let mut request = json!({ "algorithm": algorithm, "public_key": signed["public_key"], "data": "aabb", "signature": signed["signature"] });
         assert_eq!(ask("verify", request.clone()), (200, json!({ "valid": true })));
         request["data"] = json!("aabc");
         assert_eq!(ask("verify", request.clone()), (200, json!({ "valid": false })));
@@ -183,7 +229,10 @@ fn every_call_answers_as_described() {
         assert_eq!(ask("verify", request).0, 400);
     }
     let (_, sealed) = ask("seal", json!({ "context": "01", "data": "5e" }));
-    assert_eq!(ask("unseal", json!({ "context": "01", "sealed": sealed["sealed"] })), (200, json!({ "data": "5e" })));
+    assert_eq!(
+        ask("unseal", json!({ "context": "01", "sealed": sealed["sealed"] })),
+        (200, json!({ "data": "5e" }))
+    );
     assert_eq!(ask("unseal", json!({ "context": "02", "sealed": sealed["sealed"] })).0, 422);
 
     let calls = json!([
@@ -220,25 +269,35 @@ fn what_a_module_may_not_is_refused_and_said_once() {
     let _group = Group::enter(&container(1));
     let mut node = client(&socket);
     node.call::<Value>("hash", &json!({ "algorithm": "sha512", "data": "" })).unwrap();
-    // Who hangs up before the answer is recorded all the same, and leaves a log that fits the register.
+    // Who hangs up before the answer is recorded all the same, and leaves a log that fits the
+    // register.
     let mut stream = UnixStream::connect(&socket).unwrap();
-    stream.write_all(b"POST /v1/vrf/prove HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}").unwrap();
+    stream
+        .write_all(b"POST /v1/vrf/prove HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\n{}")
+        .unwrap();
     drop(stream);
     for _ in 0..3 {
         let (status, code, message) = refused(node.vrf_prove(SUITE, b""));
         assert_eq!((status, &*code), (403, "forbidden"));
         assert!(message.contains("\"vrf\" under crypto"), "{message}");
     }
-    let answers: Value = node.call("batch", &json!({ "calls": [{ "call": "quote", "request": { "nonce": "00".repeat(8) } }] })).unwrap();
+    let answers: Value = node
+        .call(
+            "batch",
+            &json!({ "calls": [{ "call": "quote", "request": { "nonce": "00".repeat(8) } }] }),
+        )
+        .unwrap();
     assert_eq!(answers["answers"][0]["error"]["code"], "forbidden");
     let statement = measure::Statement::Node { certificate: String::new(), nonce: "00".repeat(8) };
-    let evidence = serde_json::to_value(run(alone.shared.audit.evidence(&statement)).unwrap()).unwrap();
+    let evidence =
+        serde_json::to_value(run(alone.shared.audit.evidence(&statement)).unwrap()).unwrap();
     trustctl::evidence::check(&evidence, &[0; 8], None).unwrap();
     let events = run(alone.shared.audit.records());
     assert_eq!(events.iter().filter(|r| r.content.kind == "call-refused").count(), 2, "{events:?}");
 }
 
-/// Which keys stay the same: by approvers for every image of the module, by image for this one alone; never for another module.
+/// Which keys stay the same: by approvers for every image of the module, by image for this one
+/// alone; never for another module.
 #[test]
 fn keys_follow_what_they_are_bound_to() {
     let alone = run(Alone::start());
@@ -301,7 +360,8 @@ fn quotas_hold_and_say_when_there_is_room() {
     }
 }
 
-/// What is slow, giant, endless or malformed ends with an answer or a closed connection, and the next request is answered.
+/// What is slow, giant, endless or malformed ends with an answer or a closed connection, and the
+/// next request is answered.
 #[test]
 fn a_hostile_module_gets_nowhere() {
     let alone = run(Alone::start());
@@ -323,19 +383,28 @@ fn a_hostile_module_gets_nowhere() {
         )
     };
     assert!(raw(post("/v1/hash", &"[".repeat(100_000)).as_bytes()).starts_with("HTTP/1.1 400"));
-    assert!(raw(post("/v1/hash", &"1".repeat((1 << 20) + 1)).as_bytes()).starts_with("HTTP/1.1 413"));
-    // JSON in JSON in JSON: with serde_json's raw values, which another crate switches on, reading it as a value of any shape has no end.
+    assert!(
+        raw(post("/v1/hash", &"1".repeat((1 << 20) + 1)).as_bytes()).starts_with("HTTP/1.1 413")
+    );
+    // JSON in JSON in JSON: with serde_json's raw values, which another crate switches on, reading
+    // it as a value of any shape has no end.
     let mut nested = String::new();
     for _ in 0..60 {
         let quoted = nested.replace('\\', "\\u005c").replace('"', "\\u0022");
-        nested = format!("{}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{}", "[".repeat(100), "]".repeat(100));
+        nested = format!(
+            "{}{{\"$serde_json::private::RawValue\":\"{quoted}\"}}{}",
+            "[".repeat(100),
+            "]".repeat(100)
+        );
         if nested.len() > 500_000 {
             break;
         }
     }
-    for body in
-        [nested.clone(), format!("{{\"algorithm\":{nested}}}"), format!("{{\"calls\":[{{\"call\":\"hash\",\"request\":{nested}}}]}}")]
-    {
+    for body in [
+        nested.clone(),
+        format!("{{\"algorithm\":{nested}}}"),
+        format!("{{\"calls\":[{{\"call\":\"hash\",\"request\":{nested}}}]}}"),
+    ] {
         for path in ["/v1/hash", "/v1/identity", "/v1/batch", "/v1/vrf/prove"] {
             assert!(raw(post(path, &body).as_bytes()).starts_with("HTTP/1.1 "), "{path}");
         }
@@ -346,18 +415,30 @@ fn a_hostile_module_gets_nowhere() {
     // Whoever hangs up in the middle of what is refused leaves the log whole.
     for _ in 0..20 {
         let mut stream = UnixStream::connect(&socket).unwrap();
-        stream.write_all(post("/v1/quote", &json!({ "nonce": "00".repeat(8) }).to_string()).as_bytes()).unwrap();
+        stream
+            .write_all(
+                post("/v1/quote", &json!({ "nonce": "00".repeat(8) }).to_string()).as_bytes(),
+            )
+            .unwrap();
     }
-    trustctl::evidence::check(&client(&socket).quote(&[1; 8]).unwrap()["evidence"], &[1; 8], None).unwrap();
+    trustctl::evidence::check(&client(&socket).quote(&[1; 8]).unwrap()["evidence"], &[1; 8], None)
+        .unwrap();
     assert!(raw(post("/v1/../v1/hash", "{}").as_bytes()).starts_with("HTTP/1.1 40"));
     assert!(raw(post("/v1/vrf/delete", "{}").as_bytes()).starts_with("HTTP/1.1 404"));
-    assert!(raw(b"DELETE /v1/identity HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").starts_with("HTTP/1.1 404"));
+    assert!(
+        raw(b"DELETE /v1/identity HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            .starts_with("HTTP/1.1 404")
+    );
     assert!(raw(b"POST /v1/hash HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\n{}").starts_with("HTTP/1.1 400"));
     assert!(
         raw(b"POST /v1/hash HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n")
             .starts_with("HTTP/1.1 4")
     );
-    for junk in [&[0u8; 4096][..], &[0xff; 300_000], &[b"GET / HTTP/1.1\r\n".to_vec(), b"a: b\r\n".repeat(5000)].concat()] {
+    for junk in [
+        &[0u8; 4096][..],
+        &[0xff; 300_000],
+        &[b"GET / HTTP/1.1\r\n".to_vec(), b"a: b\r\n".repeat(5000)].concat(),
+    ] {
         let answer = raw(junk);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     }
@@ -389,7 +470,8 @@ fn a_hostile_module_gets_nowhere() {
     client(&socket).identity().unwrap();
 }
 
-/// The stress profile of Parsec: many different calls at the same time, from each core 250, and none fails.
+/// The stress profile of Parsec: many different calls at the same time, from each core 250, and
+/// none fails.
 #[test]
 fn many_calls_at_once_all_succeed() {
     let alone = run(Alone::start());
@@ -408,9 +490,18 @@ fn many_calls_at_once_all_succeed() {
                 3 => drop(node.sign("ecdsa-p256-sha256", &[n as u8]).unwrap()),
                 4 => {
                     let proof = node.vrf_prove(SUITE, &[n as u8]).unwrap();
-                    assert_eq!(node.vrf_verify(SUITE, &proof.public_key, &[n as u8], &proof.pi).unwrap(), Some(proof.beta));
+                    assert_eq!(
+                        node.vrf_verify(SUITE, &proof.public_key, &[n as u8], &proof.pi).unwrap(),
+                        Some(proof.beta)
+                    );
                 }
-                _ => drop(node.call::<Value>("hash", &json!({ "algorithm": "sha512", "data": "00".repeat(1000) })).unwrap()),
+                _ => drop(
+                    node.call::<Value>(
+                        "hash",
+                        &json!({ "algorithm": "sha512", "data": "00".repeat(1000) }),
+                    )
+                    .unwrap(),
+                ),
             }
         }
     };

@@ -8,7 +8,10 @@ use crate::images::{Built, image};
 use crate::node::{Node, run};
 
 fn module(image: &Built, more: &str, tables: &str) -> String {
-    format!("memory-mib = 32\nstop-within-s = 1\n{more}\n[image]\ndigest = \"{}\"\n{tables}\n", image.digest)
+    format!(
+        "memory-mib = 32\nstop-within-s = 1\n{more}\n[image]\ndigest = \"{}\"\n{tables}\n",
+        image.digest
+    )
 }
 
 const QUICK: &str = "[health]\nstays-s = 1\nwithin-s = 10\n";
@@ -32,7 +35,9 @@ fn the_new_runs_beside_the_old_and_nobody_else_is_touched() {
         let (old, bystander) = (node.running("app").await, node.running("bystander").await);
         let started = |id: String| {
             let behind = node.behind();
-            async move { behind.await.inspect_container(&id, None).await.unwrap().state.unwrap().started_at }
+            async move {
+                behind.await.inspect_container(&id, None).await.unwrap().state.unwrap().started_at
+            }
         };
         let before = started(bystander.clone()).await;
         node.apply("app", &module(&two, "", CHECKED));
@@ -40,11 +45,18 @@ fn the_new_runs_beside_the_old_and_nobody_else_is_touched() {
         assert!(upgraded.contains(&one.digest) && upgraded.contains(&two.digest));
         node.gone(&old).await;
         assert_ne!(node.running("app").await, old);
-        assert_eq!((node.running("bystander").await, started(bystander.clone()).await), (bystander.clone(), before));
+        assert_eq!(
+            (node.running("bystander").await, started(bystander.clone()).await),
+            (bystander.clone(), before)
+        );
         // Until the new one was healthy, the old one ran.
         let kinds = node.kinds().await;
         let at = |kind: &str| kinds.iter().rposition(|k| k == kind).unwrap();
-        assert!(at("module-started") < at("module-upgraded") && at("module-upgraded") < at("module-stopped"), "{kinds:?}");
+        assert!(
+            at("module-started") < at("module-upgraded")
+                && at("module-upgraded") < at("module-stopped"),
+            "{kinds:?}"
+        );
     });
 }
 
@@ -52,24 +64,38 @@ fn the_new_runs_beside_the_old_and_nobody_else_is_touched() {
 fn what_does_not_become_healthy_is_rolled_back() {
     run(async {
         let mut node = Node::start("rollback").await;
-        let (good, sick, ends, better) = (image("good"), image("sick"), image("ends at once"), image("better"));
+        let (good, sick, ends, better) =
+            (image("good"), image("sick"), image("ends at once"), image("better"));
         ready(&mut node, &[&good, &sick, &ends, &better]).await;
         node.apply("app", &module(&good, "", CHECKED));
         let old = node.running("app").await;
         for bad in [&sick, &ends] {
             node.apply("app", &module(bad, "", CHECKED));
-            let event = node.event(|e| e.starts_with("module-rolled-back") && e.contains(&bad.digest)).await;
+            let event = node
+                .event(|e| e.starts_with("module-rolled-back") && e.contains(&bad.digest))
+                .await;
             assert!(event.contains(&good.digest));
             assert_eq!(node.running("app").await, old, "the old one never stopped");
             // Said first, then remembered.
             let deadline = std::time::Instant::now() + crate::node::PATIENCE;
-            while !node.modules.views().iter().any(|(v, _)| v.trouble.as_ref().is_some_and(|t| t.contains("rolled back"))) {
+            while !node
+                .modules
+                .views()
+                .iter()
+                .any(|(v, _)| v.trouble.as_ref().is_some_and(|t| t.contains("rolled back")))
+            {
                 assert!(std::time::Instant::now() < deadline);
                 tokio::time::sleep(std::time::Duration::from_millis(20)).await;
             }
         }
         // It is not tried again, not even by a trustd that starts anew.
-        let parts = crate::node::parts(&node.settings, &node.config, node.tickets.clone(), node.tpm.open().await).await;
+        let parts = crate::node::parts(
+            &node.settings,
+            &node.config,
+            node.tickets.clone(),
+            node.tpm.open().await,
+        )
+        .await;
         let again = std::sync::Arc::new(basalt_trustd::modules::Modules::open(parts).unwrap());
         let (view, _) = again.views().into_iter().next().unwrap();
         assert!(view.trouble.unwrap().contains("rolled back"));
@@ -109,18 +135,27 @@ fn the_good_version_runs_when_the_newest_cannot_be() {
         let toml = module(&good, "", "[health]\ncommand = [\"/stay\"]\nwithin-s = 3\n");
         node.apply("slow", &toml.replace("\"/stay\"", "\"/none\""));
         node.event(|e| e.starts_with("module-failed") && e.contains("slow")).await;
-        assert!(!node.kinds().await.contains(&"module-altered".to_owned()), "its check is not somebody's doing");
+        assert!(
+            !node.kinds().await.contains(&"module-altered".to_owned()),
+            "its check is not somebody's doing"
+        );
         node.apply("app", &module(&good, "", QUICK));
         let old = node.running("app").await;
         // Never approved; and what runs ends.
         node.apply("app", &module(&next, "", QUICK));
         node.event(|e| e.starts_with("module-refused") && e.contains(&next.digest)).await;
-        node.behind().await.kill_container(&old, None::<bollard::query_parameters::KillContainerOptions>).await.unwrap();
+        node.behind()
+            .await
+            .kill_container(&old, None::<bollard::query_parameters::KillContainerOptions>)
+            .await
+            .unwrap();
         node.event(|e| e.starts_with("module-started") && e.contains(&good.digest)).await;
         let deadline = std::time::Instant::now() + crate::node::PATIENCE;
         loop {
             let containers = node.own().await.containers().await.unwrap();
-            if containers.iter().any(|c| c.id != old && c.running && c.image == good.digest && c.name.starts_with("app")) {
+            if containers.iter().any(|c| {
+                c.id != old && c.running && c.image == good.digest && c.name.starts_with("app")
+            }) {
                 break;
             }
             assert!(std::time::Instant::now() < deadline, "{containers:?}");
@@ -147,20 +182,27 @@ fn folders_last_and_are_never_shared_by_two_versions() {
         node.apply("app", &with_folder(&sick, CHECKED));
         node.event(|e| e.starts_with("module-rolled-back")).await;
         assert_eq!(node.running("app").await, old, "stopped for the trial, and started again");
-        // The state names it throughout; the engine says when it is up again. A newer wish before that would come first.
-        let words = || std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
+        // The state names it throughout; the engine says when it is up again. A newer wish before
+        // that would come first.
+        let words =
+            || std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
         crate::node::wait("the old version's restart", || words() == "one\nsick\none\n");
         node.apply("app", &with_folder(&two, CHECKED));
         node.gone(&old).await;
         node.event(|e| e.starts_with("module-upgraded")).await;
-        let words = std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
+        let words =
+            std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
         assert_eq!(words, "one\nsick\none\ntwo\n");
         // A link in place of the folder is not followed.
         let dir = node.settings.data.join("volumes/other");
         std::fs::create_dir_all(&dir).unwrap();
         std::os::unix::fs::symlink("/etc", dir.join("state")).unwrap();
         node.apply("other", &with_folder(&one, QUICK));
-        let State::Failed { reason } = node.until("other", |s| matches!(s, State::Failed { .. })).await else { unreachable!() };
+        let State::Failed { reason } =
+            node.until("other", |s| matches!(s, State::Failed { .. })).await
+        else {
+            unreachable!()
+        };
         assert!(reason.contains("no folder"), "{reason}");
     });
 }
@@ -174,9 +216,17 @@ fn order_ports_and_peers() {
         // The one that needs the other is wished first, and waits.
         node.apply(
             "client",
-            &module(&client, "network = \"bridge\"\npeers = [\"server\"]\nneeds = [\"server\"]", "[health]\nstays-s = 1\nwithin-s = 10\n"),
+            &module(
+                &client,
+                "network = \"bridge\"\npeers = [\"server\"]\nneeds = [\"server\"]",
+                "[health]\nstays-s = 1\nwithin-s = 10\n",
+            ),
         );
-        node.until("client", |s| matches!(s, State::Waiting { reason } if reason.contains("server"))).await;
+        node.until(
+            "client",
+            |s| matches!(s, State::Waiting { reason } if reason.contains("server")),
+        )
+        .await;
         node.apply(
             "server",
             &module(
@@ -190,13 +240,21 @@ fn order_ports_and_peers() {
         let engine = node.own().await;
         let deadline = std::time::Instant::now() + crate::node::PATIENCE;
         while !engine.logs(&container, 10).await.unwrap().contains("server said: serves tea") {
-            assert!(std::time::Instant::now() < deadline, "{}", engine.logs(&container, 10).await.unwrap());
+            assert!(
+                std::time::Instant::now() < deadline,
+                "{}",
+                engine.logs(&container, 10).await.unwrap()
+            );
             tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         }
         // Nobody else may have the port.
         let error = node.modules.apply(
             "thief",
-            &node.wish("thief", Aim::Run, &module(&server, "network = \"bridge\"", "[[ports]]\nnode = 8080\nmodule = 80\n")),
+            &node.wish(
+                "thief",
+                Aim::Run,
+                &module(&server, "network = \"bridge\"", "[[ports]]\nnode = 8080\nmodule = 80\n"),
+            ),
         );
         assert!(error.unwrap_err().to_string().contains("taken by the module server"));
     });

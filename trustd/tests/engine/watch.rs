@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bollard::models::{ContainerCreateBody, ContainerUpdateBody, ExecConfig};
-use bollard::query_parameters::{CreateContainerOptionsBuilder, ImportImageOptions, StopContainerOptions, TagImageOptionsBuilder};
+use bollard::query_parameters::{
+    CreateContainerOptionsBuilder, ImportImageOptions, StopContainerOptions, TagImageOptionsBuilder,
+};
 use futures_util::StreamExt as _;
 use ledger::Status;
 
@@ -20,7 +22,13 @@ async fn with_good(name: &str) -> (Node, String, String) {
     let good = image("good");
     node.state(&good.digest, Status::Approved).await;
     node.push(&good.archive()).await.unwrap();
-    node.apply("good", &format!("memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n", good.digest));
+    node.apply(
+        "good",
+        &format!(
+            "memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n",
+            good.digest
+        ),
+    );
     let container = node.running("good").await;
     (node, container, good.digest)
 }
@@ -31,20 +39,37 @@ fn containers_images_and_names_from_nowhere_are_removed_and_recorded() {
         let (node, container, digest) = with_good("unknown").await;
         let docker = node.behind().await;
         let evil = image("evil");
-        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(axum::body::Bytes::from(evil.archive_with_name("evil:1")))]);
-        let mut loading = Box::pin(docker.import_image_stream(ImportImageOptions::default(), stream, None));
+        let stream = futures_util::stream::iter([Ok::<_, std::io::Error>(
+            axum::body::Bytes::from(evil.archive_with_name("evil:1")),
+        )]);
+        let mut loading =
+            Box::pin(docker.import_image_stream(ImportImageOptions::default(), stream, None));
         while let Some(item) = loading.next().await {
             item.unwrap();
         }
         node.event(|e| e.starts_with("image-removed") && e.contains(&evil.digest)).await;
         // One even with trustd's own label and an approved image.
         let labels = [(basalt_trustd::engine::LABEL.to_owned(), "good".to_owned())].into();
-        let body = ContainerCreateBody { image: Some(digest.clone()), labels: Some(labels), ..Default::default() };
-        let id = docker.create_container(Some(CreateContainerOptionsBuilder::default().name("twin").build()), body).await.unwrap().id;
+        let body = ContainerCreateBody {
+            image: Some(digest.clone()),
+            labels: Some(labels),
+            ..Default::default()
+        };
+        let id = docker
+            .create_container(
+                Some(CreateContainerOptionsBuilder::default().name("twin").build()),
+                body,
+            )
+            .await
+            .unwrap()
+            .id;
         let _ = docker.start_container(&id, None).await;
         let took = node.gone(&id).await;
         assert!(took < IN_TIME, "{took:?}");
-        println!("an unknown container was gone after {took:?} (2 s on an idle machine: {})", took < SOON);
+        println!(
+            "an unknown container was gone after {took:?} (2 s on an idle machine: {})",
+            took < SOON
+        );
         node.event(|e| e.starts_with("unknown-removed") && e.contains(&id)).await;
         // Another name for an approved image.
         let options = TagImageOptionsBuilder::default().repo("innocent").tag("latest").build();
@@ -96,8 +121,15 @@ fn a_container_started_by_containerd_itself_is_seen_in_the_control_groups() {
         std::fs::write(foreign.join("cgroup.procs"), "4711\n").unwrap();
         let init = std::os::unix::net::UnixDatagram::bind(&node.settings.init).unwrap();
         init.set_read_timeout(Some(crate::node::PATIENCE)).unwrap();
-        let settings = basalt_trustd::settings::Settings { groups: Some(groups), ..node.settings.clone() };
-        let parts = crate::node::parts(&settings, &node.config, node.tickets.clone(), node.tpm.open().await).await;
+        let settings =
+            basalt_trustd::settings::Settings { groups: Some(groups), ..node.settings.clone() };
+        let parts = crate::node::parts(
+            &settings,
+            &node.config,
+            node.tickets.clone(),
+            node.tpm.open().await,
+        )
+        .await;
         let audit = parts.audit.clone();
         node.keeping_aborted();
         let modules = std::sync::Arc::new(basalt_trustd::modules::Modules::open(parts).unwrap());
@@ -117,7 +149,8 @@ fn a_container_started_by_containerd_itself_is_seen_in_the_control_groups() {
 fn a_stream_of_events_that_stalls_is_an_alarm() {
     run(async {
         let (mut node, container, _) = with_good("stall").await;
-        // Between trustd and the engine: everything passes, but for the events, of which only the head does.
+        // Between trustd and the engine: everything passes, but for the events, of which only the
+        // head does.
         let socket = node.dir.path().join("stalling.sock");
         let listener = tokio::net::UnixListener::bind(&socket).unwrap();
         let engine = node.engine.socket.clone();
@@ -127,8 +160,15 @@ fn a_stream_of_events_that_stalls_is_an_alarm() {
                 tokio::spawn(stall(client, engine));
             }
         });
-        let settings = basalt_trustd::settings::Settings { engine: socket, ..node.settings.clone() };
-        let parts = crate::node::parts(&settings, &node.config, node.tickets.clone(), node.tpm.open().await).await;
+        let settings =
+            basalt_trustd::settings::Settings { engine: socket, ..node.settings.clone() };
+        let parts = crate::node::parts(
+            &settings,
+            &node.config,
+            node.tickets.clone(),
+            node.tpm.open().await,
+        )
+        .await;
         node.keeping_aborted();
         node.audit = parts.audit.clone();
         node.modules = std::sync::Arc::new(basalt_trustd::modules::Modules::open(parts).unwrap());

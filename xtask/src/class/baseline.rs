@@ -1,7 +1,8 @@
 //! What an image is measured against: Debian with systemd, its generic kernel and the same engine.
 //!
-//! The packages are laid out here and configure themselves in an emulated machine, under this project's kernel; there is no
-//! other way to run their scripts on a host of another architecture without its administrator's help.
+//! The packages are laid out here and configure themselves in an emulated machine, under this
+//! project's kernel; there is no other way to run their scripts on a host of another architecture
+//! without its administrator's help.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
@@ -31,7 +32,12 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let stage = work.path().join("stage");
     std::fs::create_dir_all(stage.join("debs"))?;
     for package in lock::load(SET, true)?.package {
-        let name = format!("{}_{}_{}.deb", package.name, package.version.replace(':', "%3a"), package.architecture);
+        let name = format!(
+            "{}_{}_{}.deb",
+            package.name,
+            package.version.replace(':', "%3a"),
+            package.architecture
+        );
         std::fs::copy(fetch::blob(&package.sha256)?, stage.join("debs").join(name))?;
     }
     for (name, path) in layers::current().files(SCRIPTS)? {
@@ -41,15 +47,40 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let kernel = plan.planned(&plan.kernel())?.dir;
     let tree = plan.planned(&Step::Tree(SET.into()))?.dir;
     let (sandbox, log) = plan.sandbox(SET)?;
-    let sandbox = sandbox.write(work.path(), "/work").write(out, "/out").read(&kernel, "/in").read(&tree, "/src").cwd("/work");
+    let sandbox = sandbox
+        .write(work.path(), "/work")
+        .write(out, "/out")
+        .read(&kernel, "/in")
+        .read(&tree, "/src")
+        .cwd("/work");
     file_system(&sandbox, &log, "/src", "/out/root.img")?;
     file_system(&sandbox, &log, "/work/stage", "stage.img")?;
     let machine = crate::machine::load(crate::cmd::TEST_MACHINE)?;
     let q = machine.qemu.context("the machine for tests has no [qemu]")?;
-    let mut qemu = vec!["timeout".to_owned(), LONGEST_S.into(), "qemu-system-aarch64".into(), "-machine".into(), q.machine.clone()];
+    let mut qemu = vec![
+        "timeout".to_owned(),
+        LONGEST_S.into(),
+        "qemu-system-aarch64".into(),
+        "-machine".into(),
+        q.machine.clone(),
+    ];
     qemu.extend(
-        ["-cpu", "cortex-a72", "-smp", "2", "-m", "2048", "-display", "none", "-nic", "none", "-monitor", "none", "-no-reboot"]
-            .map(str::to_owned),
+        [
+            "-cpu",
+            "cortex-a72",
+            "-smp",
+            "2",
+            "-m",
+            "2048",
+            "-display",
+            "none",
+            "-nic",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+        ]
+        .map(str::to_owned),
     );
     qemu.extend(["-serial", "stdio", "-kernel", "/in/Image"].map(str::to_owned));
     for (n, image) in ["/out/root.img", "stage.img"].iter().enumerate() {
@@ -65,10 +96,17 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     qemu.extend(["-append".into(), line.into()]);
     sandbox.run(&log, qemu)?;
     let said = std::fs::read_to_string(&log)?;
-    ensure!(said.contains("second stage: done"), "the packages did not configure themselves; the console is in {}", log.display());
+    ensure!(
+        said.contains("second stage: done"),
+        "the packages did not configure themselves; the console is in {}",
+        log.display()
+    );
     for name in ["vmlinuz", "initrd", "config", "executables", "setuid"] {
         sandbox.run(&log, ["debugfs", "-R", &format!("dump /{name} /out/{name}"), "stage.img"])?;
-        ensure!(out.join(name).metadata().is_ok_and(|m| m.len() > 0), "the baseline gave no {name}");
+        ensure!(
+            out.join(name).metadata().is_ok_and(|m| m.len() > 0),
+            "the baseline gave no {name}"
+        );
     }
     // Made anew from its files, so that nothing that was deleted counts.
     let last = "mkdir files && debugfs -R 'rdump / files' /out/root.img && rm -rf files/lost+found && rm /out/root.img";
@@ -78,5 +116,21 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 }
 
 fn file_system(sandbox: &Sandbox, log: &Path, from: &str, to: &str) -> Result<()> {
-    sandbox.run(log, ["mke2fs", "-q", "-t", "ext4", "-m", "0", "-E", "root_owner=0:0", "-d", from, to, &format!("{DISK_MIB}M")])
+    sandbox.run(
+        log,
+        [
+            "mke2fs",
+            "-q",
+            "-t",
+            "ext4",
+            "-m",
+            "0",
+            "-E",
+            "root_owner=0:0",
+            "-d",
+            from,
+            to,
+            &format!("{DISK_MIB}M"),
+        ],
+    )
 }

@@ -26,7 +26,11 @@ const MOST_BLOCKS: u64 = 1 << 28;
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
-    inputs.path("xtask/src/class/disk.rs")?.path("xtask/src/bmap.rs")?.path("xtask/src/machine.rs")?.path("xtask/src/firmware.rs")?;
+    inputs
+        .path("xtask/src/class/disk.rs")?
+        .path("xtask/src/bmap.rs")?
+        .path("xtask/src/machine.rs")?
+        .path("xtask/src/firmware.rs")?;
     inputs.path("lib/measure/src")?.path("image/release.toml")?;
     inputs.add("machine", plan.machine.hash_without_qemu()?);
     inputs.path("lib/policy/src")?;
@@ -43,7 +47,10 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let boot = work.path().join("boot");
     boot_files(plan, &command_line, &boot)?;
     let measurements = predict(plan, &facts, &command_line, &boot)?;
-    std::fs::write(out.join("measurements.json"), serde_json::to_string_pretty(&measurements)? + "\n")?;
+    std::fs::write(
+        out.join("measurements.json"),
+        serde_json::to_string_pretty(&measurements)? + "\n",
+    )?;
     // On the card too, where it is not measured: it is made from what is.
     let policies = Policies::sign(&keys::policy_signer()?, &measurements.boards).text();
     std::fs::write(out.join(policy::FILE), &policies)?;
@@ -53,14 +60,21 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     data_partition(plan, work.path())?;
 
     let image = out.join(format!("basalt-{}.img", plan.machine_name));
-    let parts = [(0x0c, work.path().join("boot.fat")), (0x83, root.file("root.img")), (0x83, work.path().join("data.ext4"))];
+    let parts = [
+        (0x0c, work.path().join("boot.fat")),
+        (0x83, root.file("root.img")),
+        (0x83, work.path().join("data.ext4")),
+    ];
     assemble(plan, &parts, &image)?;
-    std::fs::write(out.join(format!("basalt-{}.img.bmap", plan.machine_name)), block_map(&image)?.to_xml())?;
+    std::fs::write(
+        out.join(format!("basalt-{}.img.bmap", plan.machine_name)),
+        block_map(&image)?.to_xml(),
+    )?;
     Ok(std::fs::write(out.join("image.sha256"), hash::file(&image)?)?)
 }
 
-/// What the firmware hands to the kernel: the machine's own words, what init must know of it, then the verity table
-/// (kernel: Documentation/admin-guide/device-mapper/dm-init.rst and verity.rst).
+/// What the firmware hands to the kernel: the machine's own words, what init must know of it, then
+/// the verity table (kernel: Documentation/admin-guide/device-mapper/dm-init.rst and verity.rst).
 fn command_line(plan: &Plan, facts: &Facts) -> String {
     let (device, blocks) = (plan.machine.partition(2), facts.data_blocks);
     format!(
@@ -115,9 +129,26 @@ fn boot_partition(plan: &Plan, work: &Path) -> Result<()> {
     let (sandbox, log) = plan.sandbox("disk")?;
     let sandbox = sandbox.write(work, "/work").cwd("/work");
     // Every generation of the boards' firmware reads FAT32.
-    sandbox.run(&log, ["mkfs.vfat", "--invariant", "-F", "32", "-s", "1", "-i", &format!("{DISK_ID:08x}"), "-n", "BASALT", "boot.fat"])?;
+    sandbox.run(
+        &log,
+        [
+            "mkfs.vfat",
+            "--invariant",
+            "-F",
+            "32",
+            "-s",
+            "1",
+            "-i",
+            &format!("{DISK_ID:08x}"),
+            "-n",
+            "BASALT",
+            "boot.fat",
+        ],
+    )?;
     let mut copy = vec!["mcopy".to_owned(), "-m".into(), "-i".into(), "boot.fat".into()];
-    copy.extend(hash::walk(&work.join("boot"))?.iter().map(|name| format!("boot/{}", name.display())));
+    copy.extend(
+        hash::walk(&work.join("boot"))?.iter().map(|name| format!("boot/{}", name.display())),
+    );
     copy.push("::".into());
     sandbox.run(&log, copy)
 }
@@ -161,8 +192,18 @@ fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<()> {
         let length = part.metadata()?.len();
         let rounded = length.next_multiple_of(MIB);
         let entry = &mut table[446 + 16 * n..][..16];
-        // Start and end as cylinder, head, sector are long out of use: the values that mean "look at the numbers behind".
-        entry[..8].copy_from_slice(&[if n == 0 { 0x80 } else { 0 }, 0xfe, 0xff, 0xff, *kind, 0xfe, 0xff, 0xff]);
+        // Start and end as cylinder, head, sector are long out of use: the values that mean "look
+        // at the numbers behind".
+        entry[..8].copy_from_slice(&[
+            if n == 0 { 0x80 } else { 0 },
+            0xfe,
+            0xff,
+            0xff,
+            *kind,
+            0xfe,
+            0xff,
+            0xff,
+        ]);
         entry[8..12].copy_from_slice(&u32::try_from(at / SECTOR)?.to_le_bytes());
         entry[12..].copy_from_slice(&u32::try_from(rounded / SECTOR)?.to_le_bytes());
         copy_sparse(part, &mut file, at)?;
@@ -178,22 +219,27 @@ fn assemble(plan: &Plan, parts: &[(u8, PathBuf)], image: &Path) -> Result<()> {
 ///
 /// Zeros count elsewhere, too: tables of a file system must not show what was on the card before.
 pub fn block_map(image: &Path) -> Result<Bmap> {
-    let (start, root, end) = (partition_start(image, 1)?, partition_start(image, 2)?, image.metadata()?.len());
+    let (start, root, end) =
+        (partition_start(image, 1)?, partition_start(image, 2)?, image.metadata()?.len());
     let mut boot = vec![0; usize::try_from(root - start)?];
     File::open(image)?.read_exact_at(&mut boot, start)?;
     let used = fat_end(&boot).context("the boot partition is not FAT32")?;
     Bmap::of(image, &[(0, start + used), (root, end)])
 }
 
-/// Where the last cluster that belongs to a file ends (Microsoft, FAT specification 1.03: the boot sector, and entries of 4 bytes).
+/// Where the last cluster that belongs to a file ends (Microsoft, FAT specification 1.03: the boot
+/// sector, and entries of 4 bytes).
 fn fat_end(fat32: &[u8]) -> Option<u64> {
     let byte = |at: usize| Some(u64::from(*fat32.get(at)?));
     let word = |at: usize| Some(byte(at)? | byte(at + 1)? << 8);
     let long = |at: usize| Some(word(at)? | word(at + 2)? << 16);
-    let (sector, cluster, reserved, copies, length) = (word(11)?, byte(13)?, word(14)?, byte(16)?, long(36)?);
+    let (sector, cluster, reserved, copies, length) =
+        (word(11)?, byte(13)?, word(14)?, byte(16)?, long(36)?);
     let entries = (length * sector / 4) as usize;
     let first = (reserved * sector) as usize;
-    let last = (2..entries).rev().find(|n| long(first + 4 * n).is_some_and(|e| e & 0x0fff_ffff != 0))? as u64;
+    let last = (2..entries)
+        .rev()
+        .find(|n| long(first + 4 * n).is_some_and(|e| e & 0x0fff_ffff != 0))? as u64;
     Some((reserved + copies * length) * sector + (last - 1) * cluster * sector)
 }
 
@@ -216,17 +262,25 @@ fn set_time(path: &Path, epoch: u64) -> Result<()> {
 
 /// With the very functions that init measures with.
 fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path) -> Result<Measurements> {
-    let digest = |hex: &str| -> Result<Digest> { measure::unhex(hex).and_then(|b| b.try_into().ok()).context("a digest is malformed") };
+    let digest = |hex: &str| -> Result<Digest> {
+        measure::unhex(hex).and_then(|b| b.try_into().ok()).context("a digest is malformed")
+    };
     ensure!(
         measure::verity_root(command_line) == Some(&facts.verity_root),
         "the command line's verity table is not found again by the code that init reads it with"
     );
     // init reads it with the same code.
     ::config::Machine::from_command_line(command_line)?;
-    ensure!(measure::own_words(command_line) == command_line, "the command line begins with a word that only firmware may put there");
+    ensure!(
+        measure::own_words(command_line) == command_line,
+        "the command line begins with a word that only firmware may put there"
+    );
     let mut files = FileList::default();
     for name in hash::walk(boot)? {
-        files.add(&format!("/boot/{}", name.display()).to_ascii_lowercase(), &std::fs::read(boot.join(&name))?)?;
+        files.add(
+            &format!("/boot/{}", name.display()).to_ascii_lowercase(),
+            &std::fs::read(boot.join(&name))?,
+        )?;
     }
     let mut boards = Vec::new();
     for board in &plan.machine.boards {
@@ -245,5 +299,10 @@ fn predict(plan: &Plan, facts: &Facts, command_line: &str, boot: &Path) -> Resul
         });
         boards.push(Board::predict(&board.name, &events));
     }
-    Ok(Measurements { machine: plan.machine_name.clone(), variant: plan.variant.clone(), version: recipe::release()?.version, boards })
+    Ok(Measurements {
+        machine: plan.machine_name.clone(),
+        variant: plan.variant.clone(),
+        version: recipe::release()?.version,
+        boards,
+    })
 }

@@ -1,5 +1,5 @@
-//! The device trees of a machine's boards: from the kernel's build with overlays merged in, or dumped from the very QEMU
-//! that will boot them.
+//! The device trees of a machine's boards: from the kernel's build with overlays merged in, or
+//! dumped from the very QEMU that will boot them.
 
 use std::path::Path;
 
@@ -23,7 +23,12 @@ pub fn needs(plan: &Plan, tools: Step) -> Vec<Step> {
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
     inputs.path("xtask/src/class/dtb.rs")?;
-    inputs.add("boards", hash::bytes(serde_json::to_string(&(&plan.machine.boards, &plan.machine.device_tree))?.as_bytes()));
+    inputs.add(
+        "boards",
+        hash::bytes(
+            serde_json::to_string(&(&plan.machine.boards, &plan.machine.device_tree))?.as_bytes(),
+        ),
+    );
     match &plan.machine.device_tree {
         DeviceTree::Qemu => {
             inputs.add("qemu", hash::bytes(serde_json::to_string(&plan.machine.qemu)?.as_bytes()));
@@ -33,7 +38,10 @@ pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
             inputs.path(OVERLAYS)?;
             for overlay in overlays {
                 let name = format!("{OVERLAYS}/{overlay}.dtso");
-                ensure!(layers::current().find(&name).is_file(), "the machine's file names the overlay {overlay}, and there is no {name}");
+                ensure!(
+                    layers::current().find(&name).is_file(),
+                    "the machine's file names the overlay {overlay}, and there is no {name}"
+                );
             }
         }
     }
@@ -50,7 +58,10 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
                 let from = plan.planned(&plan.kernel())?.file("dtbs").join(&board.dtb);
                 let copied = std::fs::copy(&from, out.join(&board.dtb));
                 copied.with_context(|| {
-                    format!("the kernel has no device tree {}, which {} needs (dtbs of its recipe)", board.dtb, board.name)
+                    format!(
+                        "the kernel has no device tree {}, which {} needs (dtbs of its recipe)",
+                        board.dtb, board.name
+                    )
                 })?;
                 for overlay in overlays {
                     merge(&sandbox, &log, overlay, &board.dtb)?;
@@ -80,27 +91,38 @@ fn check(sandbox: &Sandbox, log: &Path, tree: &str, expect: &[Expect]) -> Result
         let found = sandbox.output(log, ["fdtget", tree, node, property]).unwrap_or_default();
         let found = String::from_utf8_lossy(&found).trim().to_owned();
         if !agrees(value, &found) {
-            problems.push(format!("{tree}: {node} {property}: expected {value:?}, found {found:?}"));
+            problems
+                .push(format!("{tree}: {node} {property}: expected {value:?}, found {found:?}"));
         }
     }
     if problems.is_empty() {
         return Ok(());
     }
-    bail!("a device tree is not what the machine's file expects of it:\n  {}", problems.join("\n  "))
+    bail!(
+        "a device tree is not what the machine's file expects of it:\n  {}",
+        problems.join("\n  ")
+    )
 }
 
-/// Word by word; `*` stands for a number that differs from kernel to kernel, as a node's handle does.
+/// Word by word; `*` stands for a number that differs from kernel to kernel, as a node's handle
+/// does.
 fn agrees(expected: &str, found: &str) -> bool {
-    let (expected, found): (Vec<&str>, Vec<&str>) = (expected.split_whitespace().collect(), found.split_whitespace().collect());
+    let (expected, found): (Vec<&str>, Vec<&str>) =
+        (expected.split_whitespace().collect(), found.split_whitespace().collect());
     expected.len() == found.len() && expected.iter().zip(&found).all(|(e, f)| *e == "*" || e == f)
 }
 
 /// QEMU describes its own board.
 ///
-/// Packed anew: QEMU leaves 1 MiB, doubles that when it loads the file, and the kernel refuses more than 2 MiB.
-/// QEMU describes the TPM only if there is one, so a software TPM answers while it writes the tree down.
+/// Packed anew: QEMU leaves 1 MiB, doubles that when it loads the file, and the kernel refuses more
+/// than 2 MiB. QEMU describes the TPM only if there is one, so a software TPM answers while it
+/// writes the tree down.
 fn dump(plan: &Plan, out: &Path) -> Result<()> {
-    let q = plan.machine.qemu.as_ref().context("the device tree comes from QEMU, and the machine has no [qemu]")?;
+    let q = plan
+        .machine
+        .qemu
+        .as_ref()
+        .context("the device tree comes from QEMU, and the machine has no [qemu]")?;
     let target = &plan.machine.first_board()?.dtb;
     let script = format!(
         "mkdir /tmp/tpm && swtpm socket --tpm2 --tpmstate dir=/tmp/tpm --ctrl type=unixio,path=/tmp/tpm.sock --daemon --terminate && \

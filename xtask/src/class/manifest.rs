@@ -1,4 +1,5 @@
-//! The manifest: hashes of all that went into an image and came out of its build, signed with the builder's key.
+//! The manifest: hashes of all that went into an image and came out of its build, signed with the
+//! builder's key.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -25,12 +26,17 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
             outputs.insert(name.display().to_string(), hash::file(&built.dir.join(&name))?);
         }
     }
-    outputs.insert("kernel.config".into(), hash::file(&plan.planned(&plan.kernel())?.file("config"))?);
+    outputs
+        .insert("kernel.config".into(), hash::file(&plan.planned(&plan.kernel())?.file("config"))?);
     let mut inputs = BTreeMap::new();
     for step in plan.steps()?.into_iter().filter(|step| *step != Step::Manifest) {
         inputs.insert(plan.name(&step), plan.inputs(&step)?.0);
     }
-    let tools = lock::load("tools", true)?.package.into_iter().map(|p| (format!("{}:{}", p.name, p.architecture), p.version)).collect();
+    let tools = lock::load("tools", true)?
+        .package
+        .into_iter()
+        .map(|p| (format!("{}:{}", p.name, p.architecture), p.version))
+        .collect();
     let manifest = Manifest {
         format: FORMAT.into(),
         machine: plan.machine_name.clone(),

@@ -50,7 +50,8 @@ pub fn inputs(_name: &str, inputs: &mut Inputs) -> Result<()> {
 pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
     let program = program(name)?;
     let recipe = recipe::program(&program)?;
-    let binary = std::fs::read(plan.planned(&Step::Program(program.clone()))?.file(&recipe.package))?;
+    let binary =
+        std::fs::read(plan.planned(&Step::Program(program.clone()))?.file(&recipe.package))?;
     let path = format!("/{program}");
     let image = oci::Plain {
         architecture: "arm64",
@@ -69,8 +70,12 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
 pub fn installed(plan: &Plan, name: &str) -> Result<(Module, String)> {
     let mut module = load(name)?;
     let built = plan.planned(&Step::Module(name.to_owned()))?;
-    let digest = std::fs::read_to_string(built.file("digest")).context("the module is not built")?;
-    module.image =
-        Image::Node(Source { digest: digest.clone(), registry: None, archive: Some(format!("/usr/share/basalt/modules/{name}.tar")) });
+    let digest =
+        std::fs::read_to_string(built.file("digest")).context("the module is not built")?;
+    module.image = Image::Node(Source {
+        digest: digest.clone(),
+        registry: None,
+        archive: Some(format!("/usr/share/basalt/modules/{name}.tar")),
+    });
     Ok((module, digest))
 }

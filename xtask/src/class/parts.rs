@@ -14,8 +14,15 @@ use crate::{class, hash, lock, paths, recipe};
 
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
-    inputs.path("xtask/src/class/parts.rs")?.path("image/recipes")?.path("configs/modules")?.path("image/release.toml")?;
-    inputs.path("Cargo.toml")?.path("xtask/src/class/program.rs")?.path("xtask/src/class/module.rs")?;
+    inputs
+        .path("xtask/src/class/parts.rs")?
+        .path("image/recipes")?
+        .path("configs/modules")?
+        .path("image/release.toml")?;
+    inputs
+        .path("Cargo.toml")?
+        .path("xtask/src/class/program.rs")?
+        .path("xtask/src/class/module.rs")?;
     for member in recipe::members()? {
         inputs.path(&format!("{member}/Cargo.toml"))?;
     }
@@ -65,7 +72,13 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
     let tools = lock::load("tools", true)?.package;
     for wanted in recipe::root()?.linked {
         let found = tools.iter().find(|p| format!("{}:{}", p.name, p.architecture) == wanted);
-        parts.push(of_debian(found.with_context(|| format!("image/recipes/root.toml: the tools have no package {wanted}"))?.clone()));
+        parts.push(of_debian(
+            found
+                .with_context(|| {
+                    format!("image/recipes/root.toml: the tools have no package {wanted}")
+                })?
+                .clone(),
+        ));
     }
     parts.sort();
     // Two workspaces can have a crate in common.
@@ -80,7 +93,12 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
 
 fn of_debian(package: lock::Package) -> Part {
     Part {
-        purl: format!("pkg:deb/debian/{}@{}?arch={}", package.name, package.version.replace('+', "%2B"), package.architecture),
+        purl: format!(
+            "pkg:deb/debian/{}@{}?arch={}",
+            package.name,
+            package.version.replace('+', "%2B"),
+            package.architecture
+        ),
         name: package.name,
         version: package.version,
         sha256: package.sha256,
@@ -110,8 +128,8 @@ pub fn crates_steps() -> Result<Vec<Step>> {
     Ok(workspaces()?.into_keys().map(Step::Vendor).collect())
 }
 
-/// The crates that are compiled into programs of one workspace: what cargo resolves for the device, without what only builds or
-/// tests need.
+/// The crates that are compiled into programs of one workspace: what cargo resolves for the device,
+/// without what only builds or tests need.
 fn crates(plan: &Plan, workspace: Option<&str>, programs: &BTreeSet<String>) -> Result<Vec<Part>> {
     #[derive(Deserialize)]
     struct Metadata {
@@ -156,10 +174,23 @@ fn crates(plan: &Plan, workspace: Option<&str>, programs: &BTreeSet<String>) -> 
     };
     let crates = Step::Vendor(workspace.map(str::to_owned));
     let sandbox = offline_cargo(plan, &crates, sandbox, &target)?.read(source, "/src").cwd("/src");
-    let printed =
-        sandbox.output(&log, ["cargo", "metadata", "--offline", "--locked", "--format-version", "1", "--filter-platform", TARGET])?;
-    let metadata: Metadata = serde_json::from_slice(&printed).context("cargo metadata printed something unexpected")?;
-    let edges: BTreeMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
+    let printed = sandbox.output(
+        &log,
+        [
+            "cargo",
+            "metadata",
+            "--offline",
+            "--locked",
+            "--format-version",
+            "1",
+            "--filter-platform",
+            TARGET,
+        ],
+    )?;
+    let metadata: Metadata =
+        serde_json::from_slice(&printed).context("cargo metadata printed something unexpected")?;
+    let edges: BTreeMap<&str, &Node> =
+        metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
 
     let mut todo = Vec::new();
     for wanted in programs {
@@ -179,9 +210,13 @@ fn crates(plan: &Plan, workspace: Option<&str>, programs: &BTreeSet<String>) -> 
     }
     let checksums = checksums(source)?;
     let mut parts = Vec::new();
-    for package in metadata.packages.iter().filter(|p| seen.contains(p.id.as_str()) && p.source.is_some()) {
+    for package in
+        metadata.packages.iter().filter(|p| seen.contains(p.id.as_str()) && p.source.is_some())
+    {
         let key = (package.name.clone(), package.version.clone());
-        let Some(sha256) = checksums.get(&key) else { bail!("Cargo.lock has no checksum of {} {}", package.name, package.version) };
+        let Some(sha256) = checksums.get(&key) else {
+            bail!("Cargo.lock has no checksum of {} {}", package.name, package.version)
+        };
         parts.push(Part {
             purl: format!("pkg:cargo/{}@{}", package.name, package.version.replace('+', "%2B")),
             name: package.name.clone(),
@@ -236,8 +271,9 @@ fn spdx(name: &str, version: &str, time: &str, parts: &[Part]) -> Value {
         "SPDXID": "SPDXRef-image", "name": name, "versionInfo": version, "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
         "licenseConcluded": "NOASSERTION", "licenseDeclared": "NOASSERTION", "copyrightText": "NOASSERTION",
     })];
-    let mut relationships =
-        vec![json!({ "spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-image" })];
+    let mut relationships = vec![
+        json!({ "spdxElementId": "SPDXRef-DOCUMENT", "relationshipType": "DESCRIBES", "relatedSpdxElement": "SPDXRef-image" }),
+    ];
     for part in parts {
         packages.push(json!({
             "SPDXID": id(&part.purl), "name": part.name, "versionInfo": part.version, "downloadLocation": "NOASSERTION", "filesAnalyzed": false,
@@ -249,7 +285,9 @@ fn spdx(name: &str, version: &str, time: &str, parts: &[Part]) -> Value {
             .push(json!({ "spdxElementId": "SPDXRef-image", "relationshipType": "CONTAINS", "relatedSpdxElement": id(&part.purl) }));
     }
     // Must differ from document to document.
-    let content = hash::bytes(parts.iter().map(|p| format!("{} {}\n", p.purl, p.sha256)).collect::<String>().as_bytes());
+    let content = hash::bytes(
+        parts.iter().map(|p| format!("{} {}\n", p.purl, p.sha256)).collect::<String>().as_bytes(),
+    );
     json!({
         "spdxVersion": "SPDX-2.3", "dataLicense": "CC0-1.0", "SPDXID": "SPDXRef-DOCUMENT", "name": name,
         "documentNamespace": format!("urn:basalt:{name}:{version}:{content}"),
@@ -261,17 +299,29 @@ fn spdx(name: &str, version: &str, time: &str, parts: &[Part]) -> Value {
 /// All licences' texts, each once, with those whom it is of.
 fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
     let kernel = kernel_set(plan)?;
-    let vendors = crates_steps()?.iter().map(|step| Ok(plan.planned(step)?.file("vendor"))).collect::<Result<Vec<_>>>()?;
+    let vendors = crates_steps()?
+        .iter()
+        .map(|step| Ok(plan.planned(step)?.file("vendor")))
+        .collect::<Result<Vec<_>>>()?;
     let mut texts: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for part in parts {
         let name = format!("{} {}", part.name, part.version);
         let mut files = Vec::new();
         if part.purl.starts_with("pkg:cargo/") {
-            let folder = vendors.iter().map(|vendor| vendor.join(format!("{}-{}", part.name, part.version))).find(|dir| dir.is_dir());
-            for entry in std::fs::read_dir(folder.with_context(|| format!("{name} is not among the crates that were fetched"))?)? {
+            let folder = vendors
+                .iter()
+                .map(|vendor| vendor.join(format!("{}-{}", part.name, part.version)))
+                .find(|dir| dir.is_dir());
+            for entry in
+                std::fs::read_dir(folder.with_context(|| {
+                    format!("{name} is not among the crates that were fetched")
+                })?)?
+            {
                 let file = entry?;
                 let upper = file.file_name().to_string_lossy().to_uppercase();
-                if ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"].iter().any(|start| upper.starts_with(start))
+                if ["LICENSE", "LICENCE", "COPYING", "NOTICE", "UNLICENSE"]
+                    .iter()
+                    .any(|start| upper.starts_with(start))
                     && file.file_type()?.is_file()
                 {
                     files.push(file.path());
@@ -279,12 +329,22 @@ fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
             }
         } else {
             // The kernel's source is not laid out as a tree.
-            for set in sets(plan)?.into_iter().filter(|set| *set != kernel).chain(["tools".to_owned()]) {
-                files.push(plan.planned(&Step::Tree(set))?.file("usr/share/doc").join(&part.name).join("copyright"));
+            for set in
+                sets(plan)?.into_iter().filter(|set| *set != kernel).chain(["tools".to_owned()])
+            {
+                files.push(
+                    plan.planned(&Step::Tree(set))?
+                        .file("usr/share/doc")
+                        .join(&part.name)
+                        .join("copyright"),
+                );
             }
         }
         for file in files.iter().filter(|f| f.is_file()) {
-            texts.entry(String::from_utf8_lossy(&std::fs::read(file)?).into_owned()).or_default().insert(name.clone());
+            texts
+                .entry(String::from_utf8_lossy(&std::fs::read(file)?).into_owned())
+                .or_default()
+                .insert(name.clone());
         }
     }
     let mut all = String::from(
@@ -292,7 +352,12 @@ fn licences(plan: &Plan, parts: &[Part], path: &Path) -> Result<()> {
     );
     for (text, names) in &texts {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        all.push_str(&format!("\n{}\n{}\n\n{}\n", "=".repeat(80), names.join(", "), text.trim_end()));
+        all.push_str(&format!(
+            "\n{}\n{}\n\n{}\n",
+            "=".repeat(80),
+            names.join(", "),
+            text.trim_end()
+        ));
     }
     Ok(std::fs::write(path, all)?)
 }
@@ -312,7 +377,14 @@ fn timestamp(seconds: u64) -> String {
         left -= lengths[month];
         month += 1;
     }
-    format!("{year:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z", month + 1, left + 1, rest / 3600, rest / 60 % 60, rest % 60)
+    format!(
+        "{year:04}-{:02}-{:02}T{:02}:{:02}:{:02}Z",
+        month + 1,
+        left + 1,
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
 }
 
 #[cfg(test)]
@@ -347,7 +419,12 @@ mod tests {
         assert_eq!(cdx["components"].as_array().unwrap().len(), 2);
         assert_eq!(cdx["components"][1]["purl"], "pkg:cargo/b@1");
         let spdx = spdx("x", "0", "t", &parts);
-        let ids: BTreeSet<&str> = spdx["packages"].as_array().unwrap().iter().map(|p| p["SPDXID"].as_str().unwrap()).collect();
+        let ids: BTreeSet<&str> = spdx["packages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|p| p["SPDXID"].as_str().unwrap())
+            .collect();
         assert_eq!(ids.len(), 3);
         for relation in spdx["relationships"].as_array().unwrap() {
             assert!(ids.contains(relation["relatedSpdxElement"].as_str().unwrap()));

@@ -1,4 +1,5 @@
-//! Programs of this repository, compiled for the device by the tools tree's Rust, offline, from vendored crates.
+//! Programs of this repository, compiled for the device by the tools tree's Rust, offline, from
+//! vendored crates.
 
 use std::path::{Path, PathBuf};
 
@@ -18,8 +19,12 @@ pub fn crates(name: &str) -> Result<Step> {
 
 pub fn vendor_inputs(workspace: Option<&str>, inputs: &mut Inputs) -> Result<()> {
     let lock = workspace.map_or("Cargo.lock".to_owned(), |folder| format!("{folder}/Cargo.lock"));
-    let of =
-        || format!("{} is a Cargo workspace of its own and needs its lock: cargo generate-lockfile", workspace.unwrap_or("the checkout"));
+    let of = || {
+        format!(
+            "{} is a Cargo workspace of its own and needs its lock: cargo generate-lockfile",
+            workspace.unwrap_or("the checkout")
+        )
+    };
     inputs.path(&lock).with_context(of)?.add("times", "fixed");
     Ok(())
 }
@@ -43,7 +48,8 @@ pub fn vendor(plan: &Plan, workspace: Option<&str>, out: &Path) -> Result<()> {
     age(&out.join("vendor"))
 }
 
-/// Gives every file one old time: cargo runs a build script again, and all that depends on it, when a file looks new.
+/// Gives every file one old time: cargo runs a build script again, and all that depends on it, when
+/// a file looks new.
 fn age(dir: &Path) -> Result<()> {
     let old = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
     for entry in std::fs::read_dir(dir)? {
@@ -59,9 +65,13 @@ fn age(dir: &Path) -> Result<()> {
 
 pub fn inputs(name: &str, inputs: &mut Inputs) -> Result<()> {
     let recipe = recipe::program(name)?;
-    inputs.path(&format!("{}/{name}.toml", recipe::PROGRAMS))?.path("xtask/src/class/program.rs")?;
+    inputs
+        .path(&format!("{}/{name}.toml", recipe::PROGRAMS))?
+        .path("xtask/src/class/program.rs")?;
     match &recipe.workspace {
-        Some(folder) => inputs.path(folder).with_context(|| format!("the recipe of {name} names {folder}, which no layer has"))?,
+        Some(folder) => inputs
+            .path(folder)
+            .with_context(|| format!("the recipe of {name} names {folder}, which no layer has"))?,
         None => inputs.path("Cargo.toml")?,
     };
     for source in &recipe.sources {
@@ -79,7 +89,8 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
     }
     let target = plan.store.work("target-device")?;
     let (sandbox, log) = plan.sandbox(name)?;
-    let sandbox = offline_cargo(plan, &crates(name)?, sandbox, &target)?.write(&stage, "/src").cwd("/src");
+    let sandbox =
+        offline_cargo(plan, &crates(name)?, sandbox, &target)?.write(&stage, "/src").cwd("/src");
     let mut flags = "--remap-path-prefix=/src=basalt --remap-path-prefix=/vendor=crates -Clink-arg=-Wl,-z,relro,-z,now".to_owned();
     if recipe.r#static {
         flags.push_str(" -Ctarget-feature=+crt-static");
@@ -114,7 +125,12 @@ pub fn build(plan: &Plan, name: &str, out: &Path) -> Result<()> {
 }
 
 /// Gives a sandbox the vendored crates and a target folder; cargo then works without network.
-pub fn offline_cargo(plan: &Plan, crates: &Step, sandbox: Sandbox, target: &Path) -> Result<Sandbox> {
+pub fn offline_cargo(
+    plan: &Plan,
+    crates: &Step,
+    sandbox: Sandbox,
+    target: &Path,
+) -> Result<Sandbox> {
     let planned = plan.planned(crates)?;
     let crates = if planned.dir.is_dir() { planned } else { plan.build(crates)? };
     std::fs::create_dir_all(target.join("cargo-home"))?;
@@ -140,7 +156,8 @@ pub fn stage_workspace(folder: &str, stage: &Path) -> Result<()> {
 
 /// Copies the workspace's manifests and the sources of this program into a folder of its own.
 ///
-/// Other members get an empty crate in place of their sources (cargo wants one), so a change there cannot matter here.
+/// Other members get an empty crate in place of their sources (cargo wants one), so a change there
+/// cannot matter here.
 pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
     let repo = paths::repo();
     let mut wanted: Vec<(PathBuf, Vec<u8>)> = Vec::new();
@@ -150,11 +167,17 @@ pub fn stage_sources(stage: &Path, sources: &[String]) -> Result<()> {
     for member in &recipe::members()? {
         if sources.contains(member) {
             for file in hash::walk(&repo.join(member))? {
-                wanted.push((Path::new(member).join(&file), std::fs::read(repo.join(member).join(&file))?));
+                wanted.push((
+                    Path::new(member).join(&file),
+                    std::fs::read(repo.join(member).join(&file))?,
+                ));
             }
         } else {
             let manifest = Path::new(member).join("Cargo.toml");
-            wanted.push((manifest.clone(), skeleton(&std::fs::read_to_string(repo.join(manifest))?)?.into_bytes()));
+            wanted.push((
+                manifest.clone(),
+                skeleton(&std::fs::read_to_string(repo.join(manifest))?)?.into_bytes(),
+            ));
             wanted.push((Path::new(member).join("src/lib.rs"), Vec::new()));
         }
     }
@@ -169,8 +192,9 @@ fn fill(stage: &Path, wanted: &[(PathBuf, Vec<u8>)]) -> Result<()> {
             std::fs::remove_file(stage.join(old))?;
         }
     }
-    // Written anew each time: cargo judges by times, and other programs' stages share its target folder. What it makes of an
-    // older state of our own crates must never pass as fresh; they compile in seconds.
+    // Written anew each time: cargo judges by times, and other programs' stages share its target
+    // folder. What it makes of an older state of our own crates must never pass as fresh; they
+    // compile in seconds.
     for (path, data) in wanted {
         let target = stage.join(path);
         std::fs::create_dir_all(target.parent().unwrap_or(stage))?;

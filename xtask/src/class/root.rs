@@ -30,14 +30,21 @@ pub struct Facts {
 pub fn inputs(plan: &Plan, inputs: &mut Inputs) -> Result<()> {
     // The rule itself counts.
     inputs.path("xtask/src/class/root.rs")?.path("xtask/src/elf.rs")?.path("xtask/src/keys.rs")?;
-    inputs.path("image/recipes/root.toml")?.path("image/root")?.path("image/release.toml")?.path("configs/modules")?;
+    inputs
+        .path("image/recipes/root.toml")?
+        .path("image/root")?
+        .path("image/release.toml")?
+        .path("configs/modules")?;
     inputs.add("boot.toml", hash::bytes(toml::to_string(&boot_settings(plan)?)?.as_bytes()));
     if layers::current().find("configs/ledger.jsonl").exists() {
         inputs.path("configs/ledger.jsonl")?;
     }
     inputs.add("own approver", keys::own_approver()?);
     // With the user's keys in it.
-    inputs.add("configs/node.toml and keys", hash::bytes(toml::to_string(&keys::node()?)?.as_bytes()));
+    inputs.add(
+        "configs/node.toml and keys",
+        hash::bytes(toml::to_string(&keys::node()?)?.as_bytes()),
+    );
     Ok(())
 }
 
@@ -60,7 +67,11 @@ pub fn build(plan: &Plan, out: &Path) -> Result<()> {
         parent(&root.join(place))?;
         std::fs::copy(&from, root.join(place))?;
         // What it is linked against comes along.
-        take(&elf::needed(&from)?.iter().map(|lib| format!("lib:{lib}")).collect::<Vec<_>>(), &device, &root)?;
+        take(
+            &elf::needed(&from)?.iter().map(|lib| format!("lib:{lib}")).collect::<Vec<_>>(),
+            &device,
+            &root,
+        )?;
         set_mode(&root.join(place), 0o755)?;
     }
     std::fs::create_dir_all(root.join("etc/ssl/certs"))?;
@@ -100,7 +111,10 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
         } else {
             module
         };
-        std::fs::write(etc.join("modules").join(format!("{name}.toml")), toml::to_string(&module)?)?;
+        std::fs::write(
+            etc.join("modules").join(format!("{name}.toml")),
+            toml::to_string(&module)?,
+        )?;
     }
     std::fs::write(etc.join("ledger.jsonl"), keys::shipped_log(&node, &shipped)?)?;
     Ok(())
@@ -109,7 +123,9 @@ fn configuration(plan: &Plan, root: &Path) -> Result<()> {
 /// What init needs to know of variant and release.
 fn boot_settings(plan: &Plan) -> Result<Boot> {
     let release = recipe::release()?;
-    let variant: Variant = crate::config::read(&layers::current().find(&format!("configs/variants/{}.toml", plan.variant)))?;
+    let variant: Variant = crate::config::read(
+        &layers::current().find(&format!("configs/variants/{}.toml", plan.variant)),
+    )?;
     Ok(Boot {
         variant: plan.variant.clone(),
         version: release.version,
@@ -139,9 +155,9 @@ fn take(names: &[String], device: &Path, root: &Path) -> Result<()> {
             continue;
         }
         let from = device.join(&name);
-        let meta = from
-            .symlink_metadata()
-            .with_context(|| format!("image/recipes/root.toml takes {name}, which no package of the set device has"))?;
+        let meta = from.symlink_metadata().with_context(|| {
+            format!("image/recipes/root.toml takes {name}, which no package of the set device has")
+        })?;
         parent(&root.join(&name))?;
         if meta.is_symlink() {
             let target = std::fs::read_link(&from)?;
@@ -153,7 +169,10 @@ fn take(names: &[String], device: &Path, root: &Path) -> Result<()> {
         std::fs::copy(&from, root.join(&name))?;
         // Libraries are not programs: only the loader must be executable.
         let library = name.contains(".so") && !name.contains("/ld-linux");
-        set_mode(&root.join(&name), if library || meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 })?;
+        set_mode(
+            &root.join(&name),
+            if library || meta.permissions().mode() & 0o100 == 0 { 0o644 } else { 0o755 },
+        )?;
         todo.extend(elf::needed(&from)?.into_iter().map(|library| format!("lib:{library}")));
     }
     Ok(())
@@ -208,8 +227,11 @@ fn engine_list(names: &[String], root: &Path) -> Result<FileList> {
     let mut list = FileList::default();
     for name in names {
         let path = root.join(name);
-        let data = std::fs::read(&path)
-            .with_context(|| format!("image/recipes/root.toml lists {name} under engine, which the root does not have"))?;
+        let data = std::fs::read(&path).with_context(|| {
+            format!(
+                "image/recipes/root.toml lists {name} under engine, which the root does not have"
+            )
+        })?;
         list.add(&format!("/{name}"), &data)?;
     }
     Ok(list)
@@ -231,15 +253,22 @@ fn pack(plan: &Plan, recipe: &recipe::Root, root: &Path, out: &Path) -> Result<F
     let epoch = recipe::release()?.source_date_epoch;
     let (sandbox, log) = plan.sandbox("root")?;
     let sandbox = sandbox.write(out, "/out").read(root, "/in");
-    let mut make =
-        vec!["mkfs.erofs".to_owned(), "--quiet".into(), format!("-T{epoch}"), "-U".into(), recipe.uuid.clone(), "--all-root".into()];
+    let mut make = vec![
+        "mkfs.erofs".to_owned(),
+        "--quiet".into(),
+        format!("-T{epoch}"),
+        "-U".into(),
+        recipe.uuid.clone(),
+        "--all-root".into(),
+    ];
     make.extend(recipe.erofs.iter().cloned());
     make.extend(["/out/root.img".into(), "/in".into()]);
     sandbox.run(&log, make)?;
     let image = out.join("root.img");
     let blocks = image.metadata()?.len().div_ceil(4096);
     std::fs::File::options().write(true).open(&image)?.set_len(blocks * 4096)?;
-    // A fixed salt: it only has to differ from image to image where hashes must not be compared, which is no aim here.
+    // A fixed salt: it only has to differ from image to image where hashes must not be compared,
+    // which is no aim here.
     let salt = hash::bytes(recipe.uuid.as_bytes());
     let printed = sandbox.output(
         &log,
@@ -258,10 +287,22 @@ fn pack(plan: &Plan, recipe: &recipe::Root, root: &Path, out: &Path) -> Result<F
         ],
     )?;
     let printed = String::from_utf8(printed)?;
-    let verity_root =
-        printed.lines().find_map(|l| l.strip_prefix("Root hash:")).context("veritysetup printed no root hash")?.trim().to_owned();
+    let verity_root = printed
+        .lines()
+        .find_map(|l| l.strip_prefix("Root hash:"))
+        .context("veritysetup printed no root hash")?
+        .trim()
+        .to_owned();
     let none = String::new;
-    Ok(Facts { verity_root, salt, data_blocks: blocks, init: none(), trustd: none(), engine: none(), configuration: none() })
+    Ok(Facts {
+        verity_root,
+        salt,
+        data_blocks: blocks,
+        init: none(),
+        trustd: none(),
+        engine: none(),
+        configuration: none(),
+    })
 }
 
 fn parent(path: &Path) -> Result<()> {

@@ -20,7 +20,11 @@ pub fn run(args: Args) -> Result<()> {
     let image = build(&plan)?;
     let size = |p: &Path| p.metadata().map(|m| progress::size(m.len())).unwrap_or_default();
     let packed = image.with_extension("img.xz");
-    let mut named = if plan.machine_name == super::DEFAULT_MACHINE { String::new() } else { format!(" --machine {}", plan.machine_name) };
+    let mut named = if plan.machine_name == super::DEFAULT_MACHINE {
+        String::new()
+    } else {
+        format!(" --machine {}", plan.machine_name)
+    };
     named.extend(args.image.layer.iter().map(|dir| format!(" --layer {}", dir.display())));
     let mut next = Vec::new();
     if plan.machine.device_tree.is_of_a_real_board() {
@@ -43,8 +47,10 @@ pub fn run(args: Args) -> Result<()> {
 
 /// Builds whatever changed and puts the results into target/image/MACHINE/.
 pub fn build(plan: &Plan) -> Result<PathBuf> {
-    // One by one, though the last needs the others: a result that is in the cache does not ask for what it was made from.
-    for step in [plan.kernel(), Step::Root, Step::Disk, Step::Download, Step::Parts, Step::Manifest] {
+    // One by one, though the last needs the others: a result that is in the cache does not ask for
+    // what it was made from.
+    for step in [plan.kernel(), Step::Root, Step::Disk, Step::Download, Step::Parts, Step::Manifest]
+    {
         plan.build(&step)?;
     }
     let out = paths::output(&plan.machine_name);
@@ -66,18 +72,26 @@ pub fn build(plan: &Plan) -> Result<PathBuf> {
     Ok(out.join(format!("basalt-{}.img", plan.machine_name)))
 }
 
-/// Copies a result (the cache's own file must not be written to by whoever uses the image); one that is there already stays.
+/// Copies a result (the cache's own file must not be written to by whoever uses the image); one
+/// that is there already stays.
 fn deliver(from: &Path, to: &Path) -> Result<()> {
-    let (source, stamp) =
-        (from.canonicalize()?, to.with_file_name(format!(".{}.from", to.file_name().unwrap_or_default().to_string_lossy())));
+    let (source, stamp) = (
+        from.canonicalize()?,
+        to.with_file_name(format!(
+            ".{}.from",
+            to.file_name().unwrap_or_default().to_string_lossy()
+        )),
+    );
     let origin = source.to_string_lossy().into_owned();
     let unchanged = std::fs::read_to_string(&stamp).is_ok_and(|s| s == origin)
-        && to.metadata().and_then(|m| m.modified()).ok() == stamp.metadata().and_then(|m| m.modified()).ok();
+        && to.metadata().and_then(|m| m.modified()).ok()
+            == stamp.metadata().and_then(|m| m.modified()).ok();
     if unchanged {
         return Ok(());
     }
     let temporary = to.with_extension("new");
-    sparse_copy(from, &temporary).with_context(|| format!("cannot write {}", temporary.display()))?;
+    sparse_copy(from, &temporary)
+        .with_context(|| format!("cannot write {}", temporary.display()))?;
     std::fs::rename(&temporary, to)?;
     std::fs::write(&stamp, origin)?;
     // The same time on both says that nobody touched the file since.

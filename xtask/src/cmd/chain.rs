@@ -1,7 +1,9 @@
-//! `cargo xtask test chain`: the registry contract by itself, then a node against a whole network of Ethereum's on this machine.
+//! `cargo xtask test chain`: the registry contract by itself, then a node against a whole network
+//! of Ethereum's on this machine.
 //!
-//! What runs comes from npm, by lock files with the hash of every package; the host's npm fetches it and runs none of its scripts,
-//! and Node.js of the set `programs` runs it, in the sandbox, without a network.
+//! What runs comes from npm, by lock files with the hash of every package; the host's npm fetches
+//! it and runs none of its scripts, and Node.js of the set `programs` runs it, in the sandbox,
+//! without a network.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -33,7 +35,8 @@ fn packages(plan: &Plan, folder: &str) -> Result<PathBuf> {
     }
     progress::line(&format!("{folder}: npm fetches what its lock file names"));
     for name in ["package.json", "package-lock.json", ".npmrc"] {
-        std::fs::copy(from.join(name), dir.join(name)).with_context(|| format!("{folder}/{name}"))?;
+        std::fs::copy(from.join(name), dir.join(name))
+            .with_context(|| format!("{folder}/{name}"))?;
     }
     let local = from.join("snappy");
     if local.exists() {
@@ -43,7 +46,9 @@ fn packages(plan: &Plan, folder: &str) -> Result<PathBuf> {
     npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&dir);
     match npm.status() {
         Ok(status) if status.success() => {}
-        Ok(status) => bail!("npm ci failed in {} ({status}); is the registry reached?", dir.display()),
+        Ok(status) => {
+            bail!("npm ci failed in {} ({status}); is the registry reached?", dir.display())
+        }
         Err(error) => bail!("these tests need {WANTED}: {error}"),
     }
     std::fs::write(done, "")?;
@@ -102,12 +107,31 @@ fn network(plan: Plan) -> Result<()> {
     if let Ok(value) = std::env::var(WIDE) {
         sandbox = sandbox.env(WIDE, value);
     }
-    check(&mut sandbox.command(["cargo", "build", "--offline", "--package", "trustctl"])?, "building trustctl")?;
+    check(
+        &mut sandbox.command(["cargo", "build", "--offline", "--package", "trustctl"])?,
+        "building trustctl",
+    )?;
     let sandbox = sandbox.env("BASALT_TRUSTCTL", "/work/debug/trustctl");
     // From here on the cache is only read; the network takes its time.
     drop(plan);
-    let mut args = vec!["cargo", "test", "--offline", "--package", "basalt-trustd", "--features", engine::TESTS];
-    args.extend(["--test", "engine", "--", "--ignored", "--exact", "chain::a_real_network_decides", "--nocapture"]);
+    let mut args = vec![
+        "cargo",
+        "test",
+        "--offline",
+        "--package",
+        "basalt-trustd",
+        "--features",
+        engine::TESTS,
+    ];
+    args.extend([
+        "--test",
+        "engine",
+        "--",
+        "--ignored",
+        "--exact",
+        "chain::a_real_network_decides",
+        "--nocapture",
+    ]);
     engine::check(&sandbox, args, "the test of the chain")?;
     // A test by another name would be none.
     if std::fs::read_dir(&recording)?.next().is_none() {
@@ -123,7 +147,16 @@ fn network(plan: Plan) -> Result<()> {
 /// `cargo xtask bench ledger`: from an optimised build, with a recorded bundle of 512 keys.
 pub(super) fn bench() -> Result<()> {
     let plan = tools_plan()?;
-    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-ledger", "--features", "ethereum"];
+    let mut args = vec![
+        "cargo",
+        "test",
+        "--offline",
+        "--release",
+        "--package",
+        "basalt-ledger",
+        "--features",
+        "ethereum",
+    ];
     args.extend(["--test", "devnet", "--", "--ignored", "--exact", "figures", "--nocapture"]);
     check(&mut dev::sandbox(&plan)?.command(args)?, "the bench")
 }

@@ -15,6 +15,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     // Waits for a build that is under way.
     Store::open()?.clear(!args.keep_downloads)?;
-    progress::line(&format!("{} is empty{}", paths::cache()?.display(), if args.keep_downloads { " but for the downloads" } else { "" }));
+    progress::line(&format!(
+        "{} is empty{}",
+        paths::cache()?.display(),
+        if args.keep_downloads { " but for the downloads" } else { "" }
+    ));
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! `cargo xtask cargo -- ARGS`: cargo inside the tools tree, offline, for the host; what the tests use.
+//! `cargo xtask cargo -- ARGS`: cargo inside the tools tree, offline, for the host; what the tests
+//! use.
 
 use std::path::Path;
 
@@ -18,7 +19,8 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
-    let status = sandbox(&plan)?.command(std::iter::once("cargo".to_owned()).chain(args.args))?.status()?;
+    let status =
+        sandbox(&plan)?.command(std::iter::once("cargo".to_owned()).chain(args.args))?.status()?;
     if !status.success() {
         bail!("cargo failed inside the tools tree ({status})");
     }

@@ -1,4 +1,5 @@
-//! What runs with a real Docker Engine: its tests and those of the chain, and the benches beside it.
+//! What runs with a real Docker Engine: its tests and those of the chain, and the benches beside
+//! it.
 
 use std::path::Path;
 
@@ -30,7 +31,11 @@ pub(super) fn sandbox(plan: &Plan) -> Result<Sandbox> {
 }
 
 /// Runs it to its end, and leaves no control group behind.
-pub(super) fn check<S: AsRef<str>>(sandbox: &Sandbox, command: impl IntoIterator<Item = S>, what: &str) -> Result<()> {
+pub(super) fn check<S: AsRef<str>>(
+    sandbox: &Sandbox,
+    command: impl IntoIterator<Item = S>,
+    what: &str,
+) -> Result<()> {
     let result = super::check(&mut sandbox.command(command)?, what);
     // On hosts with the old control groups, empty ones outlive the namespace.
     for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
@@ -48,14 +53,36 @@ fn remove_below(dir: &Path) {
     let _ = std::fs::remove_dir(dir);
 }
 
-/// `cargo xtask bench gate`: the gate's figures beside those of the bare engine, from an optimised build.
+/// `cargo xtask bench gate`: the gate's figures beside those of the bare engine, from an optimised
+/// build.
 pub(super) fn bench_gate() -> Result<()> {
-    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-trustd", "--features", TESTS];
-    args.extend(["--test", "engine", "--", "--ignored", "--exact", "bench::figures", "--nocapture"]);
+    let mut args = vec![
+        "cargo",
+        "test",
+        "--offline",
+        "--release",
+        "--package",
+        "basalt-trustd",
+        "--features",
+        TESTS,
+    ];
+    args.extend([
+        "--test",
+        "engine",
+        "--",
+        "--ignored",
+        "--exact",
+        "bench::figures",
+        "--nocapture",
+    ]);
     check(&sandbox(&tools_plan()?)?, args, "the bench")
 }
 
 /// `cargo xtask bench crypto`: from an optimised build, in the sandbox for its control groups.
 pub(super) fn bench_crypto() -> Result<()> {
-    check(&sandbox(&tools_plan()?)?, ["cargo", "run", "--offline", "--release", "--package", "basalt-bench"], "the bench")
+    check(
+        &sandbox(&tools_plan()?)?,
+        ["cargo", "run", "--offline", "--release", "--package", "basalt-bench"],
+        "the bench",
+    )
 }

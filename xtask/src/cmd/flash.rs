@@ -1,6 +1,7 @@
 //! `cargo xtask flash DEVICE`: an image onto a card, read back and compared.
 //!
-//! Invariant: the partition table is written last, after all else was read back, so that a card is either whole or no disk at all.
+//! Invariant: the partition table is written last, after all else was read back, so that a card is
+//! either whole or no disk at all.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -22,7 +23,8 @@ use crate::progress::{self, Task};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The whole device (/dev/sdX, /dev/mmcblkN), or a file; without it, removable devices are listed
+    /// The whole device (/dev/sdX, /dev/mmcblkN), or a file; without it, removable devices are
+    /// listed
     device: Option<PathBuf>,
     /// The machine that the card is for
     #[arg(long)]
@@ -33,7 +35,8 @@ pub struct Args {
     /// The public key of whoever built that image, in hex; without it, your own builder.key
     #[arg(long, requires = "image")]
     builder: Option<String>,
-    /// A node.toml that is put on the card's boot partition: host name, address, time servers, owner of this one node
+    /// A node.toml that is put on the card's boot partition: host name, address, time servers,
+    /// owner of this one node
     #[arg(long, value_name = "FILE")]
     settings: Option<PathBuf>,
     /// A layer that the machine is of, as for build-image
@@ -47,7 +50,10 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     crate::layers::lay(&args.layer)?;
     let Some(device) = args.device else { return list() };
-    let wanted = args.machine.clone().or_else(|| args.image.is_none().then(|| super::DEFAULT_MACHINE.to_owned()));
+    let wanted = args
+        .machine
+        .clone()
+        .or_else(|| args.image.is_none().then(|| super::DEFAULT_MACHINE.to_owned()));
     if let Some(machine) = &wanted {
         crate::machine::load(machine)?;
     }
@@ -60,9 +66,15 @@ pub fn run(args: Args) -> Result<()> {
     };
     let builder = keys::builder(args.builder.as_deref(), &keys::folder()?)?;
     let mut map = check_image(&image, wanted.as_deref(), &builder)?;
-    let same =
-        |a: &Path, b: &Path| Some(a.metadata().ok().map(|m| (m.dev(), m.ino()))) == Some(b.metadata().ok().map(|m| (m.dev(), m.ino())));
-    ensure!(!same(&device, &image), "{} is the image itself; nothing was written", device.display());
+    let same = |a: &Path, b: &Path| {
+        Some(a.metadata().ok().map(|m| (m.dev(), m.ino())))
+            == Some(b.metadata().ok().map(|m| (m.dev(), m.ino())))
+    };
+    ensure!(
+        !same(&device, &image),
+        "{} is the image itself; nothing was written",
+        device.display()
+    );
     let card = open(&device, map.image_size)?;
     if !args.yes {
         confirm(&device, &card, &image)?;
@@ -73,9 +85,15 @@ pub fn run(args: Args) -> Result<()> {
         map = disk::block_map(&image)?;
     }
     write(&image, &map, &card, &device.display().to_string())?;
-    println!("{} is done: read back and compared. Put the card into the board and switch it on.", device.display());
+    println!(
+        "{} is done: read back and compared. Put the card into the board and switch it on.",
+        device.display()
+    );
     if let Some(settings) = args.settings {
-        println!("Next: trustctl --node HOST:7443 attest --expect measurements.json --settings {}", settings.display());
+        println!(
+            "Next: trustctl --node HOST:7443 attest --expect measurements.json --settings {}",
+            settings.display()
+        );
     }
     Ok(())
 }
@@ -88,10 +106,17 @@ pub fn flash(image: &Path, machine: &str, device: &Path) -> Result<()> {
 
 /// A copy of the image with the owner's file on its boot partition.
 fn with_settings(image: &Path, map: &Bmap, settings: &Path, work: &Path) -> Result<PathBuf> {
-    let text = std::fs::read_to_string(settings).with_context(|| format!("cannot read {}", settings.display()))?;
+    let text = std::fs::read_to_string(settings)
+        .with_context(|| format!("cannot read {}", settings.display()))?;
     let shipped = std::fs::read_to_string(crate::layers::current().find("configs/node.toml"))?;
-    ensure!(text.len() as u64 <= measure::LARGEST_SETTINGS, "{} is larger than {} bytes", settings.display(), measure::LARGEST_SETTINGS);
-    let node = ::config::node(&shipped, Some(&text)).with_context(|| format!("{}: a node would stop at it", settings.display()))?;
+    ensure!(
+        text.len() as u64 <= measure::LARGEST_SETTINGS,
+        "{} is larger than {} bytes",
+        settings.display(),
+        measure::LARGEST_SETTINGS
+    );
+    let node = ::config::node(&shipped, Some(&text))
+        .with_context(|| format!("{}: a node would stop at it", settings.display()))?;
     let policies = policies(image, &node.keys, settings)?;
     let plan = super::tools_plan()?;
     let copy = work.join("card.img");
@@ -104,15 +129,22 @@ fn with_settings(image: &Path, map: &Bmap, settings: &Path, work: &Path) -> Resu
     std::fs::write(work.join(policy::FILE), policies.text())?;
     let (sandbox, log) = plan.sandbox("settings")?;
     let place = format!("card.img@@{}", crate::qemu::partition_start(&copy, 1)?);
-    sandbox.write(work, "/work").cwd("/work").run(&log, ["mcopy", "-o", "-i", &place, "node.toml", policy::FILE, "::"])?;
+    sandbox
+        .write(work, "/work")
+        .cwd("/work")
+        .run(&log, ["mcopy", "-o", "-i", &place, "node.toml", policy::FILE, "::"])?;
     Ok(copy)
 }
 
 /// Settings are measured, so the image's own policies do not let such a boot have the root key.
 fn policies(image: &Path, keys: &::config::Keys, settings: &Path) -> Result<Policies> {
     let beside = |name: &str| image.with_file_name(name);
-    let read = |name: &str| std::fs::read(beside(name)).with_context(|| format!("cannot read {}", beside(name).display()));
-    let shipped = Policies::read(&read(policy::FILE)?).with_context(|| beside(policy::FILE).display().to_string())?;
+    let read = |name: &str| {
+        std::fs::read(beside(name))
+            .with_context(|| format!("cannot read {}", beside(name).display()))
+    };
+    let shipped = Policies::read(&read(policy::FILE)?)
+        .with_context(|| beside(policy::FILE).display().to_string())?;
     let wanted = keys.signer.as_ref().unwrap_or(&shipped.signer);
     let own = keys::policy_signer(&keys::load(&keys::folder()?.join(keys::BUILDER), "builder")?);
     let found = own.public().hex();
@@ -133,8 +165,14 @@ fn list() -> Result<()> {
     }
     for drive in &drives {
         let uses = drive.uses()?;
-        let state = if uses.is_empty() { String::new() } else { format!("   in use: {}", uses.join(", ")) };
-        println!("/dev/{:10} {:>10}  {}{state}", drive.name, progress::size(drive.size()?), drive.model());
+        let state =
+            if uses.is_empty() { String::new() } else { format!("   in use: {}", uses.join(", ")) };
+        println!(
+            "/dev/{:10} {:>10}  {}{state}",
+            drive.name,
+            progress::size(drive.size()?),
+            drive.model()
+        );
     }
     println!("\nNext: cargo xtask flash /dev/NAME   (everything on it is lost)");
     Ok(())
@@ -148,7 +186,8 @@ fn check_image(image: &Path, wanted: Option<&str>, builder: &VerifyingKey) -> Re
         image.file_name().unwrap_or_default().to_string_lossy().into_owned(),
     );
     ensure!(image.is_file(), "there is no {shown}; run `cargo xtask build-image` first");
-    let manifest = trustctl::image::verify(dir, builder).with_context(|| format!("{shown} is not what its builder signed"))?;
+    let manifest = trustctl::image::verify(dir, builder)
+        .with_context(|| format!("{shown} is not what its builder signed"))?;
     if let Some(wanted) = wanted.filter(|wanted| *wanted != manifest.machine) {
         bail!("{shown} is an image for {}, not for {wanted}", manifest.machine);
     }
@@ -158,14 +197,20 @@ fn check_image(image: &Path, wanted: Option<&str>, builder: &VerifyingKey) -> Re
     }
     let map = Bmap::parse(&std::fs::read_to_string(dir.join(map))?)?;
     let found = image.metadata()?.len();
-    ensure!(found == map.image_size, "{shown} is not whole: expected {} bytes, found {found}; build or fetch it again", map.image_size);
+    ensure!(
+        found == map.image_size,
+        "{shown} is not whole: expected {} bytes, found {found}; build or fetch it again",
+        map.image_size
+    );
     Ok(map)
 }
 
 /// Opens what is to be overwritten, if it may be.
 fn open(device: &Path, needed: u64) -> Result<File> {
     let shown = device.display();
-    let meta = device.metadata().with_context(|| format!("{shown} is not there; `cargo xtask flash` lists removable devices"))?;
+    let meta = device.metadata().with_context(|| {
+        format!("{shown} is not there; `cargo xtask flash` lists removable devices")
+    })?;
     let mut options = File::options();
     options.read(true).write(true);
     let block = meta.file_type().is_block_device();
@@ -178,13 +223,16 @@ fn open(device: &Path, needed: u64) -> Result<File> {
     } else {
         ensure!(meta.is_file(), "{shown} is neither a device for blocks nor a file");
     }
-    let file = options.open(device).with_context(|| format!("cannot open {shown} for itself alone; nothing was written"))?;
+    let file = options
+        .open(device)
+        .with_context(|| format!("cannot open {shown} for itself alone; nothing was written"))?;
     let opened = file.metadata()?;
     ensure!(
         (opened.dev(), opened.ino(), opened.rdev()) == (meta.dev(), meta.ino(), meta.rdev()),
         "{shown} became something else while it was opened; nothing was written"
     );
-    let size = if block { Host::this().drive_of_number(opened.rdev())?.size()? } else { opened.len() };
+    let size =
+        if block { Host::this().drive_of_number(opened.rdev())?.size()? } else { opened.len() };
     ensure!(
         size >= needed,
         "{shown} is too small: the image has {}, found {}; nothing was written",
@@ -203,7 +251,11 @@ fn confirm(device: &Path, card: &File, image: &Path) -> Result<()> {
         format!("a file of {}", progress::size(meta.len()))
     };
     let shown = device.display();
-    print!("Everything on {shown} ({}) will be lost, and {} written to it. Type yes: ", what.trim(), image.display());
+    print!(
+        "Everything on {shown} ({}) will be lost, and {} written to it. Type yes: ",
+        what.trim(),
+        image.display()
+    );
     std::io::stdout().flush()?;
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
@@ -230,25 +282,41 @@ impl Card for File {
 
     fn settle(&self) -> std::io::Result<()> {
         self.sync_all()?;
-        Ok(nix::fcntl::posix_fadvise(self, 0, 0, nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
+        Ok(nix::fcntl::posix_fadvise(
+            self,
+            0,
+            0,
+            nix::fcntl::PosixFadviseAdvice::POSIX_FADV_DONTNEED,
+        )?)
     }
 }
 
-const UNFINISHED: &str = "the card is not done and will not boot; check it and run the command again";
+const UNFINISHED: &str =
+    "the card is not done and will not boot; check it and run the command again";
 
 /// What a range of the image holds, if it is still what the map says.
 fn signed(source: &File, map: &Bmap, range: &Range) -> Result<Vec<u8>> {
     let mut data = vec![0; range.length(map.image_size) as usize];
     source.read_exact_at(&mut data, range.start())?;
     let found = measure::hex(&Sha256::digest(&data));
-    ensure!(found == range.sha256, "the image changed while it was used: blocks {} to {}", range.first, range.last);
+    ensure!(
+        found == range.sha256,
+        "the image changed while it was used: blocks {} to {}",
+        range.first,
+        range.last
+    );
     Ok(data)
 }
 
 fn write(image: &Path, map: &Bmap, card: &dyn Card, name: &str) -> Result<()> {
     let source = File::open(image)?;
-    let failed =
-        |what: &str, at: u64| format!("{what} {name} failed at {} of {}: {UNFINISHED}", progress::size(at), progress::size(map.image_size));
+    let failed = |what: &str, at: u64| {
+        format!(
+            "{what} {name} failed at {} of {}: {UNFINISHED}",
+            progress::size(at),
+            progress::size(map.image_size)
+        )
+    };
     // Whatever is on the card now stops being a disk first.
     card.put(&[0; BLOCK as usize], 0).with_context(|| failed("writing", 0))?;
     card.settle().with_context(|| failed("writing", 0))?;
@@ -275,7 +343,8 @@ fn write(image: &Path, map: &Bmap, card: &dyn Card, name: &str) -> Result<()> {
     task.bytes(map.mapped());
     for range in &map.ranges {
         let mut data = vec![0; range.length(map.image_size) as usize];
-        card.get(&mut data, range.start()).with_context(|| failed("reading back", range.start()))?;
+        card.get(&mut data, range.start())
+            .with_context(|| failed("reading back", range.start()))?;
         if range.first == 0 {
             data[..BLOCK as usize].copy_from_slice(&table);
         }
@@ -314,7 +383,11 @@ mod tests {
 
     impl Card for Memory {
         fn put(&self, data: &[u8], at: u64) -> std::io::Result<()> {
-            let left = self.lasts.get().checked_sub(data.len()).ok_or(std::io::Error::from_raw_os_error(nix::libc::EIO))?;
+            let left = self
+                .lasts
+                .get()
+                .checked_sub(data.len())
+                .ok_or(std::io::Error::from_raw_os_error(nix::libc::EIO))?;
             self.lasts.set(left);
             self.data.borrow_mut()[at as usize..][..data.len()].copy_from_slice(data);
             Ok(())
@@ -322,7 +395,9 @@ mod tests {
 
         fn get(&self, data: &mut [u8], at: u64) -> std::io::Result<()> {
             data.copy_from_slice(&self.data.borrow()[at as usize..][..data.len()]);
-            if let Some(byte) = self.weak.and_then(|w| w.checked_sub(at as usize)).and_then(|w| data.get_mut(w)) {
+            if let Some(byte) =
+                self.weak.and_then(|w| w.checked_sub(at as usize)).and_then(|w| data.get_mut(w))
+            {
                 *byte ^= 1;
             }
             Ok(())
@@ -366,8 +441,14 @@ mod tests {
         for lasts in (BLOCK as usize..all).step_by(BLOCK as usize) {
             let card = memory(lasts, None);
             let error = format!("{:#}", write(&path, &map, &card, "card").unwrap_err());
-            assert!(error.contains("will not boot") && error.contains("Input/output error"), "{error}");
-            assert!(card.data.borrow()[..BLOCK as usize].iter().all(|x| *x == 0), "no partition table after {lasts} bytes");
+            assert!(
+                error.contains("will not boot") && error.contains("Input/output error"),
+                "{error}"
+            );
+            assert!(
+                card.data.borrow()[..BLOCK as usize].iter().all(|x| *x == 0),
+                "no partition table after {lasts} bytes"
+            );
         }
     }
 
@@ -376,7 +457,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, map) = image(dir.path());
         for weak in [0, 5000, 40 * BLOCK as usize, SIZE - 1] {
-            let error = write(&path, &map, &memory(usize::MAX, Some(weak)), "card").unwrap_err().to_string();
+            let error = write(&path, &map, &memory(usize::MAX, Some(weak)), "card")
+                .unwrap_err()
+                .to_string();
             assert!(error.contains("does not keep"), "{error}");
         }
     }
@@ -389,7 +472,10 @@ mod tests {
         let path = dir.path().join("basalt-rpi4.img");
         std::fs::rename(made, &path).unwrap();
         let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
-        put("measurements.json", r#"{"machine":"rpi4","variant":"prod","version":"0","boards":[]}"#);
+        put(
+            "measurements.json",
+            r#"{"machine":"rpi4","variant":"prod","version":"0","boards":[]}"#,
+        );
         put("basalt-rpi4.img.bmap", &map.to_xml());
         put(policy::FILE, &Policies::sign(&policy::Signer::of_builder(&[7; 32]), &[]).text());
         let names = ["measurements.json", policy::FILE, "basalt-rpi4.img.bmap", "basalt-rpi4.img"];
@@ -399,7 +485,10 @@ mod tests {
             variant: "prod".into(),
             version: "0".into(),
             inputs: Default::default(),
-            outputs: names.iter().map(|n| ((*n).to_owned(), hash::file(&dir.path().join(n)).unwrap())).collect(),
+            outputs: names
+                .iter()
+                .map(|n| ((*n).to_owned(), hash::file(&dir.path().join(n)).unwrap()))
+                .collect(),
             tools: Default::default(),
         };
         let key = ledger::SigningKey::from_bytes(&[7; 32]);
@@ -407,10 +496,15 @@ mod tests {
         put(SIGNATURE, &sign(text.as_bytes(), &key));
         put(MANIFEST, &text);
         check_image(&path, Some("rpi4"), &key.verifying_key()).unwrap();
-        let says = |machine| format!("{:#}", check_image(&path, Some(machine), &key.verifying_key()).unwrap_err());
+        let says = |machine| {
+            format!("{:#}", check_image(&path, Some(machine), &key.verifying_key()).unwrap_err())
+        };
         assert!(says("rpi3").contains("is an image for rpi4, not for rpi3"));
         let stranger = ledger::SigningKey::from_bytes(&[8; 32]).verifying_key();
-        assert!(format!("{:#}", check_image(&path, None, &stranger).unwrap_err()).contains("not signed by the builder"));
+        assert!(
+            format!("{:#}", check_image(&path, None, &stranger).unwrap_err())
+                .contains("not signed by the builder")
+        );
         File::options().write(true).open(&path).unwrap().write_all_at(&[0], 20_000).unwrap();
         assert!(says("rpi4").contains("basalt-rpi4.img is altered"));
         File::options().write(true).open(&path).unwrap().set_len(SIZE as u64 - 1).unwrap();
@@ -427,7 +521,10 @@ mod tests {
         assert!(open(&path, 11).unwrap_err().to_string().contains("too small"));
         open(&path, 10).unwrap();
         assert!(open(dir.path(), 10).unwrap_err().to_string().contains("neither"));
-        assert!(format!("{:#}", open(&dir.path().join("none"), 10).unwrap_err()).contains("lists removable devices"));
+        assert!(
+            format!("{:#}", open(&dir.path().join("none"), 10).unwrap_err())
+                .contains("lists removable devices")
+        );
         assert!(open(Path::new("/dev/null"), 10).unwrap_err().to_string().contains("neither"));
     }
 }

@@ -1,7 +1,8 @@
-//! `cargo xtask harden`: the kernel's configuration and the root's programs before judges that nobody here wrote.
+//! `cargo xtask harden`: the kernel's configuration and the root's programs before judges that
+//! nobody here wrote.
 //!
-//! Invariant: what the judges find and what image/hardening.toml accepts are the same list; a reason that has become
-//! superfluous is an error too.
+//! Invariant: what the judges find and what image/hardening.toml accepts are the same list; a
+//! reason that has become superfluous is an error too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -52,7 +53,12 @@ pub fn run(args: Args) -> Result<()> {
 /// What image/hardening.toml accepts.
 pub fn accepted() -> Result<Accepted> {
     let accepted: Accepted = config::read(&layers::current().find("image/hardening.toml"))?;
-    for (name, reason) in accepted.kernel.iter().chain(&accepted.moby).chain(accepted.programs.iter().map(|(n, p)| (n, &p.reason))) {
+    for (name, reason) in accepted
+        .kernel
+        .iter()
+        .chain(&accepted.moby)
+        .chain(accepted.programs.iter().map(|(n, p)| (n, &p.reason)))
+    {
         ensure!(!reason.trim().is_empty(), "image/hardening.toml gives no reason for {name}");
     }
     Ok(accepted)
@@ -62,8 +68,15 @@ pub fn check(plan: &Plan) -> Result<()> {
     let accepted = accepted()?;
     let found = kernel(plan)?;
     same("kernel-hardening-checker", &found, &accepted.kernel.into_keys().collect())?;
-    ensure!(found.len() <= MOST_FAILURES, "kernel-hardening-checker: {} FAIL, at most {MOST_FAILURES} are promised", found.len());
-    println!("kernel-hardening-checker: {} FAIL, each with its reason (at most {MOST_FAILURES})", found.len());
+    ensure!(
+        found.len() <= MOST_FAILURES,
+        "kernel-hardening-checker: {} FAIL, at most {MOST_FAILURES} are promised",
+        found.len()
+    );
+    println!(
+        "kernel-hardening-checker: {} FAIL, each with its reason (at most {MOST_FAILURES})",
+        found.len()
+    );
     let missing = moby(plan)?;
     same("moby's check-config", &missing, &accepted.moby.into_keys().collect())?;
     println!("moby's check-config: {} of what is generally necessary is missing", missing.len());
@@ -72,9 +85,15 @@ pub fn check(plan: &Plan) -> Result<()> {
 
 /// Two lists that must be the same.
 fn same(judge: &str, found: &BTreeSet<String>, accepted: &BTreeSet<String>) -> Result<()> {
-    let mut problems: Vec<String> =
-        found.difference(accepted).map(|s| format!("{s}: found, and image/hardening.toml has no reason for it")).collect();
-    problems.extend(accepted.difference(found).map(|s| format!("{s}: image/hardening.toml accepts it, and it is not found any more")));
+    let mut problems: Vec<String> = found
+        .difference(accepted)
+        .map(|s| format!("{s}: found, and image/hardening.toml has no reason for it"))
+        .collect();
+    problems.extend(
+        accepted
+            .difference(found)
+            .map(|s| format!("{s}: image/hardening.toml accepts it, and it is not found any more")),
+    );
     if problems.is_empty() {
         return Ok(());
     }
@@ -92,16 +111,30 @@ fn kernel(plan: &Plan) -> Result<BTreeSet<String>> {
         option_name: String,
         check_result_bool: bool,
     }
-    let (config, tree) = (plan.build(&plan.kernel())?.dir, plan.build(&Step::Tree("checker".into()))?.dir);
+    let (config, tree) =
+        (plan.build(&plan.kernel())?.dir, plan.build(&Step::Tree("checker".into()))?.dir);
     let log = plan.store.log("harden");
     std::fs::write(&log, "")?;
-    let printed = judge(&tree, &config).output(&log, ["python3", "/usr/bin/kernel-hardening-checker", "-m", "json", "-c", "/in/config"])?;
-    let verdicts: Vec<Verdict> = serde_json::from_slice(&printed).context("kernel-hardening-checker printed something else than JSON")?;
-    ensure!(verdicts.len() > 100, "kernel-hardening-checker judged {} symbols only", verdicts.len());
-    Ok(verdicts.into_iter().filter(|v| !v.check_result_bool).map(|v| v.option_name.trim_start_matches("CONFIG_").to_owned()).collect())
+    let printed = judge(&tree, &config).output(
+        &log,
+        ["python3", "/usr/bin/kernel-hardening-checker", "-m", "json", "-c", "/in/config"],
+    )?;
+    let verdicts: Vec<Verdict> = serde_json::from_slice(&printed)
+        .context("kernel-hardening-checker printed something else than JSON")?;
+    ensure!(
+        verdicts.len() > 100,
+        "kernel-hardening-checker judged {} symbols only",
+        verdicts.len()
+    );
+    Ok(verdicts
+        .into_iter()
+        .filter(|v| !v.check_result_bool)
+        .map(|v| v.option_name.trim_start_matches("CONFIG_").to_owned())
+        .collect())
 }
 
-/// The section "Generally Necessary" of moby's script; the others are about features that a node may do without.
+/// The section "Generally Necessary" of moby's script; the others are about features that a node
+/// may do without.
 fn moby(plan: &Plan) -> Result<BTreeSet<String>> {
     let config = plan.build(&plan.kernel())?.dir;
     let log = plan.store.log("harden");
@@ -109,11 +142,16 @@ fn moby(plan: &Plan) -> Result<BTreeSet<String>> {
     let script = format!("bash {CHECK_CONFIG} /in/config || true");
     let printed = judge(&plan.tools()?, &config).output(&log, ["sh", "-c", &script])?;
     let text = String::from_utf8_lossy(&printed).into_owned();
-    let section = text.split_once("Generally Necessary:").and_then(|(_, rest)| rest.split_once("Optional Features:"));
-    let (section, _) = section.context("moby's check-config printed no list of what is necessary")?;
-    let judged: Vec<&str> = section.lines().filter_map(|l| l.split_once("CONFIG_").map(|(_, rest)| rest)).collect();
+    let section = text
+        .split_once("Generally Necessary:")
+        .and_then(|(_, rest)| rest.split_once("Optional Features:"));
+    let (section, _) =
+        section.context("moby's check-config printed no list of what is necessary")?;
+    let judged: Vec<&str> =
+        section.lines().filter_map(|l| l.split_once("CONFIG_").map(|(_, rest)| rest)).collect();
     ensure!(judged.len() > 20, "moby's check-config judged {} symbols only", judged.len());
-    let name = |line: &&str| line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
+    let name =
+        |line: &&str| line.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
     Ok(judged.iter().filter(|line| line.contains("missing")).map(name).collect())
 }
 
@@ -133,11 +171,17 @@ fn programs(plan: &Plan, accepted: &BTreeMap<String, Program>) -> Result<()> {
         }
     }
     let flat = |list: &BTreeMap<String, BTreeSet<String>>| {
-        list.iter().flat_map(|(n, l)| l.iter().map(move |what| format!("{n} lacks {what}"))).collect()
+        list.iter()
+            .flat_map(|(n, l)| l.iter().map(move |what| format!("{n} lacks {what}")))
+            .collect()
     };
-    let accepted: BTreeMap<String, BTreeSet<String>> = accepted.iter().map(|(name, p)| (name.clone(), p.lacks.clone())).collect();
+    let accepted: BTreeMap<String, BTreeSet<String>> =
+        accepted.iter().map(|(name, p)| (name.clone(), p.lacks.clone())).collect();
     same("programs and libraries of the root", &flat(&found), &flat(&accepted))?;
-    progress::line(&format!("{count} programs and libraries: PIE, RELRO and stack protector, but for {} with a reason", found.len()));
+    progress::line(&format!(
+        "{count} programs and libraries: PIE, RELRO and stack protector, but for {} with a reason",
+        found.len()
+    ));
     Ok(())
 }
 
@@ -150,6 +194,11 @@ mod tests {
         let set = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
         same("judge", &set(&["A", "B"]), &set(&["B", "A"])).unwrap();
         let error = same("judge", &set(&["A", "B"]), &set(&["B", "C"])).unwrap_err().to_string();
-        assert!(error.contains("A: found") && error.contains("C: image/hardening.toml accepts") && !error.contains("B:"), "{error}");
+        assert!(
+            error.contains("A: found")
+                && error.contains("C: image/hardening.toml accepts")
+                && !error.contains("B:"),
+            "{error}"
+        );
     }
 }

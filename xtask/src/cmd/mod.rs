@@ -39,7 +39,8 @@ pub struct ImageArgs {
     /// Refuse to change image/locks/
     #[arg(long)]
     pub locked: bool,
-    /// A folder that adds machines, recipes, fragments, modules and files, or overrides them; later ones win (docs/porting.md)
+    /// A folder that adds machines, recipes, fragments, modules and files, or overrides them; later
+    /// ones win (docs/porting.md)
     #[arg(long, value_name = "DIR")]
     pub layer: Vec<std::path::PathBuf>,
 }

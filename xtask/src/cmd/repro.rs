@@ -1,5 +1,5 @@
-//! `cargo xtask repro`: the same image again, from another folder, with another cache, as another user, with another user mask,
-//! time zone, locale and job count.
+//! `cargo xtask repro`: the same image again, from another folder, with another cache, as another
+//! user, with another user mask, time zone, locale and job count.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +13,8 @@ use crate::{hash, paths, progress, store};
 pub struct Args {
     #[command(flatten)]
     image: super::ImageArgs,
-    /// Build the kernel again too (some 12 minutes, twice that on one processor); otherwise its result is taken over
+    /// Build the kernel again too (some 12 minutes, twice that on one processor); otherwise its
+    /// result is taken over
     #[arg(long)]
     kernel: bool,
 }
@@ -28,11 +29,17 @@ pub fn run(args: Args) -> Result<()> {
         store::remove(&left?.path())?;
     }
     let other = tempfile::tempdir_in(work)?;
-    let (checkout, cache) = (other.path().join("another/checkout"), other.path().join("another-cache"));
+    let (checkout, cache) =
+        (other.path().join("another/checkout"), other.path().join("another-cache"));
     copy_checkout(&checkout)?;
     std::fs::create_dir_all(&cache)?;
     let own = paths::cache()?;
-    let layers = args.image.layer.iter().map(|dir| dir.canonicalize()).collect::<std::io::Result<Vec<_>>>()?;
+    let layers = args
+        .image
+        .layer
+        .iter()
+        .map(|dir| dir.canonicalize())
+        .collect::<std::io::Result<Vec<_>>>()?;
     // What was downloaded was checked by hash; it need not come over the network twice.
     std::os::unix::fs::symlink(own.join("blobs"), cache.join("blobs"))?;
     if !args.kernel {
@@ -101,23 +108,29 @@ fn copy_checkout(to: &Path) -> Result<()> {
 /// Compares what the user gets, file by file.
 fn compare(one: &Path, two: &Path) -> Result<bool> {
     let mut same = true;
-    let all: std::collections::BTreeSet<_> = hash::walk(one)?.into_iter().chain(hash::walk(two)?).collect();
+    let all: std::collections::BTreeSet<_> =
+        hash::walk(one)?.into_iter().chain(hash::walk(two)?).collect();
     for name in all {
-        let equal =
-            one.join(&name).is_file() && two.join(&name).is_file() && hash::file(&one.join(&name))? == hash::file(&two.join(&name))?;
+        let equal = one.join(&name).is_file()
+            && two.join(&name).is_file()
+            && hash::file(&one.join(&name))? == hash::file(&two.join(&name))?;
         println!("{} {}", if equal { "same     " } else { "DIFFERENT" }, name.display());
         same &= equal;
     }
     Ok(same)
 }
 
-/// The first step, in the order of building, whose result differs, and the first file in it: an image differs because of that.
+/// The first step, in the order of building, whose result differs, and the first file in it: an
+/// image differs because of that.
 fn first_difference(steps: &[Built], cache: &Path) -> Result<String> {
     for step in steps {
         let key = step.key.get(..24).unwrap_or_default();
         let other = cache.join("steps").join(&step.name).join(key).join("out");
         if !other.is_dir() {
-            return Ok(format!("the second build made the step {} from other inputs; it has no result for {key}", step.name));
+            return Ok(format!(
+                "the second build made the step {} from other inputs; it has no result for {key}",
+                step.name
+            ));
         }
         // Trees and crates are unpacked downloads, which were checked.
         if step.name.starts_with("tree-") || step.name == "crates" {
@@ -126,9 +139,14 @@ fn first_difference(steps: &[Built], cache: &Path) -> Result<String> {
         for name in hash::walk(&step.dir)? {
             let (a, b) = (step.dir.join(&name), other.join(&name));
             let link = |path: &Path| std::fs::read_link(path).ok();
-            let same = link(&a) == link(&b) && (a.is_symlink() || (b.is_file() && hash::file(&a)? == hash::file(&b)?));
+            let same = link(&a) == link(&b)
+                && (a.is_symlink() || (b.is_file() && hash::file(&a)? == hash::file(&b)?));
             if !same {
-                return Ok(format!("the builds differ first in the step {}, file {}", step.name, name.display()));
+                return Ok(format!(
+                    "the builds differ first in the step {}, file {}",
+                    step.name,
+                    name.display()
+                ));
             }
         }
     }
@@ -143,7 +161,14 @@ mod tests {
     fn the_first_differing_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let write = |base: &str, step: &str, name: &str, text: &str| {
-            let path = dir.path().join(base).join("steps").join(step).join("0".repeat(24)).join("out").join(name);
+            let path = dir
+                .path()
+                .join(base)
+                .join("steps")
+                .join(step)
+                .join("0".repeat(24))
+                .join("out")
+                .join(name);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         };

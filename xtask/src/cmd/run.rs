@@ -26,12 +26,15 @@ const CARD_MIB: u64 = 2048;
 pub fn run(args: Args) -> Result<()> {
     let plan = args.image.plan()?;
     let image = super::build_image::build(&plan)?;
-    TcpListener::bind(("127.0.0.1", args.port)).with_context(|| format!("port {} is taken; name another with --port", args.port))?;
+    TcpListener::bind(("127.0.0.1", args.port))
+        .with_context(|| format!("port {} is taken; name another with --port", args.port))?;
     let dir = paths::repo().join("target/run").join(&plan.machine_name);
-    let same = std::fs::read_to_string(dir.join("of"))
-        .is_ok_and(|of| std::fs::read_to_string(image.with_file_name("image.sha256")).is_ok_and(|is| is == of));
+    let same = std::fs::read_to_string(dir.join("of")).is_ok_and(|of| {
+        std::fs::read_to_string(image.with_file_name("image.sha256")).is_ok_and(|is| is == of)
+    });
     if args.fresh || !same {
-        // Another image has other measurements; the card is flashed, the TPM stays unless --fresh is given.
+        // Another image has other measurements; the card is flashed, the TPM stays unless --fresh
+        // is given.
         std::fs::create_dir_all(&dir)?;
         if args.fresh {
             crate::store::remove(&dir)?;
@@ -44,10 +47,19 @@ pub fn run(args: Args) -> Result<()> {
     let (tools, machine) = (plan.tools()?, plan.machine.clone());
     // The cache is not needed while the node runs; others may build.
     drop(plan);
-    let boot = Boot { tools: &tools, machine: &machine, dir: &dir, port: args.port, tpm: true, outside: true };
+    let boot = Boot {
+        tools: &tools,
+        machine: &machine,
+        dir: &dir,
+        port: args.port,
+        tpm: true,
+        outside: true,
+    };
     boot.unpack()?;
     if machine.device_tree.is_of_a_real_board() {
-        boot.sign_policies(&serde_json::from_slice(&std::fs::read(image.with_file_name("measurements.json"))?)?)?;
+        boot.sign_policies(&serde_json::from_slice(&std::fs::read(
+            image.with_file_name("measurements.json"),
+        )?)?)?;
     }
     let mut tpm = crate::console::start_tpm(&boot)?;
     progress::line(&format!(

@@ -56,9 +56,19 @@ pub fn check(plan: &Plan) -> Result<()> {
         println!("{what:34} {value:>12}   {promise:18} {}", if good { "ok" } else { "TOO MUCH" });
         kept &= good;
     };
-    row("kernel options =y", count("=y").to_string(), format!("at most {MOST_OPTIONS}"), count("=y") <= MOST_OPTIONS);
+    row(
+        "kernel options =y",
+        count("=y").to_string(),
+        format!("at most {MOST_OPTIONS}"),
+        count("=y") <= MOST_OPTIONS,
+    );
     row("kernel modules", count("=m").to_string(), "0".into(), count("=m") == 0);
-    row("Image.gz", size(kernel), format!("at most {}", size(LARGEST_KERNEL)), kernel <= LARGEST_KERNEL);
+    row(
+        "Image.gz",
+        size(kernel),
+        format!("at most {}", size(LARGEST_KERNEL)),
+        kernel <= LARGEST_KERNEL,
+    );
     row(
         "executables in the root",
         executables.len().to_string(),
@@ -66,7 +76,12 @@ pub fn check(plan: &Plan) -> Result<()> {
         executables.len() <= MOST_EXECUTABLES,
     );
     row("setuid or setgid files", setuid.to_string(), "0".into(), setuid == 0);
-    row(".img.xz", size(packed), format!("at most {}", size(LARGEST_DOWNLOAD)), packed <= LARGEST_DOWNLOAD);
+    row(
+        ".img.xz",
+        size(packed),
+        format!("at most {}", size(LARGEST_DOWNLOAD)),
+        packed <= LARGEST_DOWNLOAD,
+    );
     row("root partition with hash tree", size(root), String::new(), true);
     println!("\nexecutables: {}", executables.join(" "));
     anyhow::ensure!(kept, "a size is over what README.md promises");

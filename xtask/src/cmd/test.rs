@@ -32,13 +32,14 @@ enum Group {
     Engine,
     /// The image in QEMU
     Boot,
-    /// The registry contract, and a node against a whole Ethereum network on loopback: some fifteen minutes, alone on the machine;
-    /// needs root and the host's npm, and runs only when named
+    /// The registry contract, and a node against a whole Ethereum network on loopback: some fifteen
+    /// minutes, alone on the machine; needs root and the host's npm, and runs only when named
     Chain,
 }
 
 /// Of everything.
-const ALL: [Group; 6] = [Group::Lint, Group::Deny, Group::Unit, Group::Fuzz, Group::Engine, Group::Boot];
+const ALL: [Group; 6] =
+    [Group::Lint, Group::Deny, Group::Unit, Group::Fuzz, Group::Engine, Group::Boot];
 
 pub fn run(args: Args) -> Result<()> {
     let groups = if args.groups.is_empty() { ALL.to_vec() } else { args.groups };
@@ -66,7 +67,18 @@ fn lint() -> Result<()> {
     let plan = tools_plan()?;
     let sandbox = dev::sandbox(&plan)?;
     check(&mut sandbox.command(["cargo", "fmt", "--all", "--check"])?, "cargo fmt --check")?;
-    let lints = ["cargo", "clippy", "--offline", "--workspace", "--all-targets", "--features", engine::TESTS, "--", "--deny", "warnings"];
+    let lints = [
+        "cargo",
+        "clippy",
+        "--offline",
+        "--workspace",
+        "--all-targets",
+        "--features",
+        engine::TESTS,
+        "--",
+        "--deny",
+        "warnings",
+    ];
     check(&mut sandbox.command(lints)?, "cargo clippy")
 }
 
@@ -96,7 +108,8 @@ fn parse_all() -> Result<()> {
         crate::lock::load(&set, true)?;
     }
     let daemon = layers.find("image/root/etc/docker/daemon.json");
-    let _: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?).with_context(|| format!("{}", daemon.display()))?;
+    let _: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?)
+        .with_context(|| format!("{}", daemon.display()))?;
     let containerd = layers.find("image/root/etc/containerd/config.toml");
     let _: toml::Table = config::read(&containerd)?;
     Ok(())
@@ -109,21 +122,36 @@ fn unit(filter: Option<&str>) -> Result<()> {
     check(&mut sandbox.command(cargo_test().chain(filter))?, "cargo test")
 }
 
-/// All packages but those that need a machine of their own. With the same selection for all groups nothing is compiled twice.
+/// All packages but those that need a machine of their own. With the same selection for all groups
+/// nothing is compiled twice.
 fn cargo_test<'a>() -> impl Iterator<Item = &'a str> {
-    let left_out = ["basalt-bench", "basalt-ci", "basalt-fuzz"].into_iter().flat_map(|package| ["--exclude", package]);
+    let left_out = ["basalt-bench", "basalt-ci", "basalt-fuzz"]
+        .into_iter()
+        .flat_map(|package| ["--exclude", package]);
     ["cargo", "test", "--offline", "--workspace"].into_iter().chain(left_out)
 }
 
 fn engine(filter: Option<&str>) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
-        progress::line("NOTICE: the engine tests need root and are left out; the boot tests have the engine in the guest");
+        progress::line(
+            "NOTICE: the engine tests need root and are left out; the boot tests have the engine in the guest",
+        );
         return Ok(());
     }
     // Small images go into the engine in parts too.
     let sandbox = engine::sandbox(&tools_plan()?)?.env("BASALT_PART", "65536");
     // Those of the chain end processes at steps that only these have.
-    let selected = ["--features", engine::TESTS, "--test", "engine", "--test", "chain", "--", "--test-threads", "1"];
+    let selected = [
+        "--features",
+        engine::TESTS,
+        "--test",
+        "engine",
+        "--test",
+        "chain",
+        "--",
+        "--test-threads",
+        "1",
+    ];
     engine::check(&sandbox, cargo_test().chain(selected).chain(filter), "the engine tests")
 }
 
@@ -140,10 +168,19 @@ fn boot(filter: Option<&str>) -> Result<()> {
     super::harden::check(&plan)?;
     let (tools, browser) = (plan.tools()?, plan.build(&Step::Tree("browser".into()))?.dir);
     let scratch = dev::scratch(&plan, "boot")?;
-    // From here on the cache is only read; the tests are another program, built by the host's cargo like this one.
+    // From here on the cache is only read; the tests are another program, built by the host's cargo
+    // like this one.
     drop(plan);
-    let mut command =
-        crate::sandbox::host_cargo(&["test", "--package", "basalt-ci", "--quiet", "--", "--test-threads", "1", "--nocapture"]);
+    let mut command = crate::sandbox::host_cargo(&[
+        "test",
+        "--package",
+        "basalt-ci",
+        "--quiet",
+        "--",
+        "--test-threads",
+        "1",
+        "--nocapture",
+    ]);
     command
         .args(filter)
         .env("BASALT_XTASK", std::env::current_exe()?)

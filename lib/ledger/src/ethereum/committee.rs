@@ -7,7 +7,8 @@ use super::ChainError;
 use super::ssz::{Root, merkleize, parent, vector};
 use super::types::{Hex, SyncAggregate, SyncCommittee};
 
-/// Ethereum's: proof of possession, so that one aggregate stands for all (consensus-specs, phase0/beacon-chain.md, BLS signatures).
+/// Ethereum's: proof of possession, so that one aggregate stands for all (consensus-specs,
+/// phase0/beacon-chain.md, BLS signatures).
 const DST: &[u8] = b"BLS_SIG_BLS12381G2_XMD:SHA-256_SSWU_RO_POP_";
 
 /// Its keys are points of the right subgroup, none is at infinity.
@@ -38,7 +39,8 @@ impl Committee {
             return Err(ChainError::CommitteeSize { expected: size, found: raw.pubkeys.len() });
         }
         let keys = raw.pubkeys.iter().enumerate().map(|(member, Hex(bytes))| {
-            PublicKey::key_validate(bytes).map_err(|error| ChainError::PublicKey { member, problem: format!("{error:?}") })
+            PublicKey::key_validate(bytes)
+                .map_err(|error| ChainError::PublicKey { member, problem: format!("{error:?}") })
         });
         Ok(Self { keys: keys.collect::<Result<_, _>>()?, root: root(raw), raw: raw.clone() })
     }
@@ -47,7 +49,13 @@ impl Committee {
     pub fn check(&self, aggregate: &SyncAggregate, message: &Root) -> Result<(), ChainError> {
         let signature = Signature::sig_validate(&aggregate.sync_committee_signature.0, true)
             .map_err(|error| ChainError::Signature { problem: format!("{error:?}") })?;
-        let signers: Vec<&PublicKey> = self.keys.iter().enumerate().filter(|(n, _)| aggregate.has(*n)).map(|(_, key)| key).collect();
+        let signers: Vec<&PublicKey> = self
+            .keys
+            .iter()
+            .enumerate()
+            .filter(|(n, _)| aggregate.has(*n))
+            .map(|(_, key)| key)
+            .collect();
         match signature.fast_aggregate_verify(false, message, DST, &signers) {
             BLST_ERROR::BLST_SUCCESS => Ok(()),
             error => Err(ChainError::Signature { problem: format!("{error:?}") }),

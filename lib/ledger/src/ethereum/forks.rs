@@ -1,8 +1,10 @@
 //! What differs between the forks of the consensus layer, as data.
 //!
-//! Sources: consensus-specs, specs/FORK/light-client/sync-protocol.md: the generalized indices of the beacon state and of the
-//! block's body; for Gloas, whose text is not finished, Lodestar's types (1.50). The way to the execution block's hash is one index here: in Capella the payload's header is at 25 of the body and
-//! has 16 leaves, in Deneb 32, and the hash is its thirteenth; in Gloas it is the bid's `parent_block_hash`, the last block that was run.
+//! Sources: consensus-specs, specs/FORK/light-client/sync-protocol.md: the generalized indices of
+//! the beacon state and of the block's body; for Gloas, whose text is not finished, Lodestar's
+//! types (1.50). The way to the execution block's hash is one index here: in Capella the payload's
+//! header is at 25 of the body and has 16 leaves, in Deneb 32, and the hash is its thirteenth; in
+//! Gloas it is the bid's `parent_block_hash`, the last block that was run.
 
 use super::ssz::{Root, merkleize, parent};
 
@@ -18,13 +20,55 @@ pub struct Layout {
 }
 
 pub const LAYOUTS: [Layout; 7] = [
-    Layout { name: "altair", current_committee: 54, next_committee: 55, finalized: 105, block_hash: None },
-    Layout { name: "bellatrix", current_committee: 54, next_committee: 55, finalized: 105, block_hash: None },
-    Layout { name: "capella", current_committee: 54, next_committee: 55, finalized: 105, block_hash: Some(25 * 16 + 12) },
-    Layout { name: "deneb", current_committee: 54, next_committee: 55, finalized: 105, block_hash: Some(25 * 32 + 12) },
-    Layout { name: "electra", current_committee: 86, next_committee: 87, finalized: 169, block_hash: Some(25 * 32 + 12) },
-    Layout { name: "fulu", current_committee: 86, next_committee: 87, finalized: 169, block_hash: Some(25 * 32 + 12) },
-    Layout { name: "gloas", current_committee: 2945, next_committee: 2946, finalized: 735, block_hash: Some(2856) },
+    Layout {
+        name: "altair",
+        current_committee: 54,
+        next_committee: 55,
+        finalized: 105,
+        block_hash: None,
+    },
+    Layout {
+        name: "bellatrix",
+        current_committee: 54,
+        next_committee: 55,
+        finalized: 105,
+        block_hash: None,
+    },
+    Layout {
+        name: "capella",
+        current_committee: 54,
+        next_committee: 55,
+        finalized: 105,
+        block_hash: Some(25 * 16 + 12),
+    },
+    Layout {
+        name: "deneb",
+        current_committee: 54,
+        next_committee: 55,
+        finalized: 105,
+        block_hash: Some(25 * 32 + 12),
+    },
+    Layout {
+        name: "electra",
+        current_committee: 86,
+        next_committee: 87,
+        finalized: 169,
+        block_hash: Some(25 * 32 + 12),
+    },
+    Layout {
+        name: "fulu",
+        current_committee: 86,
+        next_committee: 87,
+        finalized: 169,
+        block_hash: Some(25 * 32 + 12),
+    },
+    Layout {
+        name: "gloas",
+        current_committee: 2945,
+        next_committee: 2946,
+        finalized: 735,
+        block_hash: Some(2856),
+    },
 ];
 
 /// A fork of one network.
@@ -88,7 +132,8 @@ impl Network {
         now.saturating_sub(self.genesis_time) / self.seconds_per_slot
     }
 
-    /// What a sync committee signs for a header: `compute_signing_root`, with the version of the slot before the signature's.
+    /// What a sync committee signs for a header: `compute_signing_root`, with the version of the
+    /// slot before the signature's.
     pub fn signing_root(&self, header: &Root, signature_slot: u64) -> Root {
         let mut version = [0; 32];
         version[..4].copy_from_slice(&self.fork(signature_slot.max(1) - 1).version);

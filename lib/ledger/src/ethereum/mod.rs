@@ -1,13 +1,15 @@
 //! What a registry contract on an Ethereum-like chain says, checked by a light client.
 //!
 //! Invariants:
-//! - Nothing that a relay sends counts until a chain of proofs leads from it to the pinned checkpoint.
+//! - Nothing that a relay sends counts until a chain of proofs leads from it to the pinned
+//!   checkpoint.
 //! - An approval needs final state; a revocation counts from attested state on.
 //! - A contract that is missing or has other code is an error, not an empty registry.
 //! - Heights and the registry's sequence never go back.
 //!
-//! The way: checkpoint → sync committees → final header → hash of the execution block → its header → state root → account, whose
-//! code's hash is pinned → storage root → the record of one digest. docs/chain.md has the formats.
+//! The way: checkpoint → sync committees → final header → hash of the execution block → its header
+//! → state root → account, whose code's hash is pinned → storage root → the record of one digest.
+//! docs/chain.md has the formats.
 
 mod client;
 mod committee;
@@ -22,7 +24,9 @@ pub mod types;
 
 pub use client::Store;
 pub use committee::Committee;
-pub use follower::{Anchor, Follower, Found, LARGEST_BUNDLE, MOST_DIGESTS, OLDEST_CHECKPOINT, Saved, View};
+pub use follower::{
+    Anchor, Follower, Found, LARGEST_BUNDLE, MOST_DIGESTS, OLDEST_CHECKPOINT, Saved, View,
+};
 pub use forks::{Fork, LAYOUTS, Layout, MAINNET, MINIMAL, Network, Preset};
 pub use registry::{Approval, Record};
 pub use settings::Settings;
@@ -45,11 +49,15 @@ pub enum ChainError {
     Settings(String),
     #[error("what was kept of the chain cannot be used: {0}")]
     Saved(String),
-    #[error("it has no bootstrap, and this node has not begun to follow the chain: the relay must be asked with the checkpoint")]
+    #[error(
+        "it has no bootstrap, and this node has not begun to follow the chain: the relay must be asked with the checkpoint"
+    )]
     NoBootstrap,
     #[error("its bootstrap is of the block {found}, pinned is {expected}")]
     WrongCheckpoint { expected: Hash, found: Hash },
-    #[error("the checkpoint is {age} s old, more than {most} s: who held keys then may have left since; pin a newer one in node.toml")]
+    #[error(
+        "the checkpoint is {age} s old, more than {most} s: who held keys then may have left since; pin a newer one in node.toml"
+    )]
     CheckpointTooOld { age: u64, most: u64 },
     #[error("a sync committee has {found} members, expected {expected}")]
     CommitteeSize { expected: usize, found: usize },
@@ -63,19 +71,27 @@ pub enum ChainError {
     Bits { expected: usize, found: usize },
     #[error("{found} of {size} of the sync committee signed; less than a third says nothing")]
     Participation { found: usize, size: usize },
-    #[error("the sync committee's signature does not hold ({problem}): altered, by others, or of another network")]
+    #[error(
+        "the sync committee's signature does not hold ({problem}): altered, by others, or of another network"
+    )]
     Signature { problem: String },
     #[error("its updates are more than {0}, or not one a period and the oldest first")]
     Updates(usize),
-    #[error("its slots are not in order: now {now}, signed {signed}, attested {attested}, final {finalized}")]
+    #[error(
+        "its slots are not in order: now {now}, signed {signed}, attested {attested}, final {finalized}"
+    )]
     Slots { now: u64, signed: u64, attested: u64, finalized: u64 },
-    #[error("it is of the sync committee period {found}, this node is in {known}: updates between are missing")]
+    #[error(
+        "it is of the sync committee period {found}, this node is in {known}: updates between are missing"
+    )]
     Period { known: u64, found: u64 },
     #[error("it attests slot {found}, this node already has {known} as final")]
     NotRelevant { known: u64, found: u64 },
     #[error("it shows slot {found} as {what}, this node has seen {known}: an older state")]
     Older { what: &'static str, known: u64, found: u64 },
-    #[error("the header at slot {slot} does not lead to an execution block: it is of before Capella")]
+    #[error(
+        "the header at slot {slot} does not lead to an execution block: it is of before Capella"
+    )]
     NoBlock { slot: u64 },
     #[error("the execution block's header has the hash {found}, expected {expected}")]
     BlockHash { expected: Hash, found: Hash },
@@ -83,7 +99,9 @@ pub enum ChainError {
     BlockHeader(String),
     #[error("the proof of the contract's account does not hold: {0}")]
     AccountProof(String),
-    #[error("there is no contract at {address}: is it another network, or was the contract never deployed?")]
+    #[error(
+        "there is no contract at {address}: is it another network, or was the contract never deployed?"
+    )]
     NoContract { address: String },
     #[error("the contract's code has the hash {found}, pinned is {expected}")]
     Code { expected: Hash, found: Hash },
@@ -91,7 +109,9 @@ pub enum ChainError {
     RecordProof { digest: Hash, problem: String },
     #[error("the record of {digest} is not one: {problem}")]
     Record { digest: Hash, problem: String },
-    #[error("the record of {digest} has the sequence {found}, this node has seen {known}: an older state")]
+    #[error(
+        "the record of {digest} has the sequence {found}, this node has seen {known}: an older state"
+    )]
     Sequence { digest: Hash, known: u64, found: u64 },
 }
 

@@ -1,12 +1,15 @@
 //! For relays: from what a beacon node's API says to what a bundle carries.
 //!
-//! A Beacon API header has the header of the execution payload, and a branch from it to the block's body; a bundle's header has the
-//! execution block's hash and one branch from that. Nothing here is trusted: nodes check what comes of it.
+//! A Beacon API header has the header of the execution payload, and a branch from it to the block's
+//! body; a bundle's header has the execution block's hash and one branch from that. Nothing here is
+//! trusted: nodes check what comes of it.
 
 use serde::Deserialize;
 
 use super::ssz::{Root, branch, bytes, number, vector};
-use super::types::{Beacon, Bootstrap, Bytes, Hash, Header, Hex, SyncAggregate, SyncCommittee, Update, decimal};
+use super::types::{
+    Beacon, Bootstrap, Bytes, Hash, Header, Hex, SyncAggregate, SyncCommittee, Update, decimal,
+};
 
 #[derive(Debug, Clone, Deserialize)]
 pub struct ApiHeader {
@@ -89,14 +92,20 @@ impl TryFrom<ApiHeader> for Header {
         let (hash, inner) = match (api.execution, api.execution_block_hash) {
             // The empty one of the beginning leads nowhere.
             (Some(execution), _) if execution.block_hash.0 != [0; 32] => {
-                let branch = execution.branch().ok_or("a number of the execution payload's header cannot be read")?;
+                let branch = execution
+                    .branch()
+                    .ok_or("a number of the execution payload's header cannot be read")?;
                 (Some(execution.block_hash), branch)
             }
             (None, Some(hash)) if hash.0 != [0; 32] => (Some(hash), Vec::new()),
             _ => (None, Vec::new()),
         };
         let outer = api.execution_branch.into_iter().filter(|_| hash.is_some());
-        Ok(Self { beacon: api.beacon, block_hash: hash, block_hash_branch: inner.into_iter().map(Hash::new).chain(outer).collect() })
+        Ok(Self {
+            beacon: api.beacon,
+            block_hash: hash,
+            block_hash_branch: inner.into_iter().map(Hash::new).chain(outer).collect(),
+        })
     }
 }
 
@@ -142,12 +151,19 @@ impl TryFrom<ApiUpdate> for Update {
     fn try_from(api: ApiUpdate) -> Result<Self, String> {
         // What is missing is all zero in the API.
         let missing = |branch: &[Hash]| branch.iter().all(|hash| hash.0 == [0; 32]);
-        let (no_committee, no_finality) = (missing(&api.next_sync_committee_branch), missing(&api.finality_branch));
-        let finalized = api.finalized_header.filter(|header| !no_finality && header.beacon.state_root.0 != [0; 32]);
+        let (no_committee, no_finality) =
+            (missing(&api.next_sync_committee_branch), missing(&api.finality_branch));
+        let finalized = api
+            .finalized_header
+            .filter(|header| !no_finality && header.beacon.state_root.0 != [0; 32]);
         Ok(Self {
             attested_header: api.attested_header.try_into()?,
             next_sync_committee: api.next_sync_committee.filter(|_| !no_committee),
-            next_sync_committee_branch: if no_committee { Vec::new() } else { api.next_sync_committee_branch },
+            next_sync_committee_branch: if no_committee {
+                Vec::new()
+            } else {
+                api.next_sync_committee_branch
+            },
             finalized_header: finalized.map(Header::try_from).transpose()?,
             finality_branch: if no_finality { Vec::new() } else { api.finality_branch },
             sync_aggregate: api.sync_aggregate,

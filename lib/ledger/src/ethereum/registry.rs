@@ -1,4 +1,5 @@
-//! One word of the registry contract (contracts/ImageRegistry.sol), from its lowest byte: status (1 byte), since, notAfter, seq (8 each).
+//! One word of the registry contract (contracts/ImageRegistry.sol), from its lowest byte: status (1
+//! byte), since, notAfter, seq (8 each).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,7 +11,8 @@ use super::ssz::Root;
 pub enum Approval {
     /// The approvers let it run.
     Clear,
-    /// Moreover they saw a proof of how it was built: they reproduced it, or checked its provenance.
+    /// Moreover they saw a proof of how it was built: they reproduced it, or checked its
+    /// provenance.
     Proof,
 }
 
@@ -41,7 +43,9 @@ impl Record {
         if word[..7] != [0; 7] {
             return Err("it has something where nothing belongs".into());
         }
-        let number = |from: usize| word[from..from + 8].iter().fold(0u64, |all, byte| all << 8 | u64::from(*byte));
+        let number = |from: usize| {
+            word[from..from + 8].iter().fold(0u64, |all, byte| all << 8 | u64::from(*byte))
+        };
         let (seq, not_after, since) = (number(7), number(15), number(23));
         if seq == 0 {
             return Err("its sequence is 0".into());
@@ -50,7 +54,9 @@ impl Record {
             1 => Ok(Self::Approved { approval: Approval::Clear, since, not_after, seq }),
             2 => Ok(Self::Approved { approval: Approval::Proof, since, not_after, seq }),
             3 => Ok(Self::Revoked { since, seq }),
-            other => Err(format!("its status is {other}, expected 1 (clear), 2 (proof) or 3 (revoked)")),
+            other => {
+                Err(format!("its status is {other}, expected 1 (clear), 2 (proof) or 3 (revoked)"))
+            }
         }
     }
 
@@ -77,7 +83,10 @@ mod tests {
         assert_eq!(Record::read(&word), Ok(Record::Absent));
         word[31] = 2;
         (word[30], word[22], word[14]) = (5, 9, 7);
-        assert_eq!(Record::read(&word), Ok(Record::Approved { approval: Approval::Proof, since: 5, not_after: 9, seq: 7 }));
+        assert_eq!(
+            Record::read(&word),
+            Ok(Record::Approved { approval: Approval::Proof, since: 5, not_after: 9, seq: 7 })
+        );
         word[31] = 3;
         assert_eq!(Record::read(&word), Ok(Record::Revoked { since: 5, seq: 7 }));
         for (at, with) in [(31, 0), (31, 4), (0, 1), (6, 1), (14, 0)] {

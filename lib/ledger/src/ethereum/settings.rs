@@ -22,7 +22,10 @@ impl Settings {
     /// Which registry it is, whatever else changes.
     pub(super) fn contract_id(&self) -> Hash {
         let Contract { address, code, mapping } = &self.contract;
-        let hasher = Sha256::new().chain_update(address.0).chain_update(code.0).chain_update(mapping.to_be_bytes());
+        let hasher = Sha256::new()
+            .chain_update(address.0)
+            .chain_update(code.0)
+            .chain_update(mapping.to_be_bytes());
         Hash::new(hasher.finalize().into())
     }
 }
@@ -31,14 +34,26 @@ impl TryFrom<&config::Chain> for Settings {
     type Error = ChainError;
 
     fn try_from(chain: &config::Chain) -> Result<Self, ChainError> {
-        let wrong = |what: &str, problem: String| ChainError::Settings(format!("ledger.chain.{what}: {problem}"));
-        let root = |what: &str, text: &str| text.parse::<Hash>().map(|hash| hash.0).map_err(|e| wrong(what, e));
+        let wrong = |what: &str, problem: String| {
+            ChainError::Settings(format!("ledger.chain.{what}: {problem}"))
+        };
+        let root = |what: &str, text: &str| {
+            text.parse::<Hash>().map(|hash| hash.0).map_err(|e| wrong(what, e))
+        };
         let mut forks = Vec::new();
         for fork in &chain.forks {
-            let layout = LAYOUTS.iter().find(|layout| layout.name == fork.name).ok_or_else(|| {
-                let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
-                wrong("forks", format!("{:?} is not known to this image; it knows {}", fork.name, known.join(", ")))
-            })?;
+            let layout =
+                LAYOUTS.iter().find(|layout| layout.name == fork.name).ok_or_else(|| {
+                    let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
+                    wrong(
+                        "forks",
+                        format!(
+                            "{:?} is not known to this image; it knows {}",
+                            fork.name,
+                            known.join(", ")
+                        ),
+                    )
+                })?;
             let Hex(version) = fork.version.parse().map_err(|e| wrong("forks", e))?;
             forks.push(Fork { epoch: fork.epoch, version, layout: *layout });
         }
@@ -57,7 +72,10 @@ impl TryFrom<&config::Chain> for Settings {
                     config::Preset::Mainnet => MAINNET,
                     config::Preset::Minimal => MINIMAL,
                 },
-                genesis_validators_root: root("genesis-validators-root", &chain.genesis_validators_root)?,
+                genesis_validators_root: root(
+                    "genesis-validators-root",
+                    &chain.genesis_validators_root,
+                )?,
                 genesis_time: chain.genesis_time,
                 seconds_per_slot: chain.seconds_per_slot,
                 forks,

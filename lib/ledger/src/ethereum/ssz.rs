@@ -1,4 +1,5 @@
-//! As much of SSZ's Merkle trees as a light client needs (consensus-specs: ssz/simple-serialize.md, ssz/merkle-proofs.md).
+//! As much of SSZ's Merkle trees as a light client needs (consensus-specs: ssz/simple-serialize.md,
+//! ssz/merkle-proofs.md).
 
 use sha2::{Digest as _, Sha256};
 
@@ -14,11 +15,13 @@ pub(super) fn number(n: u64) -> Root {
     chunk
 }
 
-/// The root of a tree with `2^depth` leaves, of which those that are not given are zero. More than that many do not count.
+/// The root of a tree with `2^depth` leaves, of which those that are not given are zero. More than
+/// that many do not count.
 pub(super) fn merkleize(leaves: &[Root], depth: u32) -> Root {
     let (mut layer, mut zero) = (leaves.to_vec(), [0; 32]);
     for _ in 0..depth {
-        layer = layer.chunks(2).map(|pair| parent(&pair[0], pair.get(1).unwrap_or(&zero))).collect();
+        layer =
+            layer.chunks(2).map(|pair| parent(&pair[0], pair.get(1).unwrap_or(&zero))).collect();
         zero = parent(&zero, &zero);
     }
     layer.first().copied().unwrap_or(zero)
@@ -29,24 +32,29 @@ pub(super) fn branch(leaves: &[Root], depth: u32, mut index: usize) -> Vec<Root>
     let (mut layer, mut zero, mut beside) = (leaves.to_vec(), [0; 32], Vec::new());
     for _ in 0..depth {
         beside.push(layer.get(index ^ 1).copied().unwrap_or(zero));
-        layer = layer.chunks(2).map(|pair| parent(&pair[0], pair.get(1).unwrap_or(&zero))).collect();
+        layer =
+            layer.chunks(2).map(|pair| parent(&pair[0], pair.get(1).unwrap_or(&zero))).collect();
         zero = parent(&zero, &zero);
         index /= 2;
     }
     beside
 }
 
-/// Whether `leaf` stands at a generalized index under `root`: `is_valid_normalized_merkle_branch`. Data of an earlier fork in the shape of
-/// a later one has zeros in front of its branch; one of any other length never holds.
+/// Whether `leaf` stands at a generalized index under `root`: `is_valid_normalized_merkle_branch`.
+/// Data of an earlier fork in the shape of a later one has zeros in front of its branch; one of any
+/// other length never holds.
 pub(super) fn holds(leaf: &Root, branch: &[Root], index: u64, root: &Root) -> bool {
-    let Some(more) = index.checked_ilog2().and_then(|depth| branch.len().checked_sub(depth as usize)) else { return false };
+    let Some(more) =
+        index.checked_ilog2().and_then(|depth| branch.len().checked_sub(depth as usize))
+    else {
+        return false;
+    };
     if branch[..more].iter().any(|beside| *beside != [0; 32]) {
         return false;
     }
-    let found = branch[more..]
-        .iter()
-        .enumerate()
-        .fold(*leaf, |node, (height, beside)| if index >> height & 1 == 1 { parent(beside, &node) } else { parent(&node, beside) });
+    let found = branch[more..].iter().enumerate().fold(*leaf, |node, (height, beside)| {
+        if index >> height & 1 == 1 { parent(beside, &node) } else { parent(&node, beside) }
+    });
     found == *root
 }
 
@@ -84,12 +92,19 @@ mod tests {
         for (n, leaf) in leaves.iter().enumerate() {
             let beside = branch(&leaves, 3, n);
             for index in 0..32 {
-                assert_eq!(holds(leaf, &beside, index, &root), index == 8 + n as u64, "leaf {n} at {index}");
+                assert_eq!(
+                    holds(leaf, &beside, index, &root),
+                    index == 8 + n as u64,
+                    "leaf {n} at {index}"
+                );
             }
             assert!(!holds(leaf, &beside[..2], 8 + n as u64, &root));
             assert!(!holds(&number(9), &beside, 8 + n as u64, &root));
             let longer = |first: Root| [vec![first], beside.clone()].concat();
-            assert!(holds(leaf, &longer([0; 32]), 8 + n as u64, &root), "zeros in front say nothing");
+            assert!(
+                holds(leaf, &longer([0; 32]), 8 + n as u64, &root),
+                "zeros in front say nothing"
+            );
             assert!(!holds(leaf, &longer(number(1)), 8 + n as u64, &root));
         }
     }

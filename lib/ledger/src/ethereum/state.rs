@@ -1,4 +1,5 @@
-//! The execution layer: a block's header, its state, one contract's storage (Ethereum yellow paper, 4.3 and appendix D; EIP-1186).
+//! The execution layer: a block's header, its state, one contract's storage (Ethereum yellow paper,
+//! 4.3 and appendix D; EIP-1186).
 
 use alloy_primitives::{B256, U256, keccak256};
 use alloy_rlp::{Encodable as _, Header as Rlp};
@@ -8,7 +9,8 @@ use super::ChainError;
 use super::ssz::Root;
 use super::types::{Account, Bytes, Hash, Hex, Slot};
 
-/// In a header: parentHash, ommersHash, beneficiary, stateRoot, …, number, gasLimit, gasUsed, timestamp.
+/// In a header: parentHash, ommersHash, beneficiary, stateRoot, …, number, gasLimit, gasUsed,
+/// timestamp.
 const STATE_ROOT: usize = 3;
 const NUMBER: usize = 8;
 const TIMESTAMP: usize = 11;
@@ -54,7 +56,8 @@ impl Block {
             }
             Ok(bytes.iter().fold(0, |all, byte| all << 8 | u64::from(*byte)))
         };
-        let state_root = found[STATE_ROOT].try_into().map_err(|_| wrong("its state root has not 32 bytes"))?;
+        let state_root =
+            found[STATE_ROOT].try_into().map_err(|_| wrong("its state root has not 32 bytes"))?;
         Ok(Self { number: number(NUMBER)?, timestamp: number(TIMESTAMP)?, state_root })
     }
 }
@@ -80,8 +83,11 @@ impl Contract {
             list(&[nonce, value.balance.0.clone(), value.storage.0.to_vec(), value.code.0.to_vec()])
         });
         let nodes: Vec<alloy_primitives::Bytes> = nodes(&account.proof);
-        verify_proof(B256::from(*state_root), key, encoded, &nodes).map_err(|e| ChainError::AccountProof(e.to_string()))?;
-        let Some(value) = value else { return Err(ChainError::NoContract { address: self.address.to_string() }) };
+        verify_proof(B256::from(*state_root), key, encoded, &nodes)
+            .map_err(|e| ChainError::AccountProof(e.to_string()))?;
+        let Some(value) = value else {
+            return Err(ChainError::NoContract { address: self.address.to_string() });
+        };
         if value.code != self.code {
             return Err(ChainError::Code { expected: self.code, found: value.code });
         }

@@ -1,4 +1,5 @@
-//! What a relay sends: the light client's objects in the shape of the Beacon API, but for headers, and the proofs of `eth_getProof`.
+//! What a relay sends: the light client's objects in the shape of the Beacon API, but for headers,
+//! and the proofs of `eth_getProof`.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -37,7 +38,9 @@ impl<const N: usize> std::str::FromStr for Hex<N> {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let bytes = unhex(text).and_then(|b| b.try_into().ok());
-        bytes.map(Self).ok_or_else(|| format!("expected 0x and {} hex digits, found {:?}", 2 * N, shortened(text)))
+        bytes.map(Self).ok_or_else(|| {
+            format!("expected 0x and {} hex digits, found {:?}", 2 * N, shortened(text))
+        })
     }
 }
 
@@ -71,7 +74,9 @@ impl Serialize for Bytes {
 impl<'de> Deserialize<'de> for Bytes {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
-        unhex(&text).map(Self).ok_or_else(|| D::Error::custom(format!("expected 0x and hex digits, found {:?}", shortened(&text))))
+        unhex(&text).map(Self).ok_or_else(|| {
+            D::Error::custom(format!("expected 0x and hex digits, found {:?}", shortened(&text)))
+        })
     }
 }
 
@@ -86,10 +91,9 @@ pub mod decimal {
     pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
         let text = std::borrow::Cow::<str>::deserialize(deserializer)?;
         let plain = text.bytes().all(|b| b.is_ascii_digit());
-        text.parse()
-            .ok()
-            .filter(|_| plain)
-            .ok_or_else(|| D::Error::custom(format!("expected a decimal number, found {:?}", shortened(&text))))
+        text.parse().ok().filter(|_| plain).ok_or_else(|| {
+            D::Error::custom(format!("expected a decimal number, found {:?}", shortened(&text)))
+        })
     }
 }
 
@@ -108,11 +112,21 @@ pub struct Beacon {
 
 impl Beacon {
     pub fn root(&self) -> Root {
-        merkleize(&[number(self.slot), number(self.proposer_index), self.parent_root.0, self.state_root.0, self.body_root.0], 3)
+        merkleize(
+            &[
+                number(self.slot),
+                number(self.proposer_index),
+                self.parent_root.0,
+                self.state_root.0,
+                self.body_root.0,
+            ],
+            3,
+        )
     }
 }
 
-/// A beacon header and the way to its execution block: only the block's hash, whatever the fork puts around it.
+/// A beacon header and the way to its execution block: only the block's hash, whatever the fork
+/// puts around it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Header {
@@ -157,7 +171,8 @@ pub struct Bootstrap {
     pub current_sync_committee_branch: Vec<Hash>,
 }
 
-/// The spec's `LightClientUpdate`, `…FinalityUpdate` and `…OptimisticUpdate` in one: parts may be missing.
+/// The spec's `LightClientUpdate`, `…FinalityUpdate` and `…OptimisticUpdate` in one: parts may be
+/// missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Update {

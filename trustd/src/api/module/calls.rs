@@ -19,8 +19,20 @@ use crate::crypto::{seal, sign};
 const MOST_RANDOM: usize = 1024;
 
 /// All calls but `batch`.
-pub const NAMES: [&str; 12] =
-    ["identity", "vrf/keys", "vrf/prove", "vrf/verify", "random", "hash", "hmac", "sign", "verify", "seal", "unseal", "quote"];
+pub const NAMES: [&str; 12] = [
+    "identity",
+    "vrf/keys",
+    "vrf/prove",
+    "vrf/verify",
+    "random",
+    "hash",
+    "hmac",
+    "sign",
+    "verify",
+    "seal",
+    "unseal",
+    "quote",
+];
 
 /// One call with its request.
 pub(super) enum Call {
@@ -144,7 +156,8 @@ struct Quote {
     nonce: String,
 }
 
-/// The call's own type, and never a value of any shape: that costs many times its size, and crates that are linked in can let it nest without end.
+/// The call's own type, and never a value of any shape: that costs many times its size, and crates
+/// that are linked in can let it nest without end.
 fn read<T: DeserializeOwned>(request: &str) -> Result<T, ApiError> {
     // A structure could also be read from an array, which nothing describes.
     if !request.trim_start().starts_with('{') {
@@ -156,9 +169,13 @@ fn read<T: DeserializeOwned>(request: &str) -> Result<T, ApiError> {
 /// serde shows, in quotes, what it did not expect.
 pub(super) fn without_values(problem: &str) -> String {
     match (problem.find(['"', '`']), problem.rfind(", expected")) {
-        (Some(begin), Some(end)) if begin < end => format!("{}(not shown){}", &problem[..begin], &problem[end..]),
+        (Some(begin), Some(end)) if begin < end => {
+            format!("{}(not shown){}", &problem[..begin], &problem[end..])
+        }
         // What is missing was not sent.
-        (Some(begin), _) if !problem.starts_with("missing field") => format!("{}(not shown)", &problem[..begin]),
+        (Some(begin), _) if !problem.starts_with("missing field") => {
+            format!("{}(not shown)", &problem[..begin])
+        }
         _ => problem.to_owned(),
     }
 }
@@ -185,7 +202,11 @@ impl Call {
                             public_key: public_key.clone(),
                             suite: keys.suite.name().to_owned(),
                         };
-                        return Ok(Self::Tpm(TpmCall::VrfKeys { suite: keys.suite, public_key, statement }));
+                        return Ok(Self::Tpm(TpmCall::VrfKeys {
+                            suite: keys.suite,
+                            public_key,
+                            statement,
+                        }));
                     }
                     None => Plain::VrfKeys(keys),
                 }
@@ -195,7 +216,9 @@ impl Call {
             "random" => {
                 let Random { bytes } = read(request)?;
                 if !(1..=MOST_RANDOM).contains(&bytes) {
-                    return Err(ApiError::request(format!("bytes: expected 1 to {MOST_RANDOM}, found {bytes}")));
+                    return Err(ApiError::request(format!(
+                        "bytes: expected 1 to {MOST_RANDOM}, found {bytes}"
+                    )));
                 }
                 return Ok(Self::Tpm(TpmCall::Random(bytes)));
             }
@@ -207,10 +230,18 @@ impl Call {
             "unseal" => Plain::Unseal(read(request)?),
             "quote" => {
                 let Quote { nonce: hex } = read(request)?;
-                let statement = Statement::Module { image: caller.image.clone(), module: caller.module.clone(), nonce: nonce(hex)? };
+                let statement = Statement::Module {
+                    image: caller.image.clone(),
+                    module: caller.module.clone(),
+                    nonce: nonce(hex)?,
+                };
                 return Ok(Self::Tpm(TpmCall::Quote(statement)));
             }
-            _ => return Err(ApiError::not_found("there is no such call; GET /v1/openapi.json lists them")),
+            _ => {
+                return Err(ApiError::not_found(
+                    "there is no such call; GET /v1/openapi.json lists them",
+                ));
+            }
         };
         Ok(Self::Plain(plain))
     }
@@ -240,16 +271,20 @@ impl Plain {
                 "image": caller.image,
                 "module": caller.module,
             }),
-            Self::VrfKeys(VrfKeys { suite, .. }) => json!({ "public_key": hex(caller.keys.vrf(suite).public_key()), "suite": suite }),
+            Self::VrfKeys(VrfKeys { suite, .. }) => {
+                json!({ "public_key": hex(caller.keys.vrf(suite).public_key()), "suite": suite })
+            }
             Self::VrfProve(VrfProve { suite, alpha }) => {
                 let key = caller.keys.vrf(suite);
                 let proof = key.prove(&unhex("alpha", &alpha)?).map_err(ApiError::node)?;
                 json!({ "beta": hex(&proof.beta), "pi": hex(&proof.pi), "public_key": hex(key.public_key()), "suite": suite })
             }
             Self::VrfVerify(request) => {
-                let (key, alpha) = (unhex("public_key", &request.public_key)?, unhex("alpha", &request.alpha)?);
+                let (key, alpha) =
+                    (unhex("public_key", &request.public_key)?, unhex("alpha", &request.alpha)?);
                 let pi = unhex("pi", &request.pi)?;
-                let verified = PublicKey::new(request.suite, &key).and_then(|key| key.verify(&alpha, &pi));
+                let verified =
+                    PublicKey::new(request.suite, &key).and_then(|key| key.verify(&alpha, &pi));
                 match verified.map_err(ApiError::request)? {
                     Some(beta) => json!({ "beta": hex(&beta), "valid": true }),
                     None => json!({ "valid": false }),
@@ -275,17 +310,24 @@ impl Plain {
                 json!({ "public_key": hex(&public_key), "signature": hex(&signature) })
             }
             Self::Verify(request) => {
-                let (key, data) = (unhex("public_key", &request.public_key)?, unhex("data", &request.data)?);
+                let (key, data) =
+                    (unhex("public_key", &request.public_key)?, unhex("data", &request.data)?);
                 let signature = unhex("signature", &request.signature)?;
                 json!({ "valid": sign::verify(request.algorithm, &key, &data, &signature).map_err(ApiError::request)? })
             }
             Self::Seal(Seal { context, data }) => {
-                let sealed = seal::seal(&caller.keys, &unhex("context", &context)?, &unhex("data", &data)?);
+                let sealed =
+                    seal::seal(&caller.keys, &unhex("context", &context)?, &unhex("data", &data)?);
                 json!({ "sealed": hex(&sealed.map_err(ApiError::node)?) })
             }
             Self::Unseal(Unseal { context, sealed }) => {
-                let data = seal::unseal(&caller.keys, &unhex("context", &context)?, &unhex("sealed", &sealed)?);
-                let data = data.map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "sealed", e))?;
+                let data = seal::unseal(
+                    &caller.keys,
+                    &unhex("context", &context)?,
+                    &unhex("sealed", &sealed)?,
+                );
+                let data =
+                    data.map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "sealed", e))?;
                 json!({ "data": hex(&data) })
             }
         })
@@ -311,7 +353,11 @@ mod tests {
             assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         }
         let Err(error) = read::<Random>(r#"{"bytes":"secret"}"#) else { panic!("taken") };
-        assert!(format!("{error:?}").contains("expected usize") && !format!("{error:?}").contains("secret"), "{error:?}");
+        assert!(
+            format!("{error:?}").contains("expected usize")
+                && !format!("{error:?}").contains("secret"),
+            "{error:?}"
+        );
         let Err(error) = read::<Nothing>(r#"{"secret":1}"#) else { panic!("taken") };
         assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         let Err(error) = read::<Random>("{}") else { panic!("taken") };

@@ -1,10 +1,10 @@
 //! What a module gets: a Unix socket of its own, mounted into its container and nobody else's.
 //!
 //! Invariants:
-//! - Who is asking is the container of the process that connected, and only one that trustd itself started as this module is answered.
-//!   A key of another module cannot be named.
-//! - Each module has a thread of its own, so the kernel shares the processors out fairly: a module that floods its socket slows down
-//!   itself. What it can hold at once is bounded.
+//! - Who is asking is the container of the process that connected, and only one that trustd itself
+//!   started as this module is answered. A key of another module cannot be named.
+//! - Each module has a thread of its own, so the kernel shares the processors out fairly: a module
+//!   that floods its socket slows down itself. What it can hold at once is bounded.
 
 mod calls;
 mod peer;
@@ -99,16 +99,18 @@ impl Sockets {
 
 impl Shared {
     async fn answer(&self, call: TpmCall) -> Result<Value, ApiError> {
-        let evidence = async |statement: Statement| self.audit.evidence(&statement).await.map_err(ApiError::node);
+        let evidence = async |statement: Statement| {
+            self.audit.evidence(&statement).await.map_err(ApiError::node)
+        };
         match call {
             TpmCall::Random(bytes) => {
                 let random = random(&self.tpm, bytes).await.map_err(ApiError::tpm)?;
                 Ok(json!({ "random": measure::hex(&random) }))
             }
             TpmCall::Quote(statement) => Ok(json!({ "evidence": evidence(statement).await? })),
-            TpmCall::VrfKeys { suite, public_key, statement } => {
-                Ok(json!({ "evidence": evidence(statement).await?, "public_key": public_key, "suite": suite }))
-            }
+            TpmCall::VrfKeys { suite, public_key, statement } => Ok(
+                json!({ "evidence": evidence(statement).await?, "public_key": public_key, "suite": suite }),
+            ),
         }
     }
 }
@@ -140,9 +142,23 @@ pub struct Caller {
 }
 
 impl Caller {
-    pub fn new(root: &RootKey, module: &str, container: &str, image: &str, access: Access, binding: Binding) -> Self {
+    pub fn new(
+        root: &RootKey,
+        module: &str,
+        container: &str,
+        image: &str,
+        access: Access,
+        binding: Binding,
+    ) -> Self {
         let keys = Arc::new(root.module(module, &binding));
-        Self { module: module.to_owned(), container: container.to_owned(), image: image.to_owned(), access, binding, keys }
+        Self {
+            module: module.to_owned(),
+            container: container.to_owned(),
+            image: image.to_owned(),
+            access,
+            binding,
+            keys,
+        }
     }
 
     /// Answers a call for which the TPM has nothing to do; none for others.
@@ -198,7 +214,11 @@ impl Service {
 
     /// Who connected, if it may.
     fn caller(&self, container: &str) -> Result<Caller, String> {
-        let started = self.shared.started.of(container).ok_or_else(|| format!("trustd did not start the container {container}"))?;
+        let started = self
+            .shared
+            .started
+            .of(container)
+            .ok_or_else(|| format!("trustd did not start the container {container}"))?;
         if started.module != self.module {
             return Err(format!("the container {container} is of the module {}", started.module));
         }
@@ -206,8 +226,10 @@ impl Service {
             BoundTo::Approvers => Binding::Approvers(self.shared.ledger),
             BoundTo::Image => Binding::Image(started.digest.clone()),
         };
-        let keys =
-            lock(&self.keys).entry(binding.clone()).or_insert_with(|| Arc::new(self.shared.root.module(&self.module, &binding))).clone();
+        let keys = lock(&self.keys)
+            .entry(binding.clone())
+            .or_insert_with(|| Arc::new(self.shared.root.module(&self.module, &binding)))
+            .clone();
         Ok(Caller {
             module: self.module.clone(),
             container: container.to_owned(),
@@ -225,7 +247,8 @@ impl Service {
             return;
         }
         println!("module {}: {kind}: {what}", self.module);
-        let (audit, event) = (self.shared.audit.clone(), json!({ "module": self.module, "what": what }));
+        let (audit, event) =
+            (self.shared.audit.clone(), json!({ "module": self.module, "what": what }));
         // On its own: whoever asked may hang up, and a step that was begun has to be ended.
         let recorded = tokio::spawn(async move { audit.record(kind, &event).await }).await;
         if !matches!(recorded, Ok(Ok(()))) {
@@ -235,28 +258,41 @@ impl Service {
     }
 
     async fn permit(&self, caller: &Caller, name: &str) -> Result<(), ApiError> {
-        let Some(wish) = Call::needs(name).filter(|wish| !caller.access.crypto.contains(wish)) else { return Ok(()) };
+        let Some(wish) = Call::needs(name).filter(|wish| !caller.access.crypto.contains(wish))
+        else {
+            return Ok(());
+        };
         let word = serde_json::to_string::<CryptoUse>(&wish).unwrap_or_default();
         self.refuse("call-refused", name.to_owned()).await;
-        let message = format!("the module {} may not call {name}: its file does not list {word} under crypto", self.module);
+        let message = format!(
+            "the module {} may not call {name}: its file does not list {word} under crypto",
+            self.module
+        );
         Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message))
     }
 
-    fn spend(bucket: &Mutex<Option<Bucket>>, calls: u32, per_s: u32, what: &str) -> Result<(), ApiError> {
+    fn spend(
+        bucket: &Mutex<Option<Bucket>>,
+        calls: u32,
+        per_s: u32,
+        what: &str,
+    ) -> Result<(), ApiError> {
         let now = Instant::now();
-        let taken = lock(bucket).get_or_insert_with(|| Bucket::new(per_s, now)).take(calls, per_s, now);
+        let taken =
+            lock(bucket).get_or_insert_with(|| Bucket::new(per_s, now)).take(calls, per_s, now);
         taken.map_err(|after| {
             let after = after.map_or_else(
                 || "this many at once are never allowed".into(),
                 |after| format!("there is room again in {} ms", after.as_millis().max(1)),
             );
-            let message = format!("the module's quota of {per_s} {what} a second is used up; {after}");
+            let message =
+                format!("the module's quota of {per_s} {what} a second is used up; {after}");
             ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message)
         })
     }
 
-    /// Before anything is looked at. Who asks for too much waits for the refusal: to refuse as fast as a module asks would cost the others more
-    /// than to answer it.
+    /// Before anything is looked at. Who asks for too much waits for the refusal: to refuse as fast
+    /// as a module asks would cost the others more than to answer it.
     async fn spend_call(&self, caller: &Caller, calls: u32) -> Result<(), ApiError> {
         let spent = Self::spend(&self.calls, calls, caller.access.quota.calls_per_s, "calls");
         if spent.is_err() {
@@ -282,7 +318,8 @@ impl Service {
     async fn ask_tpm(&self, caller: &Caller, call: TpmCall) -> Result<Value, ApiError> {
         Self::spend(&self.tpm_calls, 1, caller.access.quota.tpm_calls_per_s, "calls of the TPM")?;
         let (shared, turn) = (self.shared.clone(), self.tpm_turn.clone());
-        // On its own: hanging up gives nobody a second turn while the TPM is still at work for the first.
+        // On its own: hanging up gives nobody a second turn while the TPM is still at work for the
+        // first.
         let answer = tokio::spawn(async move {
             let _turn = turn.acquire_owned().await.map_err(ApiError::node)?;
             shared.answer(call).await
@@ -293,22 +330,31 @@ impl Service {
     /// Each call has its own answer or error, in their order.
     async fn batch(&self, caller: &Caller, request: &str) -> Result<Value, ApiError> {
         self.spend_call(caller, 1).await?;
-        let Batch { calls: items } = serde_json::from_str(request).map_err(|e| ApiError::request(calls::without_values(&e.to_string())))?;
+        let Batch { calls: items } = serde_json::from_str(request)
+            .map_err(|e| ApiError::request(calls::without_values(&e.to_string())))?;
         if items.len() > MOST_IN_A_BATCH {
-            return Err(ApiError::request(format!("calls: expected at most {MOST_IN_A_BATCH}, found {}", items.len())));
+            return Err(ApiError::request(format!(
+                "calls: expected at most {MOST_IN_A_BATCH}, found {}",
+                items.len()
+            )));
         }
         self.spend_call(caller, items.len().saturating_sub(1) as u32).await?;
         let mut answers: Vec<Option<Result<Value, ApiError>>> = Vec::with_capacity(items.len());
         let mut plain: Vec<(usize, Plain)> = Vec::new();
         for (at, Item { call: name, request }) in items.into_iter().enumerate() {
-            answers.push(match self.begin(caller, &name, request.as_ref().map_or("{}", |request| request.get())).await {
-                Ok(Call::Plain(call)) => {
-                    plain.push((at, call));
-                    None
-                }
-                Ok(Call::Tpm(call)) => Some(self.ask_tpm(caller, call).await),
-                Err(error) => Some(Err(error)),
-            });
+            answers.push(
+                match self
+                    .begin(caller, &name, request.as_ref().map_or("{}", |request| request.get()))
+                    .await
+                {
+                    Ok(Call::Plain(call)) => {
+                        plain.push((at, call));
+                        None
+                    }
+                    Ok(Call::Tpm(call)) => Some(self.ask_tpm(caller, call).await),
+                    Err(error) => Some(Err(error)),
+                },
+            );
         }
         for (at, answer) in spread::over(plain, |(at, call)| (at, call.answer(caller))) {
             answers[at] = Some(answer);

@@ -28,7 +28,8 @@ use crate::api::{Answer, ApiError, unknown};
 const LARGEST_REQUEST: usize = 1 << 20;
 /// Further ones wait until one of these ends.
 const MOST_CONNECTIONS: usize = 16;
-/// Requests of one module that are read or answered at the same time; with the size of one this bounds what they take.
+/// Requests of one module that are read or answered at the same time; with the size of one this
+/// bounds what they take.
 const AT_ONCE: usize = 4;
 /// From a request's head to its answer, and how long a connection may wait for its next request.
 const WITHIN: Duration = Duration::from_secs(30);
@@ -40,7 +41,10 @@ const OPENAPI: &str = include_str!("../../../openapi-module.json");
 type Peer = Result<Arc<Caller>, String>;
 
 /// Serves until what is returned is dropped.
-pub(super) fn start(listener: StdListener, service: Service) -> std::io::Result<oneshot::Sender<()>> {
+pub(super) fn start(
+    listener: StdListener,
+    service: Service,
+) -> std::io::Result<oneshot::Sender<()>> {
     let (keep, mut ended) = oneshot::channel();
     std::thread::Builder::new().name(format!("m {}", service.module)).spawn(move || {
         // On Linux it is the calling thread's (setpriority(2), "C library/kernel differences").
@@ -66,9 +70,12 @@ async fn accept(listener: StdListener, service: Arc<Service>) -> std::io::Error 
         Err(error) => return error,
     };
     let router = router(service.clone());
-    let (room, working) = (Arc::new(Semaphore::new(MOST_CONNECTIONS)), Arc::new(Semaphore::new(AT_ONCE)));
+    let (room, working) =
+        (Arc::new(Semaphore::new(MOST_CONNECTIONS)), Arc::new(Semaphore::new(AT_ONCE)));
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else { return std::io::Error::other("the room is closed") };
+        let Ok(place) = room.clone().acquire_owned().await else {
+            return std::io::Error::other("the room is closed");
+        };
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {
@@ -108,8 +115,11 @@ async fn serve(connection: UnixStream, peer: Peer, router: Router, working: Arc<
         }
     });
     // What goes wrong with a connection is the module's affair.
-    let _ =
-        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(WITHIN).serve_connection(TokioIo::new(connection), answer).await;
+    let _ = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(WITHIN)
+        .serve_connection(TokioIo::new(connection), answer)
+        .await;
 }
 
 fn late() -> Response {
@@ -131,7 +141,11 @@ fn router(service: Arc<Service>) -> Router {
 
 fn known(peer: Peer) -> Result<Arc<Caller>, ApiError> {
     peer.map_err(|reason| {
-        ApiError::new(StatusCode::FORBIDDEN, "identity", format!("only this module's container is answered here: {reason}"))
+        ApiError::new(
+            StatusCode::FORBIDDEN,
+            "identity",
+            format!("only this module's container is answered here: {reason}"),
+        )
     })
 }
 
@@ -139,12 +153,19 @@ type Body = Result<Bytes, BytesRejection>;
 
 fn text(body: &Body) -> Result<&str, ApiError> {
     match body {
-        Ok(bytes) => std::str::from_utf8(bytes).map_err(|_| ApiError::request("the request is not UTF-8")),
-        Err(rejection) => Err(ApiError::new(rejection.status(), "bad-request", rejection.body_text())),
+        Ok(bytes) => {
+            std::str::from_utf8(bytes).map_err(|_| ApiError::request("the request is not UTF-8"))
+        }
+        Err(rejection) => {
+            Err(ApiError::new(rejection.status(), "bad-request", rejection.body_text()))
+        }
     }
 }
 
-async fn identity(State(service): State<Arc<Service>>, Extension(peer): Extension<Peer>) -> Answer<Value> {
+async fn identity(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<Peer>,
+) -> Answer<Value> {
     Ok(Json(service.call(&*known(peer)?, "identity", "{}").await?))
 }
 
@@ -159,7 +180,11 @@ async fn single(
     Ok(Json(service.call(&caller, &name, text(&body)?).await?))
 }
 
-async fn batch(State(service): State<Arc<Service>>, Extension(peer): Extension<Peer>, body: Body) -> Answer<Value> {
+async fn batch(
+    State(service): State<Arc<Service>>,
+    Extension(peer): Extension<Peer>,
+    body: Body,
+) -> Answer<Value> {
     let caller = known(peer)?;
     Ok(Json(service.batch(&caller, text(&body)?).await?))
 }

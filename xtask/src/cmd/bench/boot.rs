@@ -24,15 +24,23 @@ pub(super) fn run(boots: usize) -> Result<()> {
         let dir = dir.join(n.to_string());
         std::fs::create_dir_all(&dir)?;
         build_image::sparse_copy(&image, &dir.join("disk.img"))?;
-        let boot = Boot { tools: &tools, machine: &machine, dir: &dir, port: crate::console::free_port()?, tpm: true, outside: false };
+        let boot = Boot {
+            tools: &tools,
+            machine: &machine,
+            dir: &dir,
+            port: crate::console::free_port()?,
+            tpm: true,
+            outside: false,
+        };
         let mut console = Console::start(&boot)?;
         handover.push(seconds(&console.wait_for("handover:", DEADLINE)?)?);
         engine.push(seconds(&console.wait_for("dockerd is ready", DEADLINE)?)?);
     }
     let mut kept = true;
-    for (what, mut times, most) in
-        [("kernel start to handover", handover, HANDOVER_S), ("kernel start to engine answers", engine, ENGINE_S)]
-    {
+    for (what, mut times, most) in [
+        ("kernel start to handover", handover, HANDOVER_S),
+        ("kernel start to engine answers", engine, ENGINE_S),
+    ] {
         let median = super::median(&mut times);
         kept &= median <= most;
         println!(

@@ -22,7 +22,8 @@ enum What {
     Image,
     /// What goes through trustd's gate, side by side with the bare engine
     Gate,
-    /// What modules get, side by side with other implementations; what one that floods its socket does to others
+    /// What modules get, side by side with other implementations; what one that floods its socket
+    /// does to others
     Crypto,
     /// What following a chain costs
     Ledger,

@@ -1,4 +1,5 @@
-//! Data that others made: networks of Snowbridge with 512 keys, in Deneb and in Electra; Gloas as Lodestar's types have it.
+//! Data that others made: networks of Snowbridge with 512 keys, in Deneb and in Electra; Gloas as
+//! Lodestar's types have it.
 
 use serde::Deserialize;
 
@@ -42,10 +43,20 @@ fn network(root: Hash, preset: Preset, fork: &str, version: [u8; 4]) -> Network 
     // Snowbridge's headers do not carry the way to the execution block.
     let block_hash = layout(fork).block_hash.filter(|_| fork == "gloas");
     let forks = vec![Fork { epoch: 0, version, layout: Layout { block_hash, ..layout(fork) } }];
-    Network { preset, genesis_validators_root: root.0, genesis_time: 0, seconds_per_slot: 12, forks }
+    Network {
+        preset,
+        genesis_validators_root: root.0,
+        genesis_time: 0,
+        seconds_per_slot: 12,
+        forks,
+    }
 }
 
-fn followed(network: &Network, bootstrap: ApiBootstrap, updates: Vec<ApiUpdate>) -> Result<Store, ChainError> {
+fn followed(
+    network: &Network,
+    bootstrap: ApiBootstrap,
+    updates: Vec<ApiUpdate>,
+) -> Result<Store, ChainError> {
     let bootstrap = Bootstrap::try_from(bootstrap).unwrap();
     let mut store = Store::bootstrap(network, &bootstrap.header.beacon.root(), &bootstrap)?;
     for update in updates {
@@ -67,7 +78,11 @@ fn a_network_of_512_keys_is_followed_into_its_next_period() {
 fn the_indices_before_electra_hold_for_deneb_and_not_for_electra() {
     for (fork, holds) in [("deneb", true), ("electra", false)] {
         let Snowbridge { genesis_validators_root, deneb, .. } = snowbridge();
-        let store = followed(&network(genesis_validators_root, MAINNET, fork, [4, 0, 0, 0]), deneb.bootstrap, deneb.updates);
+        let store = followed(
+            &network(genesis_validators_root, MAINNET, fork, [4, 0, 0, 0]),
+            deneb.bootstrap,
+            deneb.updates,
+        );
         assert_eq!(store.is_ok(), holds, "{fork}");
     }
 }
@@ -86,13 +101,22 @@ fn what_others_signed_does_not_hold_once_it_is_altered() {
     refused(&|u| u.sync_aggregate.sync_committee_signature.0[50] ^= 1, "signature does not hold");
     refused(&|u| u.sync_aggregate.sync_committee_bits.0[9] ^= 1, "signature does not hold");
     refused(&|u| u.attested_header.beacon.parent_root.0[0] ^= 1, "signature does not hold");
-    refused(&|u| u.next_sync_committee.as_mut().unwrap().pubkeys.rotate_left(1), "next sync committee");
+    refused(
+        &|u| u.next_sync_committee.as_mut().unwrap().pubkeys.rotate_left(1),
+        "next sync committee",
+    );
     refused(&|u| u.next_sync_committee_branch[0].0[0] ^= 1, "next sync committee");
     refused(&|u| u.finality_branch[5].0[31] ^= 1, "finalized header");
     refused(&|u| u.finalized_header.as_mut().unwrap().beacon.slot += 1, "finalized header");
     let Snowbridge { electra, .. } = snowbridge();
     let other = network(Hash::new([1; 32]), MAINNET, "electra", [5, 0, 0, 0]);
-    assert!(matches!(followed(&other, electra.bootstrap, electra.updates), Err(ChainError::Signature { .. })), "another genesis");
+    assert!(
+        matches!(
+            followed(&other, electra.bootstrap, electra.updates),
+            Err(ChainError::Signature { .. })
+        ),
+        "another genesis"
+    );
 }
 
 #[test]
@@ -109,14 +133,18 @@ fn a_header_of_the_api_leads_to_its_execution_block() {
 
 #[test]
 fn gloas_is_followed_as_its_types_have_it() {
-    let gloas: Gloas = serde_json::from_str(include_str!("../../../tests/ethereum/gloas.json")).unwrap();
+    let gloas: Gloas =
+        serde_json::from_str(include_str!("../../../tests/ethereum/gloas.json")).unwrap();
     let network = network(gloas.genesis_validators_root, MINIMAL, "gloas", gloas.fork_version.0);
-    let updates: Vec<Update> = gloas.updates.into_iter().map(|update| update.try_into().unwrap()).collect();
+    let updates: Vec<Update> =
+        gloas.updates.into_iter().map(|update| update.try_into().unwrap()).collect();
     let attested = &updates[0];
-    let root = network.signing_root(&attested.attested_header.beacon.root(), attested.signature_slot);
+    let root =
+        network.signing_root(&attested.attested_header.beacon.root(), attested.signature_slot);
     assert_eq!(root, gloas.signing_root.0);
     let bootstrap = Bootstrap::try_from(gloas.bootstrap).unwrap();
-    let mut store = Store::bootstrap(&network, &bootstrap.header.beacon.root(), &bootstrap).unwrap();
+    let mut store =
+        Store::bootstrap(&network, &bootstrap.header.beacon.root(), &bootstrap).unwrap();
     for update in &updates {
         if !store.knows(&network, update) {
             store.process(&network, update, 10_000).unwrap();
@@ -126,5 +154,10 @@ fn gloas_is_followed_as_its_types_have_it() {
     // A header of before, in the new shape: zeros in front of its branch.
     let old = Header::try_from(gloas.upgraded_header).unwrap();
     let branch: Vec<Root> = old.block_hash_branch.iter().map(|hash| hash.0).collect();
-    assert!(ssz::holds(&old.block_hash.unwrap().0, &branch, layout("electra").block_hash.unwrap(), &old.beacon.body_root.0));
+    assert!(ssz::holds(
+        &old.block_hash.unwrap().0,
+        &branch,
+        layout("electra").block_hash.unwrap(),
+        &old.beacon.body_root.0
+    ));
 }
