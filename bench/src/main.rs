@@ -13,7 +13,7 @@ mod medians;
 use std::hint::black_box;
 use std::time::Duration;
 
-use basalt_trustd::crypto::spread;
+use basalt_trustd::util::parallel;
 use client::{Client, hex};
 use criterion::{BenchmarkId, Criterion};
 use serde_json::{Value, json};
@@ -181,7 +181,7 @@ fn socket(criterion: &mut Criterion) {
         b.iter(|| items.iter().map(verify).collect::<Vec<_>>())
     });
     group.bench_with_input(BenchmarkId::new("verify", "batch"), items, |b, items| {
-        b.iter(|| spread::over(items.iter().collect(), verify))
+        b.iter(|| parallel::over(items.iter().collect(), verify))
     });
     let calls: Vec<Value> = items
         .iter()

@@ -3,8 +3,8 @@
 // A fuzz target says what it found by panicking.
 #![allow(clippy::expect_used)]
 
-use basalt_trustd::api::module::{Caller, NAMES};
-use basalt_trustd::crypto::keys::{Binding, RootKey};
+use basalt_trustd::module_api::{Caller, NAMES};
+use basalt_trustd::keys::derive::{Binding, RootKey};
 use config::{Access, BoundTo, Quota};
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Value, json};

@@ -3,7 +3,7 @@
 // A fuzz target says what it found by panicking.
 #![allow(clippy::expect_used)]
 
-use ledger::{Checkpoint, HighWater, Log, NoteKey, Policy, Role, SigningKey, Witnessing};
+use ledger::{Checkpoint, HighWater, Log, NoteKey, TrustPolicy, Role, SigningKey, Witnessing};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -21,7 +21,7 @@ fuzz_target!(|data: &[u8]| {
     let witnessing =
         Witnessing::new(&key("log.example", Role::Log, 9), &witnesses, 1, 100).expect("a policy");
     let approver = measure::hex(SigningKey::from_bytes(&[3; 32]).verifying_key().as_bytes());
-    let mut policy = Policy::new("home", &[approver], 1).expect("an approver");
+    let mut policy = TrustPolicy::new("home", &[approver], 1).expect("an approver");
     policy.witnessing = Some(witnessing);
     // An empty log, and this as its checkpoint.
     if let Ok(log) = Log::replay(&policy, &format!("\n{text}"), &HighWater::default()) {

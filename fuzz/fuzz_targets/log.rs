@@ -2,11 +2,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use measure::{Measurements, Statement, compare, parse_log, replay};
+use measure::{Measurements, AttestedStatement, compare, parse_log, replay};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Ok(statement) = Statement::read(text) {
+    if let Ok(statement) = AttestedStatement::read(text) {
         assert_eq!(statement.text(), text, "one text for one statement");
     }
     if let Ok(measurements) = serde_json::from_str::<Measurements>(text) {

@@ -3,14 +3,14 @@
 // A fuzz target says what it found by panicking.
 #![allow(clippy::expect_used)]
 
-use ledger::{HighWater, Log, Policy, SigningKey};
+use ledger::{HighWater, Log, TrustPolicy, SigningKey};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let approvers = [1, 2, 3]
         .map(|n| measure::hex(SigningKey::from_bytes(&[n; 32]).verifying_key().as_bytes()));
-    let policy = Policy::new("home", &approvers, 2).expect("three approvers");
+    let policy = TrustPolicy::new("home", &approvers, 2).expect("three approvers");
     let Ok(log) = Log::replay(&policy, text, &HighWater::default()) else { return };
     // What was taken once is taken again, and is what it was.
     let again = Log::replay(&policy, text, &log.high_water()).expect("the same log");

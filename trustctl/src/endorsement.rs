@@ -107,7 +107,7 @@ impl Endorsement {
         let other = || {
             Failure::Tpm("the key that signed is not in the TPM with this endorsement key".into())
         };
-        match client.in_turn(|c| c.post("/v1/activate", &request)) {
+        match client.in_turn(|c| c.post("/v1/activate-credential", &request)) {
             Ok(answer) if answer["secret"].as_str() == Some(&hex(&secret)) => Ok(()),
             Ok(_) => Err(other().into()),
             Err(error)

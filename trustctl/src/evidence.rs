@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 
 use measure::{
-    KeyError, LogError, MODULES_PCR, Measurements, NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote,
-    QuoteError, Record, Statement, StatementError, TpmKey, compare, hex, replay, unhex,
-    verify_quote,
+    AttestedStatement, AttestedStatementError, KeyError, LogError, MODULES_PCR, Measurements,
+    NODE_SETTINGS, PLATFORM_PCR, Pcr, Quote, QuoteError, Record, TpmKey, compare, hex, replay,
+    unhex, verify_quote,
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 /// Evidence that holds together.
 pub struct Checked {
-    pub statement: Statement,
+    pub statement: AttestedStatement,
     pub quote: Quote,
     /// What signed it.
     pub key: TpmKey,
@@ -33,7 +33,7 @@ pub enum Failure {
     #[error("the answer has no usable {0}")]
     Malformed(&'static str),
     #[error(transparent)]
-    Statement(#[from] StatementError),
+    AttestedStatement(#[from] AttestedStatementError),
     #[error("the answer is to another question: expected the nonce {expected}, found {found}")]
     Nonce { expected: String, found: String },
     #[error(
@@ -119,7 +119,7 @@ impl Failure {
     /// Stays the same while the reason does.
     pub fn code(&self) -> &'static str {
         match self {
-            Self::Malformed(_) | Self::Statement(_) => "malformed",
+            Self::Malformed(_) | Self::AttestedStatement(_) => "malformed",
             Self::Nonce { .. } => "nonce",
             Self::Certificate { .. } => "certificate",
             Self::Kind { .. } => "kind",
@@ -161,7 +161,7 @@ pub fn check(
     nonce: &[u8],
     expected: Option<&Measurements>,
 ) -> Result<Checked, Failure> {
-    let statement = Statement::read(&member::<String>(answer, "statement")?)?;
+    let statement = AttestedStatement::read(&member::<String>(answer, "statement")?)?;
     if statement.nonce() != hex(nonce) {
         return Err(Failure::Nonce { expected: hex(nonce), found: statement.nonce().to_owned() });
     }

@@ -8,6 +8,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use deployment::{SignedSpec, Spec};
 use ed25519_dalek::pkcs8::{
     DecodePrivateKey as _, EncodePrivateKey as _, spki::der::pem::LineEnding,
 };
@@ -17,7 +18,6 @@ use policy::RecoveryKey;
 use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
-use wish::{Signed, Wish};
 
 /// The user's folder for Basalt: `BASALT_CONFIG`, or `basalt` in the configuration directory.
 pub fn folder() -> Result<PathBuf> {
@@ -64,18 +64,18 @@ impl Owner {
 
 impl Owner {
     /// Signs with the certificate's key, as a node checks it.
-    pub fn sign(&self, wish: &Wish) -> Result<Signed> {
-        let text = wish.text();
+    pub fn sign(&self, spec: &Spec) -> Result<SignedSpec> {
+        let text = spec.text();
         let key = rustls::crypto::ring::sign::any_supported_type(&self.key)
             .context("the owner's key is of no kind that signs")?;
         let signer = key
             .choose_scheme(&[SignatureScheme::ECDSA_NISTP256_SHA256, SignatureScheme::ED25519])
             .context("the owner's key signs neither with ECDSA P-256 nor with Ed25519")?;
-        let signature = signer.sign(&wish::signed_bytes(&text))?;
-        Ok(Signed {
+        let signature = signer.sign(&deployment::signed_bytes(&text))?;
+        Ok(SignedSpec {
             certificate: measure::hex(&self.certificate),
             signature: measure::hex(&signature),
-            wish: text,
+            spec: text,
         })
     }
 }

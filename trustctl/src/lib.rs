@@ -1,6 +1,7 @@
 //! What the command line, the build and the tests share: keys, and the client of a node's API.
 #![forbid(unsafe_code)]
 
+pub mod appraisal;
 #[cfg(feature = "chain")]
 pub mod chain;
 pub mod client;
@@ -11,5 +12,4 @@ pub mod keys;
 pub mod module;
 pub mod peers;
 pub mod statement;
-pub mod verdict;
 pub mod witness;

@@ -1,16 +1,7 @@
 //! `trustctl`: for approvers, and for owners of nodes.
 #![forbid(unsafe_code)]
 
-mod approver;
-mod attest;
-mod builder;
-#[cfg(feature = "chain")]
-mod chaining;
-mod node;
-mod output;
-#[cfg(feature = "chain")]
-mod relaying;
-mod rootkey;
+mod cli;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,16 +41,16 @@ enum Command {
         command: KeyCommand,
     },
     /// Approve an image in a log
-    Approve(approver::Approve),
+    Approve(cli::log::Approve),
     /// Revoke an image in a log; that is final
-    Revoke(approver::Revoke),
+    Revoke(cli::log::Revoke),
     /// Change who approves from here on, in a log; as many of those before must sign it as an
     /// approval needs
-    Approvers(approver::Approvers),
+    Approvers(cli::log::Approvers),
     /// Show, check, sign, cosign or send a log
     Log {
         #[command(subcommand)]
-        command: approver::LogCommand,
+        command: cli::log::LogCommand,
     },
     /// What the node is and how it is
     Status {
@@ -75,50 +66,50 @@ enum Command {
     /// Send images to the node
     Image {
         #[command(subcommand)]
-        command: node::ImageCommand,
+        command: cli::node::ImageCommand,
     },
     /// Run, upgrade, stop or roll back a module
     Module {
         #[command(subcommand)]
-        command: node::ModuleCommand,
+        command: cli::node::ModuleCommand,
     },
     /// What happened to modules since the boot
     Audit,
     /// Find out what a node is: a fresh quote, its logs, its TPM, compared with an image's
     /// measurements
     #[command(alias = "quote")]
-    Attest(attest::Attest),
+    Attest(cli::attest::Attest),
     /// Check evidence that was saved, or that a module of a node gave
-    Verify(attest::Verify),
+    Verify(cli::attest::Verify),
     /// Attest a list of nodes, and say whether enough of them are what they should be
-    Peers(attest::Peers),
+    Peers(cli::attest::Peers),
     /// Let boots of an image have a node's root key, on which all keys of modules depend
     Policy {
         #[command(subcommand)]
-        command: rootkey::PolicyCommand,
+        command: cli::policy::PolicyCommand,
     },
     /// Keep a node's root key for another board, and bring it there
     Recovery {
         #[command(subcommand)]
-        command: rootkey::RecoveryCommand,
+        command: cli::policy::RecoveryCommand,
     },
     /// Approve and revoke images in a chain's registry, and show what it says
     #[cfg(feature = "chain")]
     Chain {
         #[command(subcommand)]
-        command: chaining::Command,
+        command: cli::chain::Command,
     },
     /// Bring nodes what a chain says: bundles of headers and proofs, which they check themselves
     #[cfg(feature = "chain")]
-    Relay(relaying::Args),
+    Relay(cli::relay::Args),
     /// Verify the proof of a verifiable random function
-    Vrf(node::Vrf),
+    Vrf(cli::node::Vrf),
     /// Check an image offline: signature of its manifest, every file, the prediction
-    VerifyImage(builder::VerifyImage),
+    VerifyImage(cli::image::VerifyImage),
     /// Restart a service, or kill it as a crash would
     Service {
         #[arg(value_enum)]
-        verb: node::ServiceVerb,
+        verb: cli::node::ServiceVerb,
         name: String,
     },
     /// Print completions for a shell: `source <(trustctl completions bash)`
@@ -168,7 +159,7 @@ fn main() -> ExitCode {
             eprintln!("error: {error:#}");
             if error.is::<Refusal>() {
                 ExitCode::from(3)
-            } else if error.is::<node::DoesNotHold>() {
+            } else if error.is::<cli::node::DoesNotHold>() {
                 ExitCode::from(4)
             } else {
                 ExitCode::FAILURE
@@ -185,38 +176,40 @@ fn run(cli: Cli) -> Result<()> {
             new_key(whose, origin.as_deref(), &folder, cli.json)
         }
         Command::Key { command: KeyCommand::Show } => show_keys(&folder, cli.json),
-        Command::Approve(args) => approver::approve(&args, &folder, cli.json),
-        Command::Revoke(args) => approver::revoke(&args, &folder, cli.json),
-        Command::Approvers(args) => approver::approvers(&args, &folder, cli.json),
-        Command::Log { command } => approver::log(&command, &folder, &client, cli.json),
-        Command::Status { html: Some(file) } => node::page(&client, &file, cli.json),
-        Command::Status { html: None } => node::status(&client, cli.json),
+        Command::Approve(args) => cli::log::approve(&args, &folder, cli.json),
+        Command::Revoke(args) => cli::log::revoke(&args, &folder, cli.json),
+        Command::Approvers(args) => cli::log::approvers(&args, &folder, cli.json),
+        Command::Log { command } => cli::log::log(&command, &folder, &client, cli.json),
+        Command::Status { html: Some(file) } => cli::node::page(&client, &file, cli.json),
+        Command::Status { html: None } => cli::node::status(&client, cli.json),
         Command::Metrics => {
             print!("{}", client.text("/metrics")?);
             Ok(())
         }
-        Command::Modules => node::modules(&client, cli.json),
-        Command::Image { command } => node::image(&client, &command, cli.json),
-        Command::Module { command } => node::module(&client, &folder, &command, cli.json),
-        Command::Audit => node::audit(&client, cli.json),
-        Command::Attest(args) => attest::attest(&args, &cli.node, &folder, cli.json),
-        Command::Verify(args) => attest::verify(&args, cli.json),
-        Command::Peers(args) => attest::peers(&args, &folder, cli.json),
-        Command::Policy { command } => rootkey::policy(&client, &command, &folder, cli.json),
-        Command::Recovery { command } => rootkey::recovery(&client, &command, &folder, cli.json),
+        Command::Modules => cli::node::modules(&client, cli.json),
+        Command::Image { command } => cli::node::image(&client, &command, cli.json),
+        Command::Module { command } => cli::node::module(&client, &folder, &command, cli.json),
+        Command::Audit => cli::node::audit(&client, cli.json),
+        Command::Attest(args) => cli::attest::attest(&args, &cli.node, &folder, cli.json),
+        Command::Verify(args) => cli::attest::verify(&args, cli.json),
+        Command::Peers(args) => cli::attest::peers(&args, &folder, cli.json),
+        Command::Policy { command } => cli::policy::policy(&client, &command, &folder, cli.json),
+        Command::Recovery { command } => {
+            cli::policy::recovery(&client, &command, &folder, cli.json)
+        }
         #[cfg(feature = "chain")]
-        Command::Chain { command } => chaining::run(&command, &client, &folder, cli.json),
+        Command::Chain { command } => cli::chain::run(&command, &client, &folder, cli.json),
         #[cfg(feature = "chain")]
-        Command::Relay(args) => relaying::run(&args, cli.json),
-        Command::Vrf(args) => node::vrf(&args, cli.json),
-        Command::VerifyImage(args) => builder::verify_image(&args, &folder, cli.json),
-        Command::Service { verb, name } => node::service(&client, verb, &name, cli.json),
+        Command::Relay(args) => cli::relay::run(&args, cli.json),
+        Command::Vrf(args) => cli::node::vrf(&args, cli.json),
+        Command::VerifyImage(args) => cli::image::verify_image(&args, &folder, cli.json),
+        Command::Service { verb, name } => cli::node::service(&client, verb, &name, cli.json),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "trustctl", &mut std::io::stdout());
             Ok(())
         }
-        Command::Reboot => node::machine(&client, "reboot", cli.json),
-        Command::Poweroff => node::machine(&client, "poweroff", cli.json),
+        Command::Reboot => cli::node::machine(&client, "reboot", cli.json),
+        Command::Poweroff => cli::node::machine(&client, "poweroff", cli.json),
     }
 }
 
@@ -270,7 +263,7 @@ fn new_key(whose: Whose, origin: Option<&str>, folder: &std::path::Path, json: b
             )
         }
     };
-    output::said(json, &serde_json::json!({ "public": public, "folder": folder }), || {
+    cli::output::said(json, &serde_json::json!({ "public": public, "folder": folder }), || {
         format!("{next}\nThe key is in {}.", folder.display())
     });
     Ok(())

@@ -1,11 +1,11 @@
-//! An owner's wishes for modules, sent to a node.
+//! An owner's specs for modules, sent to a node.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use deployment::{DesiredState, Spec};
 use serde_json::{Value, json};
-use wish::{Aim, Wish};
 
 use crate::client::Client;
 use crate::keys::Owner;
@@ -15,13 +15,19 @@ pub fn push(client: &Client, archive: &Path) -> Result<Value> {
     client.upload("/v1/images", archive)
 }
 
-/// Signs a wish with the owner's key and sends it.
-pub fn send(client: &Client, keys: &Path, module: &str, aim: Aim, toml: &str) -> Result<()> {
-    let serial = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
-    let wish = Wish { aim, module: module.to_owned(), serial, toml: toml.to_owned() };
+/// Signs a spec with the owner's key and sends it.
+pub fn send(
+    client: &Client,
+    keys: &Path,
+    module: &str,
+    desired: DesiredState,
+    toml: &str,
+) -> Result<()> {
+    let generation = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
+    let spec = Spec { desired, module: module.to_owned(), generation, toml: toml.to_owned() };
     // What the node would refuse is said here, before anything is sent.
-    wish.settings().map_err(|problem| anyhow::anyhow!(problem))?;
-    let signed = Owner::load(keys)?.sign(&wish)?;
+    spec.settings().map_err(|problem| anyhow::anyhow!(problem))?;
+    let signed = Owner::load(keys)?.sign(&spec)?;
     client.put(&format!("/v1/modules/{module}"), &json!(signed))?;
     Ok(())
 }

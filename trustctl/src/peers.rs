@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
+use crate::appraisal::{self, Expected, Verdict};
 use crate::client::Address;
-use crate::verdict::{self, Expected, Verdict};
 
 /// The group's file. Paths in it are from its folder.
 #[derive(Debug, Deserialize)]
@@ -89,7 +89,7 @@ impl Group {
                 authorities: self.ek_ca.as_ref().map(|dir| folder.join(dir)),
                 tpm: peer.tpm.clone(),
             };
-            verdict::find_out(&address, keys, &expected)?.1
+            appraisal::find_out(&address, keys, &expected)?.1
         };
         let mut asked: Vec<Asked> = std::thread::scope(|scope| {
             let threads: Vec<_> =

@@ -4,10 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use ledger::merkle::{Hash, leaf};
-use ledger::{Entry, ImageStatement, SigningKey, Statement, Status};
+use ledger::{ImageStatement, LogEntry, SigningKey, Statement, Status};
 
 /// The statements of a log, nothing of them checked.
-pub fn entries(log: &str) -> Result<Vec<Entry>> {
+pub fn entries(log: &str) -> Result<Vec<LogEntry>> {
     let lines = ledger::parts(log).0.lines().enumerate();
     lines
         .map(|(n, line)| {
@@ -27,7 +27,7 @@ pub fn append(
 ) -> Result<String> {
     let before = ledger::parts(log).0;
     let seq = entries(before)?.last().map_or(0, |e| e.statement.seq()) + 1;
-    let mut entry = Entry::new(statement(seq));
+    let mut entry = LogEntry::new(statement(seq));
     entry.sign(ledger, key);
     Ok(format!("{before}{}\n", entry.line()))
 }
@@ -57,7 +57,7 @@ pub fn appended(
 /// The leaves of the log's Merkle tree. Under another ledger's name they would be others, and no
 /// signature would hold.
 pub fn leaves(log: &str, ledger: &str) -> Result<Vec<Hash>> {
-    let leaf_of = |(n, entry): (usize, &Entry)| {
+    let leaf_of = |(n, entry): (usize, &LogEntry)| {
         anyhow::ensure!(
             entry.statement.seq() == n as u64 + 1,
             "line {}: statements are missing or in another order",

@@ -13,13 +13,15 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use measure::{Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, hex, parse_log, replay};
+use measure::{
+    AttestedStatement, Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, hex, parse_log, replay,
+};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Mutex;
 
-use crate::files;
 use crate::tpm::{Resets, SignedQuote, Tpm, TpmError};
+use crate::util::atomic_file;
 
 /// The event that says how often the TPM began anew before this boot's first.
 const TPM_CLOCK: &str = "tpm-clock";
@@ -123,7 +125,7 @@ impl Audit {
         let found = audit
             .tpm
             .quote(
-                Statement::Node { certificate: String::new(), nonce: String::new() }
+                AttestedStatement::Node { certificate: String::new(), nonce: String::new() }
                     .qualifying_data(),
             )
             .await?
@@ -147,7 +149,7 @@ impl Audit {
         let mut register = values(&log, &self.platform, &records)?.1;
         let mut finished = None;
         if let Ok(text) = std::fs::read_to_string(&intent) {
-            // A kill while the intent was written leaves the old one or none: files::write is whole
+            // A kill while the intent was written leaves the old one or none: atomic_file::write is whole
             // or nothing.
             if let Ok([record]) = parse_log(&text, records.len() as u64).as_deref() {
                 let mut after = register;
@@ -159,7 +161,8 @@ impl Audit {
                     finished = Some(record.clone());
                 }
             }
-            files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
+            atomic_file::remove(&intent)
+                .map_err(|source| AuditError::Io { path: intent, source })?;
         }
         same(MODULES_PCR, register, found)?;
         (state.records, state.register) = (records, register);
@@ -186,11 +189,11 @@ impl Audit {
         let (intent, log) = (self.run.join("intent"), self.run.join("modules.log"));
         // Until the end it is open how far this got; after an error the next call finds out.
         state.unsure = true;
-        files::write(&intent, record.line().as_bytes())
+        atomic_file::write(&intent, record.line().as_bytes())
             .map_err(|source| AuditError::Io { path: intent.clone(), source })?;
         self.tpm.extend(MODULES_PCR, event.digest()).await?;
         append(&log, &record)?;
-        files::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
+        atomic_file::remove(&intent).map_err(|source| AuditError::Io { path: intent, source })?;
         state.register.extend(&event.digest());
         state.records.push(record);
         state.unsure = false;
@@ -210,13 +213,13 @@ impl Audit {
             serde_json::json!({ "before": state.head, "data": data, "kind": kind, "time": time })
                 .to_string()
                 + "\n";
-        match files::append(&self.kept, line.as_bytes()) {
+        match atomic_file::append(&self.kept, line.as_bytes()) {
             Ok(()) => state.head = chained(&state.head, &line),
             Err(error) => println!("audit: {} cannot be written: {error}", self.kept.display()),
         }
     }
 
-    pub async fn evidence(&self, statement: &Statement) -> Result<Evidence, AuditError> {
+    pub async fn evidence(&self, statement: &AttestedStatement) -> Result<Evidence, AuditError> {
         let mut state = self.state.lock().await;
         if state.unsure {
             self.recover(&mut state).await?;
@@ -289,13 +292,13 @@ fn read_whole_lines(path: &Path) -> Result<Vec<Record>, AuditError> {
     let text = std::fs::read_to_string(path).map_err(io)?;
     let whole = text.rfind('\n').map_or(0, |n| n + 1);
     if whole < text.len() {
-        files::write(path, &text.as_bytes()[..whole]).map_err(io)?;
+        atomic_file::write(path, &text.as_bytes()[..whole]).map_err(io)?;
     }
     read_log(path)
 }
 
 fn append(log: &Path, record: &Record) -> Result<(), AuditError> {
-    files::append(log, record.line().as_bytes())
+    atomic_file::append(log, record.line().as_bytes())
         .map_err(|source| AuditError::Io { path: log.to_owned(), source })
 }
 

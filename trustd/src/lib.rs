@@ -5,27 +5,18 @@
 //! cryptography.
 #![forbid(unsafe_code)]
 
-pub mod api;
-pub mod approvals;
+pub mod admission;
 pub mod audit;
-mod background;
-pub mod chain;
-pub mod crypto;
 pub mod engine;
-pub mod fetch;
-pub mod files;
-pub mod init;
-mod marks;
+pub mod images;
+pub mod keys;
+pub mod module_api;
 pub mod modules;
-pub mod relays;
+pub mod owner_api;
+pub mod rest;
 pub mod settings;
-pub mod sources;
-pub mod started;
-pub mod steps;
-pub mod store;
 pub mod tpm;
-pub mod unapproved;
-pub mod vault;
+pub mod util;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -34,17 +25,17 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use tokio::net::UnixListener;
 
-use crate::api::{
-    attest,
-    base::Base,
-    doors::Doors,
-    module::{Shared, Sockets},
-    owner,
-    tls::TlsListener,
-};
-use crate::crypto::keys::RootKey;
+use crate::admission::{log_sources, relays};
+use crate::engine::inventory;
+use crate::images::fetch;
+use crate::keys::derive::RootKey;
+use crate::keys::root_key::{self, VaultError};
+use crate::module_api::{Shared, Sockets};
+use crate::owner_api::access::Doors;
+use crate::owner_api::common::Base;
+use crate::owner_api::tls::TlsListener;
+use crate::owner_api::{attest, locked as locked_api, routes};
 use crate::settings::Settings;
-use crate::vault::VaultError;
 
 const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
 
@@ -65,10 +56,10 @@ pub async fn run(settings: Settings) -> Result<()> {
     let own = settings::own(&settings.own, audit.platform())?;
     let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let tls_dir = settings.data.join("tls");
-    let secret = vault::of_this_tpm(&tpm, &tls_dir.join("node.sealed")).await?;
+    let secret = root_key::of_this_tpm(&tpm, &tls_dir.join("node.sealed")).await?;
     let tls =
         TlsListener::bind(&node.api, &node.owner.certificates, &tls_dir, &secret.own()).await?;
-    let vault = vault::Vault::new(
+    let vault = root_key::Vault::new(
         tpm.clone(),
         audit.platform_register(),
         &boot,
@@ -104,7 +95,7 @@ async fn open(
 ) -> Result<()> {
     let (root, built) = (Arc::new(root), base.boot.built);
     let approvals = Arc::new(
-        approvals::Approvals::open(
+        admission::Approvals::open(
             &node,
             &settings.etc,
             &settings.data,
@@ -117,12 +108,12 @@ async fn open(
     let tickets = Arc::new(engine::Tickets::default());
     engine::serve(tickets.clone(), &settings.plugin)?;
     let fetcher = fetcher(&node, &settings.data)?;
-    let sources = sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone())
+    let sources = log_sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone())
         .map_err(anyhow::Error::msg)?;
     let sources = Arc::new(sources);
     let relays =
         Arc::new(relays::Relays::new(&node, fetcher.client().clone()).map_err(anyhow::Error::msg)?);
-    let started = Arc::new(started::Ledger::open(&settings.run)?);
+    let started = Arc::new(inventory::Ledger::open(&settings.run)?);
     let shared =
         Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
     let modules = Arc::new(modules::Modules::open(modules::Parts {
@@ -141,7 +132,7 @@ async fn open(
             .into_iter()
             .collect(),
     })?);
-    let this = owner::Node {
+    let this = routes::Node {
         base: base.clone(),
         modules: modules.clone(),
         approvals: approvals.clone(),
@@ -149,7 +140,7 @@ async fn open(
         relays: relays.clone(),
         tickets,
     };
-    let router = owner::router(Arc::new(this));
+    let router = routes::router(Arc::new(this));
     tokio::spawn(modules.clone().keep());
     let woken = modules.clone();
     tokio::spawn(sources.keep(approvals.clone(), move || woken.wake()));
@@ -175,7 +166,7 @@ async fn locked(settings: &Settings, why: &str, base: Arc<Base>, tls: TlsListene
             }
         }
     };
-    serve(settings, api::locked::router(base.clone(), why), base.clone(), tls, until).await
+    serve(settings, locked_api::router(base.clone(), why), base.clone(), tls, until).await
 }
 
 async fn serve(
@@ -201,7 +192,7 @@ async fn serve(
 
 /// Where images come from, and where they are kept.
 pub fn fetcher(node: &config::Node, data: &Path) -> Result<fetch::Fetcher> {
-    let store = store::Store::open(
+    let store = images::store::Store::open(
         &data.join("store"),
         node.store.quota_mib << 20,
         oci::Limits::default(),

@@ -10,14 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use basalt_trustd::approvals::Approvals;
-use basalt_trustd::fetch::Client;
-use basalt_trustd::relays::Relays;
+use basalt_trustd::admission::Approvals;
+use basalt_trustd::admission::error::ApprovalError;
+use basalt_trustd::admission::relays::Relays;
+use basalt_trustd::images::fetch::Client;
 use basalt_trustd::tpm::Tpm;
-use basalt_trustd::unapproved::ApprovalError;
 use common::{Swtpm, vault};
 use ledger::{
-    ChainReason, Decision, Entry, ImageStatement, NoteKey, Reason, Role, SigningKey, Status,
+    ChainReason, Decision, ImageStatement, LogEntry, NoteKey, Reason, Role, SigningKey, Status,
 };
 use measure::Pcr;
 use serde_json::Value;
@@ -105,7 +105,7 @@ impl Recording {
 }
 
 fn statement(seq: u64, digest: &str) -> String {
-    let mut entry = Entry::new(ImageStatement {
+    let mut entry = LogEntry::new(ImageStatement {
         digest: digest.into(),
         exp: u64::MAX,
         iat: 0,
@@ -309,7 +309,7 @@ fn a_kill_at_any_step_of_keeping_loses_nothing_that_counted() {
         std::fs::write(dir.path().join("node.toml"), &toml).unwrap();
         let child = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "process"])
-            .env("BASALT_END_AT", step)
+            .env("BASALT_FAILPOINT", step)
             .env("BASALT_PLACE", dir.path())
             .env("BASALT_TPM", &swtpm.tcti)
             .output()

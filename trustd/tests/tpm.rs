@@ -10,7 +10,8 @@ use basalt_trustd::audit::{Audit, AuditError};
 use basalt_trustd::tpm::Tpm;
 use common::{Swtpm, signer, vault};
 use measure::{
-    Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, Statement, TpmKey, replay, unhex, verify_quote,
+    AttestedStatement, Event, MODULES_PCR, PLATFORM_PCR, Pcr, Record, TpmKey, replay, unhex,
+    verify_quote,
 };
 use policy::Policies;
 use serde_json::json;
@@ -19,8 +20,8 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
 }
 
-fn node_statement(nonce: String) -> Statement {
-    Statement::Node { certificate: "ab".repeat(32), nonce }
+fn node_statement(nonce: String) -> AttestedStatement {
+    AttestedStatement::Node { certificate: "ab".repeat(32), nonce }
 }
 
 async fn audit(tpm: &Tpm, dir: &std::path::Path) -> Result<Audit, AuditError> {
@@ -54,7 +55,7 @@ fn a_quote_verifies_and_its_logs_replay() {
         audit.record("module-started", &json!({ "module": "a" })).await.unwrap();
         let statement = node_statement(measure::hex(b"12345678"));
         let evidence = audit.evidence(&statement).await.unwrap();
-        assert_eq!(Statement::read(&evidence.statement), Ok(statement.clone()));
+        assert_eq!(AttestedStatement::read(&evidence.statement), Ok(statement.clone()));
         let mut pcrs: BTreeMap<u32, Pcr> = replay(evidence.modules_log.iter()).unwrap();
         pcrs.entry(PLATFORM_PCR).or_default();
         let bytes = |text: &str| unhex(text).unwrap();
@@ -226,8 +227,8 @@ fn an_altered_log_is_not_believed() {
 /// How far the ledger was seen is kept against every way of putting an older state back.
 #[test]
 fn the_ledgers_mark_never_goes_back() {
-    use basalt_trustd::approvals::Approvals;
-    use ledger::{Decision, Entry, ImageStatement, SigningKey, Status};
+    use basalt_trustd::admission::Approvals;
+    use ledger::{Decision, ImageStatement, LogEntry, SigningKey, Status};
     let dir = tempfile::tempdir().unwrap();
     let swtpm = Swtpm::start(dir.path());
     let (etc, data) = (dir.path().join("etc"), dir.path().join("data"));
@@ -244,7 +245,7 @@ fn the_ledgers_mark_never_goes_back() {
     .unwrap();
     let digest = format!("sha256:{}", "ab".repeat(32));
     let line = |seq, status| {
-        let mut entry = Entry::new(ImageStatement {
+        let mut entry = LogEntry::new(ImageStatement {
             digest: digest.clone(),
             exp: u64::MAX,
             iat: 0,
@@ -289,7 +290,7 @@ fn the_ledgers_mark_never_goes_back() {
         // What cannot be kept takes effect only as far as it is bad news; the same once more keeps
         // it.
         let other = format!("sha256:{}", "cd".repeat(32));
-        let mut third = Entry::new(ImageStatement {
+        let mut third = LogEntry::new(ImageStatement {
             digest: other.clone(),
             exp: u64::MAX,
             iat: 0,

@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::Request;
-use basalt_trustd::api::base::Base;
-use basalt_trustd::api::locked;
 use basalt_trustd::audit::Audit;
-use basalt_trustd::crypto::keys::{Binding, RootKey};
+use basalt_trustd::keys::derive::{Binding, RootKey};
+use basalt_trustd::keys::root_key::{Refusal, Vault, VaultError};
+use basalt_trustd::owner_api::common::Base;
+use basalt_trustd::owner_api::locked;
 use basalt_trustd::tpm::{Tpm, TpmError};
-use basalt_trustd::vault::{Refusal, Vault, VaultError};
 use common::{SHIPPED, Swtpm, boot, signer, vault};
 use config::Keys;
 use http_body_util::BodyExt as _;
@@ -273,8 +273,9 @@ fn a_secret_of_the_tpm_lasts_and_begins_anew_with_another() {
     let (swtpm, other) = (Swtpm::start(dir.path()), Swtpm::start(other_dir.path()));
     let path = dir.path().join("node.sealed");
     run(async {
-        let secret =
-            async |tpm: &Tpm| of(&basalt_trustd::vault::of_this_tpm(tpm, &path).await.unwrap());
+        let secret = async |tpm: &Tpm| {
+            of(&basalt_trustd::keys::root_key::of_this_tpm(tpm, &path).await.unwrap())
+        };
         let (tpm, other) = (swtpm.open().await, other.open().await);
         let first = secret(&tpm).await;
         assert_eq!(secret(&tpm).await, first);

@@ -25,10 +25,10 @@ mod statement;
 
 pub use checkpoint::{Checkpoint, Witnessing, cosignatures};
 pub use decision::{ChainEvidence, ChainReason, Decision, Evidence, Reason};
-pub use log::{HighWater, Log, LogError, Policy, longer, parts};
+pub use log::{HighWater, Log, LogError, TrustPolicy, longer, parts};
 pub use note::{NoteKey, Role};
 pub use statement::{
-    ApproversStatement, Change, Entry, ImageStatement, Signature, Statement, Status,
+    ApproversStatement, Change, ImageStatement, LogEntry, Signature, Statement, Status,
 };
 
 pub use ed25519_dalek::{SigningKey, VerifyingKey};

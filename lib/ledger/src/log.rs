@@ -5,7 +5,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::merkle::{self, Hash, Tree};
 use crate::{
-    ApproversStatement, Decision, Entry, Evidence, ImageStatement, Reason, Statement, Status,
+    ApproversStatement, Decision, Evidence, ImageStatement, LogEntry, Reason, Statement, Status,
     Witnessing, checkpoint,
 };
 
@@ -17,7 +17,7 @@ const MOST_APPROVERS: usize = 64;
 
 /// Whose signatures count.
 #[derive(Debug, Clone)]
-pub struct Policy {
+pub struct TrustPolicy {
     pub name: String,
     /// Of the first statements; later ones may change them.
     approvers: Approvers,
@@ -84,7 +84,7 @@ pub enum LogError {
     Policy(String),
 }
 
-impl Policy {
+impl TrustPolicy {
     pub fn new(name: &str, approvers: &[String], threshold: usize) -> Result<Self, LogError> {
         let approvers = Approvers::new(approvers, threshold).map_err(LogError::Policy)?;
         Ok(Self { name: name.to_owned(), approvers, witnessing: None })
@@ -105,7 +105,7 @@ impl Policy {
     }
 }
 
-impl TryFrom<&config::Ledger> for Policy {
+impl TryFrom<&config::Ledger> for TrustPolicy {
     type Error = LogError;
 
     fn try_from(settings: &config::Ledger) -> Result<Self, LogError> {
@@ -176,7 +176,7 @@ pub fn parts(text: &str) -> (&str, Option<&str>) {
 
 impl Log {
     /// A log without statements.
-    fn new(policy: &Policy) -> Self {
+    fn new(policy: &TrustPolicy) -> Self {
         Self {
             tree: Tree::default(),
             approvers: policy.approvers.clone(),
@@ -189,7 +189,7 @@ impl Log {
 
     /// Checks every line and the checkpoint, and refuses the whole log for one bad one. `seen` is
     /// what this node knew before.
-    pub fn replay(policy: &Policy, text: &str, seen: &HighWater) -> Result<Self, LogError> {
+    pub fn replay(policy: &TrustPolicy, text: &str, seen: &HighWater) -> Result<Self, LogError> {
         let mut log = Self::new(policy);
         let (statements, checkpoint) = parts(text);
         let lines = statements.lines().count();
@@ -225,7 +225,7 @@ impl Log {
             return Err(LogError::TooLong);
         }
         let not = |problem: String| LogError::NotAStatement { line, problem };
-        let entry: Entry = serde_json::from_str(text).map_err(|e| not(e.to_string()))?;
+        let entry: LogEntry = serde_json::from_str(text).map_err(|e| not(e.to_string()))?;
         if entry.line() != text {
             return Err(LogError::NotCanonical { line });
         }
@@ -345,7 +345,7 @@ pub fn longer<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
         parts(text)
             .0
             .lines()
-            .map(|line| serde_json::from_str::<Entry>(line).ok().map(|entry| entry.statement))
+            .map(|line| serde_json::from_str::<LogEntry>(line).ok().map(|entry| entry.statement))
             .collect()
     };
     let (one, two) = (statements(a), statements(b));
@@ -364,10 +364,10 @@ mod tests {
         SigningKey::from_bytes(&[n; 32])
     }
 
-    fn policy(threshold: usize) -> Policy {
+    fn policy(threshold: usize) -> TrustPolicy {
         let approvers: Vec<String> =
             (1..=3).map(|n| measure::hex(key(n).verifying_key().as_bytes())).collect();
-        Policy::new("home", &approvers, threshold).unwrap()
+        TrustPolicy::new("home", &approvers, threshold).unwrap()
     }
 
     fn digest(n: u8) -> String {
@@ -375,8 +375,13 @@ mod tests {
     }
 
     fn line(seq: u64, image: u8, status: Status, signers: &[u8]) -> String {
-        let mut entry =
-            Entry::new(ImageStatement { digest: digest(image), exp: 2000, iat: 1000, seq, status });
+        let mut entry = LogEntry::new(ImageStatement {
+            digest: digest(image),
+            exp: 2000,
+            iat: 1000,
+            seq,
+            status,
+        });
         for n in signers {
             entry.sign("home", &key(*n));
         }
@@ -419,7 +424,7 @@ mod tests {
         // A stranger's signature, or the same one twice, has no business in a line at all.
         let stowaway = |text: &str| matches!(replay(2, text), Err(LogError::NotAStatement { .. }));
         assert!(stowaway(&line(1, 9, Status::Approved, &[1, 7])));
-        let mut twice = Entry::new(ImageStatement {
+        let mut twice = LogEntry::new(ImageStatement {
             digest: digest(9),
             exp: 2000,
             iat: 1000,
@@ -429,7 +434,7 @@ mod tests {
         twice.sign("home", &key(1));
         twice.signatures.push(twice.signatures[0].clone());
         assert!(stowaway(&(twice.line() + "\n")));
-        let mut other = Entry::new(twice.statement.clone());
+        let mut other = LogEntry::new(twice.statement.clone());
         other.sign("office", &key(1));
         other.sign("office", &key(2));
         assert!(stowaway(&(other.line() + "\n")));
@@ -492,8 +497,8 @@ mod tests {
         ));
         assert!(matches!(replay(1, good.trim_end()), Err(LogError::NotCanonical { .. })));
         assert!(matches!(replay(1, "\n"), Err(LogError::Checkpoint { .. })));
-        assert!(Policy::new("x", &["00".repeat(32)], 1).is_err());
-        assert!(Policy::new("x", &[], 1).is_err());
+        assert!(TrustPolicy::new("x", &["00".repeat(32)], 1).is_err());
+        assert!(TrustPolicy::new("x", &[], 1).is_err());
     }
 
     fn hex(n: u8) -> String {
@@ -502,7 +507,7 @@ mod tests {
 
     fn change(seq: u64, approvers: &[u8], threshold: usize, signers: &[u8]) -> String {
         let approvers = approvers.iter().map(|n| hex(*n)).collect();
-        let mut entry = Entry::new(ApproversStatement {
+        let mut entry = LogEntry::new(ApproversStatement {
             approvers,
             iat: 1000,
             seq,
@@ -565,13 +570,13 @@ mod tests {
         format!("{text}\n{note}{}", note::cosign(&body, "w.example", &key(21), time))
     }
 
-    fn witnessed() -> Policy {
+    fn witnessed() -> TrustPolicy {
         let vkey =
             |name, role, n| NoteKey::new(name, role, key(n).verifying_key()).unwrap().to_string();
         let witnesses = [vkey("w.example", Role::Witness, 21)];
         let witnessing =
             Witnessing::new(&vkey("log.example", Role::Log, 20), &witnesses, 1, 100).unwrap();
-        Policy { witnessing: Some(witnessing), ..policy(1) }
+        TrustPolicy { witnessing: Some(witnessing), ..policy(1) }
     }
 
     #[test]

@@ -67,7 +67,7 @@ impl<'de> Deserialize<'de> for Statement {
 /// One line of the log.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
-pub struct Entry {
+pub struct LogEntry {
     pub signatures: Vec<Signature>,
     pub statement: Statement,
 }
@@ -102,7 +102,7 @@ impl From<ImageStatement> for Statement {
     }
 }
 
-impl Entry {
+impl LogEntry {
     pub fn new(statement: impl Into<Statement>) -> Self {
         Self { signatures: Vec::new(), statement: statement.into() }
     }

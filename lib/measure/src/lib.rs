@@ -39,7 +39,7 @@ pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]
 pub use quote::{Quote, QuoteError, read_quote, verify_quote};
-pub use statement::{Statement, StatementError};
+pub use statement::{AttestedStatement, AttestedStatementError};
 
 /// A SHA-256 digest.
 pub type Digest = [u8; 32];

@@ -17,7 +17,7 @@ const PURPOSE: &[u8] = b"basalt-statement-v1\0";
 /// Made by the node in answer to somebody's nonce (hex).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Statement {
+pub enum AttestedStatement {
     /// Somebody asked the node for its state; `certificate` is the SHA-256 of the one that its API
     /// shows, so that who talks to it knows that no other node's answer is passed on.
     Node { certificate: String, nonce: String },
@@ -36,14 +36,14 @@ pub enum Statement {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StatementError {
+pub enum AttestedStatementError {
     #[error("it is no statement of a node: {0}")]
     Malformed(String),
     #[error("the statement is not in canonical form (fixed order, no white space)")]
     NotCanonical,
 }
 
-impl Statement {
+impl AttestedStatement {
     /// JSON without white space, the kind first and then the fields by their names.
     pub fn text(&self) -> String {
         // Made of strings only, which always serialise.
@@ -51,17 +51,17 @@ impl Statement {
     }
 
     /// # Errors
-    /// [`StatementError`] if it is not exactly what [`Statement::text`] makes.
-    pub fn read(text: &str) -> Result<Self, StatementError> {
+    /// [`AttestedStatementError`] if it is not exactly what [`AttestedStatement::text`] makes.
+    pub fn read(text: &str) -> Result<Self, AttestedStatementError> {
         if text.len() > LONGEST {
-            return Err(StatementError::Malformed(format!(
+            return Err(AttestedStatementError::Malformed(format!(
                 "{} bytes, at most {LONGEST} are expected",
                 text.len()
             )));
         }
         let statement: Self =
-            serde_json::from_str(text).map_err(|e| StatementError::Malformed(e.to_string()))?;
-        if statement.text() == text { Ok(statement) } else { Err(StatementError::NotCanonical) }
+            serde_json::from_str(text).map_err(|e| AttestedStatementError::Malformed(e.to_string()))?;
+        if statement.text() == text { Ok(statement) } else { Err(AttestedStatementError::NotCanonical) }
     }
 
     /// What the TPM signs as `qualifyingData` (TPM 2.0 Library, Part 3, 18.4 TPM2_Quote).
@@ -84,22 +84,22 @@ mod tests {
 
     #[test]
     fn one_statement_has_one_text_and_one_digest() {
-        let node = Statement::Node { certificate: "cd".into(), nonce: "ab".into() };
+        let node = AttestedStatement::Node { certificate: "cd".into(), nonce: "ab".into() };
         assert_eq!(node.text(), r#"{"kind":"node","certificate":"cd","nonce":"ab"}"#);
-        assert_eq!(Statement::read(&node.text()), Ok(node.clone()));
+        assert_eq!(AttestedStatement::read(&node.text()), Ok(node.clone()));
         // sha256sum of the purpose, the zero byte and the text
         assert_eq!(
             crate::hex(&node.qualifying_data()),
             "0352eaedef88406dfeb00660f0c36f3b4228a23dd47b63db9a9b9d5aa5eb276f"
         );
         let module =
-            Statement::Module { image: "i".into(), module: "m".into(), nonce: "ab".into() };
+            AttestedStatement::Module { image: "i".into(), module: "m".into(), nonce: "ab".into() };
         assert_ne!(module.qualifying_data(), node.qualifying_data());
         for text in [
             "{\"kind\":\"node\",\"nonce\":\"ab\",\"certificate\":\"cd\"}",
             "{\"kind\":\"node\", \"certificate\":\"cd\",\"nonce\":\"ab\"}",
         ] {
-            assert_eq!(Statement::read(text), Err(StatementError::NotCanonical), "{text}");
+            assert_eq!(AttestedStatement::read(text), Err(AttestedStatementError::NotCanonical), "{text}");
         }
         for text in [
             "",
@@ -108,7 +108,7 @@ mod tests {
             "{\"kind\":\"node\",\"certificate\":\"cd\",\"nonce\":\"ab\",\"more\":1}",
             "{\"kind\":\"other\",\"nonce\":\"ab\"}",
         ] {
-            assert!(matches!(Statement::read(text), Err(StatementError::Malformed(_))), "{text}");
+            assert!(matches!(AttestedStatement::read(text), Err(AttestedStatementError::Malformed(_))), "{text}");
         }
     }
 }

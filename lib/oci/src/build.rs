@@ -6,7 +6,7 @@ use sha2::{Digest as _, Sha256};
 use crate::emit::{append, blob};
 
 /// A small image: one layer, one program.
-pub struct Image<'a> {
+pub struct BuiltImage<'a> {
     /// As Go names it: `arm64`, `amd64`.
     pub architecture: &'a str,
     /// Path, mode and content of each file; parents are made.
@@ -17,7 +17,7 @@ pub struct Image<'a> {
 }
 
 /// The archive and the digest of its manifest: the same input gives the same bytes.
-pub fn build(image: &Image<'_>) -> io::Result<(Vec<u8>, String)> {
+pub fn build(image: &BuiltImage<'_>) -> io::Result<(Vec<u8>, String)> {
     let layer = layer(image)?;
     let mut gz = flate2::GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::new(6));
     gz.write_all(&layer)?;
@@ -52,7 +52,7 @@ pub fn build(image: &Image<'_>) -> io::Result<(Vec<u8>, String)> {
     Ok((tar.into_inner()?, digest(manifest.as_bytes())))
 }
 
-fn layer(image: &Image<'_>) -> io::Result<Vec<u8>> {
+fn layer(image: &BuiltImage<'_>) -> io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for folder in image.folders {
         let mut header = tar::Header::new_ustar();

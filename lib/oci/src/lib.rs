@@ -21,7 +21,7 @@ mod layer;
 mod memory;
 
 pub use archive::import;
-pub use build::{Image as Plain, build};
+pub use build::{BuiltImage, build};
 pub use checked::Checked;
 pub use emit::{Emitter, emit};
 pub use image::{

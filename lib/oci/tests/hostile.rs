@@ -5,7 +5,7 @@
 use std::io::{Read as _, Write as _};
 
 use basalt_oci::{
-    Compression, Limits, Memory, OciError, Plain, Platform, Verified, build, emit, import, resolve,
+    Compression, Limits, Memory, OciError, BuiltImage, Platform, Verified, build, emit, import, resolve,
 };
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -160,7 +160,7 @@ fn refused(archive: &[u8], digest: &str, says: &str) {
 
 #[test]
 fn a_good_archive_passes_and_comes_out_in_canonical_form() {
-    let (archive, digest) = build(&Plain {
+    let (archive, digest) = build(&BuiltImage {
         architecture: "arm64",
         files: &[("x", 0o755, b"program")],
         folders: &["run"],

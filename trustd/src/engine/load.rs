@@ -25,7 +25,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::{Engine, EngineError, refused, tag};
-use crate::store::{Store, StoreError};
+use crate::images::store::{Store, StoreError};
 
 /// A part has at least so many bytes, packed: each costs the engine some time of its own.
 const PART: u64 = 24 << 20;
@@ -263,7 +263,7 @@ impl Start {
             (work.known)(&part.digest).map_err(OciError::Io)?;
             work.parts.push(part.digest.clone());
             self.before = Some(upload.finish(Whole::Part(part)));
-            crate::steps::step("part");
+            crate::util::failpoint::fail_point("part");
         }
         Ok(())
     }

@@ -4,6 +4,7 @@
 //! container is created only by the full digest of its manifest and from one template; what the
 //! engine says it will run is compared before it runs.
 
+pub mod inventory;
 mod load;
 mod template;
 mod tickets;

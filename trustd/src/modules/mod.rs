@@ -7,42 +7,42 @@
 //!
 //! [`Modules::keep`] looks at the whole again and again, and never waits: what takes time
 //! (fetching, loading, a trial) is a job of its own, one a module at a time. A job leaves nothing
-//! in memory that a restart would need: the next look finds the containers and the wishes, and goes
+//! in memory that a restart would need: the next look finds the containers and the specs, and goes
 //! on from there.
 
+mod desired;
 mod health;
-mod job;
-mod unit;
-mod watch;
-mod wishes;
+mod reconcile;
+mod rollout;
+mod status;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use deployment::{DesiredState, SignedSpec};
 use ledger::Decision;
 use tokio::sync::Notify;
-use wish::{Aim, Signed};
 
-use crate::api;
-use crate::approvals::Approvals;
+use crate::admission::Approvals;
 use crate::audit::Audit;
+use crate::engine::inventory;
 use crate::engine::{Engine, Tickets, Turn};
-use crate::fetch::Fetcher;
-use crate::files::PathError;
+use crate::images::fetch::Fetcher;
+use crate::module_api;
 use crate::settings::Settings;
-use crate::started;
+use crate::util::atomic_file::PathError;
 
-pub use unit::{State, Unit, View};
-pub use wishes::Kept;
+pub use desired::Kept;
+pub use status::{State, Unit, View};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ModuleError {
     #[error("{0}")]
     Config(String),
-    #[error("the wish is not signed as it must be: {0}")]
+    #[error("the spec is not signed as it must be: {0}")]
     Signature(String),
     #[error(
-        "the wish has serial number {found}, and the node has {seen} for {module}: it is older than what is in force"
+        "the spec has generation {found}, and the node has {seen} for {module}: it is older than what is in force"
     )]
     Old { module: String, seen: u64, found: u64 },
     #[error(transparent)]
@@ -54,7 +54,7 @@ pub struct Parts {
     pub approvals: Arc<Approvals>,
     pub audit: Arc<Audit>,
     pub fetcher: Fetcher,
-    pub sockets: Arc<api::module::Sockets>,
+    pub sockets: Arc<module_api::Sockets>,
     pub tickets: Arc<Tickets>,
     pub settings: Settings,
     /// SHA-256 of the owners' certificates.
@@ -67,8 +67,8 @@ pub struct Modules {
     units: Mutex<BTreeMap<String, Unit>>,
     engine: Mutex<Option<Arc<Engine>>>,
     parts: Parts,
-    wishes: wishes::Wishes,
-    started: Arc<started::Ledger>,
+    desired: desired::DesiredStates,
+    started: Arc<inventory::Ledger>,
     /// Names of containers that are being made.
     creating: Mutex<BTreeSet<String>>,
     /// Containers that a job is changing.
@@ -77,7 +77,7 @@ pub struct Modules {
     ending: Mutex<BTreeSet<String>>,
     /// Held by whoever brings an image into the engine, or takes away what nobody needs.
     loading: Turn,
-    watched: watch::Watched,
+    watched: reconcile::Watched,
     changed: Notify,
 }
 
@@ -86,10 +86,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Modules {
-    /// Reads the modules of the image and what the owner wished.
+    /// Reads the modules of the image and what the owner desired.
     pub fn open(parts: Parts) -> Result<Self, ModuleError> {
-        let wishes = wishes::Wishes::open(&parts.settings.data.join("modules"), &parts.owners)?;
-        let records = wishes.read(&parts.settings.etc.join("modules"))?;
+        let desired =
+            desired::DesiredStates::open(&parts.settings.data.join("modules"), &parts.owners)?;
+        let records = desired.read(&parts.settings.etc.join("modules"))?;
         let started = parts.sockets.started().clone();
         let units: BTreeMap<String, Unit> =
             records.into_iter().map(|(name, record)| (name, Unit::new(record))).collect();
@@ -97,13 +98,13 @@ impl Modules {
             units: Mutex::new(units),
             engine: Mutex::default(),
             parts,
-            wishes,
+            desired,
             started,
             creating: Mutex::default(),
             touched: Mutex::default(),
             ending: Mutex::default(),
             loading: Turn::default(),
-            watched: watch::Watched::default(),
+            watched: reconcile::Watched::default(),
             changed: Notify::new(),
         };
         let names: Vec<String> = lock(&modules.units).keys().cloned().collect();
@@ -113,32 +114,33 @@ impl Modules {
         Ok(modules)
     }
 
-    /// Takes a wish; it takes effect at once.
-    pub fn apply(&self, name: &str, signed: &Signed) -> Result<(), ModuleError> {
-        let (wish, kept) = self.wishes.check(signed)?;
-        if wish.module != name {
+    /// Takes a spec; it takes effect at once.
+    pub fn apply(&self, name: &str, signed: &SignedSpec) -> Result<(), ModuleError> {
+        let (spec, kept) = self.desired.check(signed)?;
+        if spec.module != name {
             return Err(ModuleError::Config(format!(
-                "the wish is for the module {}, not for {name}",
-                wish.module
+                "the spec is for the module {}, not for {name}",
+                spec.module
             )));
         }
         let mut units = lock(&self.units);
-        let seen = units.get(name).and_then(|u| u.record.now.as_ref()).map_or(0, |now| now.serial);
-        if wish.serial <= seen {
-            return Err(ModuleError::Old { module: name.to_owned(), seen, found: wish.serial });
+        let seen =
+            units.get(name).and_then(|u| u.record.now.as_ref()).map_or(0, |now| now.generation);
+        if spec.generation <= seen {
+            return Err(ModuleError::Old { module: name.to_owned(), seen, found: spec.generation });
         }
-        let runs = kept.aim == Aim::Run;
+        let runs = kept.desired == DesiredState::Run;
         if runs {
             self.fits(name, &kept, &units).map_err(ModuleError::Config)?;
         }
         let written =
-            self.wishes.keep(name, signed).and_then(|()| self.wishes.mark_failed(name, None));
+            self.desired.keep(name, signed).and_then(|()| self.desired.mark_failed(name, None));
         // A full disk must not keep a module from being stopped.
         if written.is_ok() || !runs {
             units
                 .entry(name.to_owned())
                 .or_insert_with(|| Unit::new(Default::default()))
-                .wished(kept);
+                .desired(kept);
             drop(units);
             self.pin(name);
             self.wake();
@@ -158,7 +160,7 @@ impl Modules {
                 .iter()
                 .filter(|(other, _)| *other != name)
                 .filter_map(|(n, u)| Some((n, u.target()?)))
-                .filter(|(_, k)| k.aim == Aim::Run)
+                .filter(|(_, k)| k.desired == DesiredState::Run)
         };
         for (other, theirs) in running() {
             for port in &theirs.settings.ports {
@@ -210,7 +212,7 @@ impl Modules {
         let views: Vec<View> = lock(&self.units)
             .iter()
             .filter_map(|(name, unit)| unit.view(name))
-            .filter(|v| v.aim != Aim::Remove)
+            .filter(|v| v.desired != DesiredState::Remove)
             .collect();
         views
             .into_iter()

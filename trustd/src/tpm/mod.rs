@@ -7,7 +7,7 @@ mod counter;
 mod device;
 mod endorsement;
 mod nv;
-mod patience;
+mod retry;
 mod sealing;
 
 use measure::{Digest, Pcr};
@@ -90,7 +90,7 @@ enum Request {
 
 /// In two commands: were both one, a TPM that is busy at the second could be asked for another
 /// step.
-fn increment(tpm: &mut patience::Patient) -> Result<u64, TpmError> {
+fn increment(tpm: &mut retry::Patient) -> Result<u64, TpmError> {
     tpm.ask(|d| d.step())?;
     tpm.ask(|d| d.counter())?.ok_or_else(|| TpmError::Answer {
         what: "NV_Increment",
@@ -125,7 +125,7 @@ impl Tpm {
         let (opened, answer) = oneshot::channel();
         let tcti = tcti.to_owned();
         std::thread::spawn(move || {
-            let mut tpm = match patience::Patient::open(&tcti) {
+            let mut tpm = match retry::Patient::open(&tcti) {
                 Ok(tpm) => {
                     let _ = opened.send(Ok(()));
                     tpm
@@ -215,7 +215,7 @@ impl Tpm {
     }
 
     /// A quote over PCR 14 and 15 (SHA-256) with this qualifying data:
-    /// [`measure::Statement::qualifying_data`].
+    /// [`measure::AttestedStatement::qualifying_data`].
     pub async fn quote(&self, qualifying: Digest) -> Result<SignedQuote, TpmError> {
         self.insist(|to| Request::Quote(qualifying, to)).await
     }

@@ -6,8 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
+use basalt_trustd::keys::root_key::Vault;
 use basalt_trustd::tpm::Tpm;
-use basalt_trustd::vault::Vault;
 use measure::Pcr;
 use policy::{Policies, Signer};
 

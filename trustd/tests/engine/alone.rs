@@ -4,9 +4,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use basalt_trustd::api::module::{Shared, Sockets};
 use basalt_trustd::audit::Audit;
-use basalt_trustd::started;
+use basalt_trustd::engine::inventory;
+use basalt_trustd::module_api::{Shared, Sockets};
 use client::Client;
 use config::{Access, BoundTo, CryptoUse, Quota};
 
@@ -77,7 +77,7 @@ impl Alone {
             &config::Keys::default(),
         );
         let root = Arc::new(vault.open().await.unwrap());
-        let started = Arc::new(started::Ledger::open(dir.path()).unwrap());
+        let started = Arc::new(inventory::Ledger::open(dir.path()).unwrap());
         let shared = Shared { tpm, root, audit, started, ledger: [7; 32] };
         let sockets = Sockets::new(dir.path().join("sockets"), shared.clone());
         Self { shared, sockets, _swtpm: swtpm, _dir: dir }
@@ -100,7 +100,7 @@ impl Alone {
 
     pub(crate) fn bound(&self, n: u8, module: &str, access: Access) -> PathBuf {
         let digest = format!("sha256:{}", container(n));
-        let started = started::Started {
+        let started = inventory::Started {
             module: module.into(),
             asked: digest.clone(),
             digest,

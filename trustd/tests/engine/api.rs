@@ -5,15 +5,15 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use basalt_trustd::api::owner;
-use basalt_trustd::fetch::Client;
-use basalt_trustd::relays::Relays;
-use basalt_trustd::sources::Sources;
+use basalt_trustd::admission::log_sources::Sources;
+use basalt_trustd::admission::relays::Relays;
+use basalt_trustd::images::fetch::Client;
+use basalt_trustd::owner_api::routes;
+use deployment::DesiredState;
 use http_body_util::BodyExt as _;
 use ledger::Status;
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
-use wish::Aim;
 
 use crate::common::signer;
 use crate::images::image;
@@ -34,7 +34,7 @@ fn every_route_is_described_and_nothing_else_is() {
         );
     }
     let mut routed: Vec<(String, String)> = Vec::new();
-    for (path, methods) in owner::listed() {
+    for (path, methods) in routes::listed() {
         routed.extend(methods.iter().map(|method| (path.to_owned(), (*method).to_owned())));
     }
     described.sort();
@@ -52,7 +52,7 @@ struct Api {
 impl Api {
     fn of(node: &Node) -> Self {
         let client = Client::new(&[], std::time::Duration::from_secs(3)).unwrap();
-        let router = owner::router(Arc::new(owner::Node {
+        let router = routes::router(Arc::new(routes::Node {
             base: node.base(&"ab".repeat(32)),
             modules: node.modules.clone(),
             approvals: node.approvals.clone(),
@@ -123,23 +123,23 @@ fn every_answer_is_as_described() {
             api.ask("put", "/v1/images", "/v1/images", "not a tar".repeat(1000)).await.0,
             422
         );
-        let wish = node.wish("app", Aim::Run, &toml(&good.digest));
-        let sent = |wish: &wish::Signed| serde_json::to_string(wish).unwrap();
+        let spec = node.spec("app", DesiredState::Run, &toml(&good.digest));
+        let sent = |spec: &deployment::SignedSpec| serde_json::to_string(spec).unwrap();
         assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&wish)).await.0,
+            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&spec)).await.0,
             200
         );
         assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&wish)).await.0,
+            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&spec)).await.0,
             409,
             "it is not newer"
         );
         assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/other", sent(&wish)).await.0,
+            api.ask("put", "/v1/modules/{name}", "/v1/modules/other", sent(&spec)).await.0,
             400,
             "it is for another"
         );
-        let mut forged = wish.clone();
+        let mut forged = spec.clone();
         forged
             .signature
             .replace_range(20..22, if &forged.signature[20..22] == "00" { "01" } else { "00" });
@@ -170,8 +170,18 @@ fn every_answer_is_as_described() {
             200
         );
         let credential = |blob: &str| json!({ "blob": blob, "seed": "00" }).to_string();
-        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", credential("00")).await.0, 422);
-        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", credential("x")).await.0, 400);
+        assert_eq!(
+            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", credential("00"))
+                .await
+                .0,
+            422
+        );
+        assert_eq!(
+            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", credential("x"))
+                .await
+                .0,
+            400
+        );
         let made = {
             let (tpm, nonce) = (node.audit.tpm(), [1; 32]);
             let attestation =
@@ -182,7 +192,10 @@ fn every_answer_is_as_described() {
         };
         let made = json!({ "blob": measure::hex(&made.blob), "seed": measure::hex(&made.seed) })
             .to_string();
-        assert_eq!(api.ask("post", "/v1/activate", "/v1/activate", made).await.0, 200);
+        assert_eq!(
+            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", made).await.0,
+            200
+        );
         let (_, text) = api.ask("get", "/v1/ledger", "/v1/ledger", Body::empty()).await;
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", text).await.0, 200);
         assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\"}").await.0, 409);
@@ -192,8 +205,11 @@ fn every_answer_is_as_described() {
             200
         );
         // This node follows no chain (trustd/tests/chain.rs).
-        assert_eq!(api.ask("put", "/v1/chain", "/v1/chain", "{}").await.0, 409);
-        assert_eq!(api.ask("put", "/v1/chain", "/v1/chain", vec![0xff]).await.0, 400);
+        assert_eq!(api.ask("put", "/v1/ledger/bundle", "/v1/ledger/bundle", "{}").await.0, 409);
+        assert_eq!(
+            api.ask("put", "/v1/ledger/bundle", "/v1/ledger/bundle", vec![0xff]).await.0,
+            400
+        );
         assert_eq!(api.ask("get", "/v1/policies", "/v1/policies", Body::empty()).await.0, 200);
         let policies = |signer: &policy::Signer| policy::Policies {
             signer: signer.public().hex(),
@@ -298,7 +314,7 @@ fn every_answer_is_as_described() {
                 "post /v1/ledger/reset 409",
                 "post /v1/node/{verb} 200",
                 "post /v1/services/{name}/{verb} 200",
-                "put /v1/chain 200"
+                "put /v1/ledger/bundle 200"
             ]
         );
     });

@@ -4,25 +4,25 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use basalt_trustd::api::doors::Doors;
-use basalt_trustd::api::tls::TlsListener;
-use basalt_trustd::api::{attest, owner};
+use basalt_trustd::admission::log_sources::Sources;
+use basalt_trustd::admission::relays::Relays;
 use basalt_trustd::audit::Audit;
-use basalt_trustd::fetch::Client as Fetch;
-use basalt_trustd::relays::Relays;
-use basalt_trustd::sources::Sources;
-use basalt_trustd::vault;
+use basalt_trustd::images::fetch::Client as Fetch;
+use basalt_trustd::keys::root_key;
+use basalt_trustd::owner_api::access::Doors;
+use basalt_trustd::owner_api::tls::TlsListener;
+use basalt_trustd::owner_api::{attest, routes};
 use config::{Api, Attest};
 use measure::{
-    Board, BootFacts, Event, MODULES_PCR, Measurements, PLATFORM_PCR, Record, Statement,
+    AttestedStatement, Board, BootFacts, Event, MODULES_PCR, Measurements, PLATFORM_PCR, Record,
     boot_events, hex, unhex,
 };
 use serde_json::{Value, json};
+use trustctl::appraisal::{self, Expected};
 use trustctl::client::{Address, Client, Refusal};
 use trustctl::endorsement::Endorsement;
 use trustctl::evidence::{self, Failure};
 use trustctl::peers::Group;
-use trustctl::verdict::{self, Expected};
 
 use crate::common::Swtpm;
 use crate::node::{Node, programs, run};
@@ -80,7 +80,7 @@ fn boot(swtpm: &Swtpm, dir: &Path) -> (Vec<Event>, Measurements) {
 const NONCE: [u8; 20] = [0xa5; 20];
 
 fn evidence_of(audit: &Audit) -> Value {
-    let statement = Statement::Node { certificate: "ab".repeat(32), nonce: hex(&NONCE) };
+    let statement = AttestedStatement::Node { certificate: "ab".repeat(32), nonce: hex(&NONCE) };
     serde_json::to_value(run(audit.evidence(&statement)).unwrap()).unwrap()
 }
 
@@ -277,13 +277,14 @@ async fn serve(node: &Node, attest_: Attest) {
     let api = Api { listen: ADDRESS.into(), attest: attest_ };
     let tls_dir = node.settings.data.join("tls");
     std::fs::create_dir_all(&tls_dir).unwrap();
-    let secret = vault::of_this_tpm(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
+    let secret =
+        root_key::of_this_tpm(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
     let tls = TlsListener::bind(&api, &[node.owner.fingerprint()], &tls_dir, &secret.own())
         .await
         .unwrap();
     let base = node.base(&tls.fingerprint);
     let client = Fetch::new(&[], std::time::Duration::from_secs(3)).unwrap();
-    let this = Arc::new(owner::Node {
+    let this = Arc::new(routes::Node {
         base: base.clone(),
         modules: node.modules.clone(),
         approvals: node.approvals.clone(),
@@ -293,7 +294,7 @@ async fn serve(node: &Node, attest_: Attest) {
         relays: Arc::new(Relays::new(&node.config, client).unwrap()),
         tickets: node.tickets.clone(),
     });
-    let doors = Doors { owner: owner::router(this), stranger: attest::router(base) };
+    let doors = Doors { owner: routes::router(this), stranger: attest::router(base) };
     tokio::spawn(axum::serve(tls, doors).into_future());
 }
 
@@ -313,7 +314,7 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             let silent: Vec<_> =
                 (0..300).map(|_| std::net::TcpStream::connect(ADDRESS).unwrap()).collect();
             let expected = Expected { authorities: Some(known.clone()), ..Expected::default() };
-            let (kept, verdict) = verdict::ask(&stranger(), &expected).unwrap();
+            let (kept, verdict) = appraisal::ask(&stranger(), &expected).unwrap();
             assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
             drop(silent);
             let verdict = verdict.unwrap();
@@ -322,9 +323,9 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
 
             // Offline, and by its name alone.
             let named = Expected { tpm: Some(name.clone()), ..expected.clone() };
-            verdict::judge(&kept, None, &named).unwrap();
+            appraisal::judge(&kept, None, &named).unwrap();
             let tpm = |expected: &Expected, kept: &Value| {
-                verdict::judge(kept, None, expected)
+                appraisal::judge(kept, None, expected)
                     .err()
                     .unwrap()
                     .downcast::<Failure>()
@@ -379,7 +380,7 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             let mut kept_ = kept.clone();
             kept_["endorsement"]["certificate"] =
                 json!(hex(&[&certificate[..], &[0xff; 100]].concat()));
-            verdict::judge(&kept_, None, &expected).unwrap();
+            appraisal::judge(&kept_, None, &expected).unwrap();
             // What was not activated, or is a module's, is not taken for the node's: whoever has a
             // module could pass it on.
             let mut other = kept.clone();
@@ -387,12 +388,12 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
             assert_eq!(tpm(&Expected::default(), &other), "tpm");
             let nonce = unhex(kept["nonce"].as_str().unwrap()).unwrap();
             let statements = [
-                Statement::Module {
+                AttestedStatement::Module {
                     image: "sha256:00".into(),
                     module: "m".into(),
                     nonce: hex(&nonce),
                 },
-                Statement::VrfKey {
+                AttestedStatement::VrfKey {
                     bound_to: "image:x".into(),
                     image: "sha256:00".into(),
                     module: "m".into(),
@@ -411,16 +412,16 @@ fn a_stranger_finds_out_what_a_node_is_and_nothing_else() {
                 // By itself it is a module's evidence, and says of no TPM.
                 let alone = json!({ "evidence": other["evidence"] });
                 assert!(
-                    verdict::judge(&alone, Some(&nonce), &Expected::default())
+                    appraisal::judge(&alone, Some(&nonce), &Expected::default())
                         .unwrap()
                         .endorsement
                         .is_none()
                 );
-                assert!(verdict::judge(&alone, Some(&nonce), &expected).is_err());
+                assert!(appraisal::judge(&alone, Some(&nonce), &expected).is_err());
             }
             let alone = json!({ "evidence": kept["evidence"] });
             assert!(
-                verdict::judge(&alone, Some(&nonce), &Expected::default()).is_err(),
+                appraisal::judge(&alone, Some(&nonce), &Expected::default()).is_err(),
                 "a node's own has to be whole"
             );
             // The answer of a node that shows another certificate.
@@ -512,7 +513,7 @@ fn a_node_that_answers_owners_only_lets_no_stranger_in() {
         let keys = node.dir.path().join("stranger");
         tokio::task::block_in_place(|| {
             let error =
-                verdict::ask(&Client::new(ADDRESS.parse().unwrap(), &keys), &Expected::default())
+                appraisal::ask(&Client::new(ADDRESS.parse().unwrap(), &keys), &Expected::default())
                     .err()
                     .unwrap();
             assert!(!error.is::<Failure>(), "{error:#}");

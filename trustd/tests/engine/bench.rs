@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use basalt_trustd::engine::{Loading, Turn};
-use basalt_trustd::fetch::{Client, Fetcher, Watched};
-use basalt_trustd::store::Store;
+use basalt_trustd::images::fetch::{Client, Fetcher, Watched};
+use basalt_trustd::images::store::Store;
 use bollard::Docker;
 use bollard::query_parameters::{CreateImageOptionsBuilder, ImportImageOptions};
 use config::{Registry, Source};

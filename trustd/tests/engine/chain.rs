@@ -5,9 +5,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_trustd::fetch::Client;
+use basalt_trustd::admission::relays::Relays;
+use basalt_trustd::images::fetch::Client;
 use basalt_trustd::modules::State;
-use basalt_trustd::relays::Relays;
 use ledger::Status;
 use ledger::ethereum::{Approval, Hash};
 use serde_json::json;

@@ -5,9 +5,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bollard::models::ContainerCreateBody;
 use bollard::query_parameters::EventsOptionsBuilder;
+use deployment::{DesiredState, Spec};
 use futures_util::StreamExt as _;
 use ledger::Status;
-use wish::{Aim, Wish};
 
 use crate::images::{Packed, image, index, layered, sha};
 use crate::node::{Node, Owner, run, statement};
@@ -48,11 +48,8 @@ fn approved_runs_and_is_stopped_when_revoked() {
         node.gone(&container).await;
         let mut kinds = node.kinds().await;
         // A machine with much else to do may let the stream wait.
-        kinds.retain(|kind| kind != "events-stalled" && kind != "tpm-clock");
-        assert_eq!(
-            kinds,
-            ["module-approved", "module-started", "module-stopped", "module-refused"]
-        );
+        kinds.retain(|kind| kind != "engine-events-missed" && kind != "tpm-clock");
+        assert_eq!(kinds, ["module-approved", "module-started", "module-stopped", "module-denied"]);
     });
 }
 
@@ -135,17 +132,22 @@ fn the_second_lock_lets_nobody_else_in() {
 #[test]
 fn only_the_owner_wishes_and_only_forward() {
     run(async {
-        let node = Node::start("wishes").await;
+        let node = Node::start("specs").await;
         let toml = module(&sha(b"x"), "");
-        let wish = |serial| Wish { aim: Aim::Run, module: "m".into(), serial, toml: toml.clone() };
-        let refused = |signed: &wish::Signed, says: &str| {
+        let spec = |generation| Spec {
+            desired: DesiredState::Run,
+            module: "m".into(),
+            generation,
+            toml: toml.clone(),
+        };
+        let refused = |signed: &deployment::SignedSpec, says: &str| {
             let error = node.modules.apply("m", signed).unwrap_err().to_string();
             assert!(error.contains(says), "{error}");
         };
-        refused(&Owner::new().sign(&wish(1)), "not pinned");
-        let good = node.owner.sign(&wish(100));
+        refused(&Owner::new().sign(&spec(1)), "not pinned");
+        let good = node.owner.sign(&spec(100));
         let mut other = good.clone();
-        other.wish = wish(101).text();
+        other.spec = spec(101).text();
         refused(&other, "signature does not hold");
         let mut cut = good.clone();
         cut.signature.truncate(20);
@@ -154,18 +156,18 @@ fn only_the_owner_wishes_and_only_forward() {
         assert!(error.contains("is for the module m"), "{error}");
         node.modules.apply("m", &good).unwrap();
         refused(&good, "older");
-        refused(&node.owner.sign(&wish(99)), "older");
+        refused(&node.owner.sign(&spec(99)), "older");
         // What a module cannot say, it cannot say signed either.
-        let mut privileged = wish(200);
+        let mut privileged = spec(200);
         privileged.toml = format!("privileged = true\n{toml}");
         refused(&node.owner.sign(&privileged), "privileged");
-        let mut api = wish(201);
+        let mut api = spec(201);
         api.toml = format!("network = \"bridge\"\n{toml}[[ports]]\nnode = 7443\nmodule = 80\n");
         refused(&node.owner.sign(&api), "the node's own");
-        let mut own = wish(202);
+        let mut own = spec(202);
         own.toml = format!("needs = [\"m\"]\n{toml}");
         refused(&node.owner.sign(&own), "wait for itself");
-        // Altered on the data partition, the wish counts for nothing.
+        // Altered on the data partition, the spec counts for nothing.
         let path = node.settings.data.join("modules/m.now.json");
         let text =
             std::fs::read_to_string(&path).unwrap().replace("memory-mib = 32", "memory-mib = 64");
@@ -359,7 +361,7 @@ fn an_image_goes_in_by_parts_and_nothing_else_stays() {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
         assert!(
-            !node.kinds().await.iter().any(|kind| kind == "image-removed"),
+            !node.kinds().await.iter().any(|kind| kind == "unknown-image-removed"),
             "{:?}",
             node.events().await
         );

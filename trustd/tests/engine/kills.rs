@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use basalt_trustd::engine::{Tickets, serve};
 use basalt_trustd::modules::{Modules, State};
+use deployment::{DesiredState, Spec};
 use ledger::{SigningKey, Status};
-use wish::{Aim, Wish};
 
 use crate::common::Swtpm;
 use crate::images::{Built, Packed, image, layered};
@@ -23,7 +23,7 @@ struct Place {
     dir: tempfile::TempDir,
     tpm: Swtpm,
     engine: std::path::PathBuf,
-    serial: u64,
+    generation: u64,
     /// Digests of all images that the engine may have in the end, parted by commas.
     images: String,
 }
@@ -42,7 +42,7 @@ impl Place {
         std::fs::write(settings.etc.join("ledger.jsonl"), log).unwrap();
         let digests: Vec<&str> = images.iter().map(|i| i.digest.as_str()).collect();
         let place =
-            Self { dir, tpm, engine: engine.to_owned(), serial: 0, images: digests.join(",") };
+            Self { dir, tpm, engine: engine.to_owned(), generation: 0, images: digests.join(",") };
         let node = config_of(&key(), &Owner::kept(place.dir.path()), "");
         let store = basalt_trustd::fetcher(&node, &settings.data).unwrap();
         for image in images {
@@ -52,11 +52,15 @@ impl Place {
     }
 
     /// As `Modules::apply` leaves it.
-    fn wish(&mut self, toml: &str) {
-        self.serial += 1;
-        let wish =
-            Wish { aim: Aim::Run, module: "app".into(), serial: self.serial, toml: toml.into() };
-        let signed = Owner::kept(self.dir.path()).sign(&wish);
+    fn spec(&mut self, toml: &str) {
+        self.generation += 1;
+        let spec = Spec {
+            desired: DesiredState::Run,
+            module: "app".into(),
+            generation: self.generation,
+            toml: toml.into(),
+        };
+        let signed = Owner::kept(self.dir.path()).sign(&spec);
         std::fs::write(
             self.dir.path().join("data/modules/app.now.json"),
             serde_json::to_string(&signed).unwrap(),
@@ -67,7 +71,7 @@ impl Place {
     /// A process that ends at a step, as if the power failed.
     fn killed_at(&self, step: &str) -> bool {
         // What steps::step does; an assertion that failed is something else.
-        self.process("BASALT_END_AT", step).signal() == Some(6)
+        self.process("BASALT_FAILPOINT", step).signal() == Some(6)
     }
 
     /// A process that is left alone until the module runs as this image, in one container.
@@ -194,7 +198,7 @@ fn at_every_step_of_a_start() {
         "good",
     ] {
         let mut place = run(Place::new(&engine.socket, &[&image]));
-        place.wish(&module(&image, FOLDER));
+        place.spec(&module(&image, FOLDER));
         assert!(place.killed_at(step), "it never came to {step:?}");
         place.settles_on(step, &image);
     }
@@ -215,9 +219,9 @@ fn at_every_step_of_an_upgrade_and_of_a_rollback() {
         alone.into_iter().chain(beside).chain(back.map(|(step, more)| (step, more, &sick, &one)))
     {
         let mut place = run(Place::new(&engine.socket, &[&one, &two, &sick]));
-        place.wish(&module(&one, more));
+        place.spec(&module(&one, more));
         place.settles_on("the first version", &one);
-        place.wish(&module(next, more));
+        place.spec(&module(next, more));
         assert!(place.killed_at(step), "it never came to {step:?}");
         place.settles_on(step, end);
     }

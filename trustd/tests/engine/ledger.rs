@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use basalt_trustd::fetch::Client;
+use basalt_trustd::admission::log_sources::Sources;
+use basalt_trustd::images::fetch::Client;
 use basalt_trustd::modules::State;
-use basalt_trustd::sources::Sources;
 use ledger::{NoteKey, SigningKey, Status};
 use trustctl::{keys, witness};
 

@@ -7,19 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::api::base::Base;
-use basalt_trustd::api::module::{Shared, Sockets};
-use basalt_trustd::approvals::Approvals;
+use basalt_trustd::admission::Approvals;
 use basalt_trustd::audit::Audit;
 use basalt_trustd::engine::{Engine, Tickets};
-use basalt_trustd::fetch::{Client, Fetcher};
+use basalt_trustd::images::fetch::{Client, Fetcher};
+use basalt_trustd::images::store::Store;
+use basalt_trustd::module_api::{Shared, Sockets};
 use basalt_trustd::modules::{Modules, Parts, State};
+use basalt_trustd::owner_api::common::Base;
 use basalt_trustd::settings::Settings;
-use basalt_trustd::store::Store;
 use bollard::Docker;
-use ledger::{Entry, ImageStatement, SigningKey, Status};
+use deployment::{DesiredState, SignedSpec, Spec};
+use ledger::{ImageStatement, LogEntry, SigningKey, Status};
 use rcgen::SigningKey as _;
-use wish::{Aim, Signed, Wish};
 
 use crate::common::{SHIPPED, Swtpm, boot, vault};
 
@@ -143,13 +143,13 @@ impl Owner {
         measure::hex(&sha2::Sha256::digest(&self.certificate))
     }
 
-    pub(crate) fn sign(&self, wish: &Wish) -> Signed {
-        let text = wish.text();
-        let signature = self.key.sign(&wish::signed_bytes(&text)).unwrap();
-        Signed {
+    pub(crate) fn sign(&self, spec: &Spec) -> SignedSpec {
+        let text = spec.text();
+        let signature = self.key.sign(&deployment::signed_bytes(&text)).unwrap();
+        SignedSpec {
             certificate: measure::hex(&self.certificate),
             signature: measure::hex(&signature),
-            wish: text,
+            spec: text,
         }
     }
 }
@@ -233,7 +233,7 @@ pub(crate) async fn parts(
             .await
             .unwrap(),
     );
-    let started = Arc::new(basalt_trustd::started::Ledger::open(&settings.run).unwrap());
+    let started = Arc::new(basalt_trustd::engine::inventory::Ledger::open(&settings.run).unwrap());
     let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
     Parts {
         approvals,
@@ -351,21 +351,21 @@ impl Node {
         self.modules.fetcher().upload(std::io::Cursor::new(archive.to_vec())).await
     }
 
-    pub(crate) fn wish(&self, name: &str, aim: Aim, toml: &str) -> Signed {
-        let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-        self.owner.sign(&Wish { aim, module: name.into(), serial, toml: toml.into() })
+    pub(crate) fn spec(&self, name: &str, desired: DesiredState, toml: &str) -> SignedSpec {
+        let generation = SERIAL.fetch_add(1, Ordering::Relaxed);
+        self.owner.sign(&Spec { desired, module: name.into(), generation, toml: toml.into() })
     }
 
     pub(crate) fn apply(&self, name: &str, toml: &str) {
-        self.modules.apply(name, &self.wish(name, Aim::Run, toml)).unwrap();
+        self.modules.apply(name, &self.spec(name, DesiredState::Run, toml)).unwrap();
     }
 
-    /// Waits until a module is as wished.
-    pub(crate) async fn until(&self, name: &str, wish: impl Fn(&State) -> bool) -> State {
+    /// Waits until a module is as desired.
+    pub(crate) async fn until(&self, name: &str, spec: impl Fn(&State) -> bool) -> State {
         let deadline = Instant::now() + PATIENCE;
         loop {
             match self.modules.state(name) {
-                Some(state) if wish(&state) => return state,
+                Some(state) if spec(&state) => return state,
                 other => assert!(
                     Instant::now() < deadline,
                     "{name}: {other:?}\n{}",
@@ -464,7 +464,7 @@ pub(crate) fn programs() -> PathBuf {
 }
 
 pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64) -> String {
-    let mut entry = Entry::new(ImageStatement {
+    let mut entry = LogEntry::new(ImageStatement {
         digest: digest.to_owned(),
         exp: u64::MAX,
         iat: 0,

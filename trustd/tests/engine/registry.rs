@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::fetch::{Client, FetchError, Fetcher, RegistryError, Watched};
-use basalt_trustd::sources::Sources;
-use basalt_trustd::store::{Store, StoreError};
+use basalt_trustd::admission::log_sources::Sources;
+use basalt_trustd::images::fetch::{Client, FetchError, Fetcher, RegistryError, Watched};
+use basalt_trustd::images::store::{Store, StoreError};
 use config::{Registry, Source};
 use ledger::{Decision, Status};
 use oci::{Limits, OciError};

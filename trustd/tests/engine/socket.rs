@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::api::module::NAMES;
+use basalt_trustd::module_api::NAMES;
 use client::{Client, Error, hex};
 use config::{Access, BoundTo, CryptoUse, Quota};
 use ledger::Status;
@@ -109,11 +109,14 @@ fn only_the_modules_own_container_is_answered() {
         }
         for why in ["is of the module b", "runs in no container"] {
             node.event(|e| {
-                e.starts_with("socket-refused") && e.contains("\"module\":\"a\"") && e.contains(why)
+                e.starts_with("module-socket-denied")
+                    && e.contains("\"module\":\"a\"")
+                    && e.contains(why)
             })
             .await;
         }
-        let times = node.events().await.iter().filter(|e| e.starts_with("socket-refused")).count();
+        let times =
+            node.events().await.iter().filter(|e| e.starts_with("module-socket-denied")).count();
         assert_eq!(times, 2, "each said once");
     });
 }
@@ -193,7 +196,8 @@ fn every_call_answers_as_described() {
     let nonce = [9; 16];
     let (_, keys) = ask("vrf/keys", json!({ "suite": SUITE, "nonce": hex(&nonce) }));
     let checked = trustctl::evidence::check(&keys["evidence"], &nonce, None).unwrap();
-    let measure::Statement::VrfKey { public_key, module, suite, image, .. } = checked.statement
+    let measure::AttestedStatement::VrfKey { public_key, module, suite, image, .. } =
+        checked.statement
     else {
         panic!("{:?}", checked.statement)
     };
@@ -202,7 +206,7 @@ fn every_call_answers_as_described() {
     let (_, quote) = ask("quote", json!({ "nonce": hex(&nonce) }));
     let checked = trustctl::evidence::check(&quote["evidence"], &nonce, None).unwrap();
     assert!(
-        matches!(checked.statement, measure::Statement::Module { .. }),
+        matches!(checked.statement, measure::AttestedStatement::Module { .. }),
         "a module's quote is never the node's own"
     );
 
@@ -288,12 +292,17 @@ fn what_a_module_may_not_is_refused_and_said_once() {
         )
         .unwrap();
     assert_eq!(answers["answers"][0]["error"]["code"], "forbidden");
-    let statement = measure::Statement::Node { certificate: String::new(), nonce: "00".repeat(8) };
+    let statement =
+        measure::AttestedStatement::Node { certificate: String::new(), nonce: "00".repeat(8) };
     let evidence =
         serde_json::to_value(run(alone.shared.audit.evidence(&statement)).unwrap()).unwrap();
     trustctl::evidence::check(&evidence, &[0; 8], None).unwrap();
     let events = run(alone.shared.audit.records());
-    assert_eq!(events.iter().filter(|r| r.content.kind == "call-refused").count(), 2, "{events:?}");
+    assert_eq!(
+        events.iter().filter(|r| r.content.kind == "module-call-denied").count(),
+        2,
+        "{events:?}"
+    );
 }
 
 /// Which keys stay the same: by approvers for every image of the module, by image for this one
@@ -315,7 +324,7 @@ fn keys_follow_what_they_are_bound_to() {
     let socket = alone.sockets.open("m").unwrap().join("trustd.sock");
     for n in [3, 9] {
         let _group = Group::enter(&container(n));
-        assert_eq!(refused(client(&socket).identity()).1, "identity");
+        assert_eq!(refused(client(&socket).identity()).1, "unknown-peer");
     }
     // What was sealed by one image is not another's where the file says so.
     let sealed = {

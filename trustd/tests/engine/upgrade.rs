@@ -1,8 +1,8 @@
 //! One version after the other, and back.
 
 use basalt_trustd::modules::State;
+use deployment::DesiredState;
 use ledger::Status;
-use wish::Aim;
 
 use crate::images::{Built, image};
 use crate::node::{Node, run};
@@ -99,7 +99,7 @@ fn what_does_not_become_healthy_is_rolled_back() {
         let again = std::sync::Arc::new(basalt_trustd::modules::Modules::open(parts).unwrap());
         let (view, _) = again.views().into_iter().next().unwrap();
         assert!(view.trouble.unwrap().contains("rolled back"));
-        // A newer wish is.
+        // A newer spec is.
         node.apply("app", &module(&better, "", CHECKED));
         node.event(|e| e.starts_with("module-upgraded") && e.contains(&better.digest)).await;
         node.gone(&old).await;
@@ -116,7 +116,7 @@ fn an_upgrade_that_is_not_approved_leaves_the_old_one_running() {
         node.apply("app", &module(&good, "", QUICK));
         let old = node.running("app").await;
         node.apply("app", &module(&next, "", QUICK));
-        node.event(|e| e.starts_with("module-refused") && e.contains(&next.digest)).await;
+        node.event(|e| e.starts_with("module-denied") && e.contains(&next.digest)).await;
         assert_eq!(node.running("app").await, old);
         // Approved later, it takes over.
         node.state(&next.digest, Status::Approved).await;
@@ -136,14 +136,14 @@ fn the_good_version_runs_when_the_newest_cannot_be() {
         node.apply("slow", &toml.replace("\"/stay\"", "\"/none\""));
         node.event(|e| e.starts_with("module-failed") && e.contains("slow")).await;
         assert!(
-            !node.kinds().await.contains(&"module-altered".to_owned()),
+            !node.kinds().await.contains(&"module-tampered".to_owned()),
             "its check is not somebody's doing"
         );
         node.apply("app", &module(&good, "", QUICK));
         let old = node.running("app").await;
         // Never approved; and what runs ends.
         node.apply("app", &module(&next, "", QUICK));
-        node.event(|e| e.starts_with("module-refused") && e.contains(&next.digest)).await;
+        node.event(|e| e.starts_with("module-denied") && e.contains(&next.digest)).await;
         node.behind()
             .await
             .kill_container(&old, None::<bollard::query_parameters::KillContainerOptions>)
@@ -182,7 +182,7 @@ fn folders_last_and_are_never_shared_by_two_versions() {
         node.apply("app", &with_folder(&sick, CHECKED));
         node.event(|e| e.starts_with("module-rolled-back")).await;
         assert_eq!(node.running("app").await, old, "stopped for the trial, and started again");
-        // The state names it throughout; the engine says when it is up again. A newer wish before
+        // The state names it throughout; the engine says when it is up again. A newer spec before
         // that would come first.
         let words =
             || std::fs::read_to_string(node.settings.data.join("volumes/app/state/words")).unwrap();
@@ -213,7 +213,7 @@ fn order_ports_and_peers() {
         let mut node = Node::start("net").await;
         let (server, client) = (image("serves tea"), image("asks server"));
         ready(&mut node, &[&server, &client]).await;
-        // The one that needs the other is wished first, and waits.
+        // The one that needs the other is desired first, and waits.
         node.apply(
             "client",
             &module(
@@ -250,9 +250,9 @@ fn order_ports_and_peers() {
         // Nobody else may have the port.
         let error = node.modules.apply(
             "thief",
-            &node.wish(
+            &node.spec(
                 "thief",
-                Aim::Run,
+                DesiredState::Run,
                 &module(&server, "network = \"bridge\"", "[[ports]]\nnode = 8080\nmodule = 80\n"),
             ),
         );
@@ -269,12 +269,12 @@ fn stopped_started_and_removed() {
         let toml = module(&image, "", QUICK);
         node.apply("app", &toml);
         let container = node.running("app").await;
-        node.modules.apply("app", &node.wish("app", Aim::Stop, &toml)).unwrap();
+        node.modules.apply("app", &node.spec("app", DesiredState::Stop, &toml)).unwrap();
         node.until("app", |s| *s == State::Stopped).await;
         node.gone(&container).await;
         node.apply("app", &toml);
         let again = node.running("app").await;
-        node.modules.apply("app", &node.wish("app", Aim::Remove, &toml)).unwrap();
+        node.modules.apply("app", &node.spec("app", DesiredState::Remove, &toml)).unwrap();
         node.gone(&again).await;
         node.until("app", |s| *s == State::Stopped).await;
         assert!(node.modules.views().is_empty());

@@ -47,7 +47,7 @@ fn containers_images_and_names_from_nowhere_are_removed_and_recorded() {
         while let Some(item) = loading.next().await {
             item.unwrap();
         }
-        node.event(|e| e.starts_with("image-removed") && e.contains(&evil.digest)).await;
+        node.event(|e| e.starts_with("unknown-image-removed") && e.contains(&evil.digest)).await;
         // One even with trustd's own label and an approved image.
         let labels = [(basalt_trustd::engine::LABEL.to_owned(), "good".to_owned())].into();
         let body = ContainerCreateBody {
@@ -70,11 +70,11 @@ fn containers_images_and_names_from_nowhere_are_removed_and_recorded() {
             "an unknown container was gone after {took:?} (2 s on an idle machine: {})",
             took < SOON
         );
-        node.event(|e| e.starts_with("unknown-removed") && e.contains(&id)).await;
+        node.event(|e| e.starts_with("unknown-container-removed") && e.contains(&id)).await;
         // Another name for an approved image.
         let options = TagImageOptionsBuilder::default().repo("innocent").tag("latest").build();
         docker.tag_image(&digest, Some(options)).await.unwrap();
-        node.event(|e| e.starts_with("tag-removed") && e.contains("innocent")).await;
+        node.event(|e| e.starts_with("unknown-tag-removed") && e.contains("innocent")).await;
         assert_eq!(node.running("good").await, container, "what is good was not touched");
     });
 }
@@ -87,19 +87,19 @@ fn an_altered_container_is_replaced() {
         let update = ContainerUpdateBody { pids_limit: Some(4000), ..Default::default() };
         docker.update_container(&container, update).await.unwrap();
         node.gone(&container).await;
-        node.event(|e| e.starts_with("module-altered") && e.contains(&container)).await;
+        node.event(|e| e.starts_with("module-tampered") && e.contains(&container)).await;
         let next = fresh(&node, &container).await;
         // Somebody looks into it.
         let exec = ExecConfig { cmd: Some(vec!["/stay".into()]), ..Default::default() };
         docker.create_exec(&next, exec).await.unwrap();
         node.gone(&next).await;
         // Told by an event, or seen by looking: whichever was first.
-        let event = node.event(|e| e.starts_with("module-altered") && e.contains(&next)).await;
+        let event = node.event(|e| e.starts_with("module-tampered") && e.contains(&next)).await;
         assert!(event.contains("exec_create") || event.contains("something runs in it"), "{event}");
         let third = fresh(&node, &next).await;
         // Stopped behind trustd's back, it is started again.
         let _ = docker.stop_container(&third, None::<StopContainerOptions>).await;
-        node.event(|e| e.starts_with("module-ended")).await;
+        node.event(|e| e.starts_with("module-exited")).await;
         fresh(&node, &third).await;
     });
 }
@@ -140,7 +140,7 @@ fn a_container_started_by_containerd_itself_is_seen_in_the_control_groups() {
             String::from_utf8_lossy(&buffer[..n]).into_owned()
         });
         assert_eq!(asked.await.unwrap(), "end default/planted");
-        assert!(audit.records().await.iter().any(|r| r.content.kind == "group-ended"));
+        assert!(audit.records().await.iter().any(|r| r.content.kind == "unknown-cgroup-killed"));
         keeping.abort();
     });
 }
@@ -177,7 +177,7 @@ fn a_stream_of_events_that_stalls_is_an_alarm() {
         let docker = node.behind().await;
         let exec = ExecConfig { cmd: Some(vec!["/stay".into()]), ..Default::default() };
         docker.create_exec(&container, exec).await.unwrap();
-        node.event(|e| e.starts_with("events-stalled")).await;
+        node.event(|e| e.starts_with("engine-events-missed")).await;
         node.gone(&container).await;
     });
 }

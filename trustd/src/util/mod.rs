@@ -1,0 +1,7 @@
+//! Small helpers that know nothing of the TPM, the ledger or the engine.
+
+pub mod atomic_file;
+pub mod failpoint;
+pub mod init_client;
+pub(crate) mod low_priority;
+pub mod parallel;
