@@ -1,19 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 pragma solidity 0.8.37;
 
-/// @title Which images may run, decided by approvers.
-/// @notice A node reads one word of storage for each image, proved against a final block (docs/chain.md); nobody has to ask this code.
+/// @title Registry of the images that may run, decided by the votes of approvers.
+/// @notice A node reads one storage word per image, proved against a finalized block
+/// (docs/chain.md). It never calls this contract.
 /// @dev Invariants:
-/// - A record changes only when enough of the present approvers say the same thing; a revocation is final.
-/// - Each change has the next sequence; votes of an earlier set of approvers do not count, nor approvals of before the record last changed.
-/// - There is no owner, no upgrade and no way for money to get in.
+/// - A record changes only when enough of the current approvers vote for exactly the same change.
+/// - A revocation is final.
+/// - Each change has the next sequence number.
+/// - Votes of an earlier set of approvers do not count. Votes to approve from before the last change
+///   of the record do not count either.
+/// - There is no owner and no upgrade, and the contract cannot receive money.
 contract ImageRegistry {
     uint8 public constant CLEAR = 1;
     uint8 public constant PROOF = 2;
     uint8 public constant REVOKED = 3;
     uint256 public constant MOST_APPROVERS = 64;
 
-    /// @dev One word, from its lowest byte on. Nodes read it: neither order nor place (slot 0 for the mapping) may ever change.
+    /// @dev One word, packed from its lowest byte on. Nodes read it from storage, so neither the
+    /// order of the members nor the slot of the mapping (0) may ever change.
     struct Record {
         uint8 status;
         uint64 since;
@@ -21,17 +26,17 @@ contract ImageRegistry {
         uint64 seq;
     }
 
-    /// @notice By the SHA-256 of an image's manifest.
+    /// @notice Records, by the SHA-256 of the image's manifest.
     mapping(bytes32 => Record) public records;
-    /// @notice Of the change that came last.
+    /// @notice Sequence number of the last change.
     uint64 public seq;
-    /// @notice Counts the sets of approvers, from 1.
+    /// @notice Number of the current set of approvers, counted from 1.
     uint64 public era;
-    /// @notice How many of the approvers an approval needs, and a change of who they are.
+    /// @notice Number of approvers that an approval, or a change of the approvers, needs.
     uint16 public quorum;
-    /// @notice How many a revocation needs: bad news needs weaker evidence.
+    /// @notice Number of approvers that a revocation needs: bad news needs weaker evidence.
     uint16 public revocationQuorum;
-    /// @dev The era for which somebody is an approver.
+    /// @dev The era in which an account is an approver.
     mapping(address => uint64) private eraOf;
     address[] private list;
     mapping(bytes32 => mapping(address => bool)) private voted;
@@ -66,23 +71,23 @@ contract ImageRegistry {
         return list;
     }
 
-    /// @notice Votes for letting an image run until `notAfter` (seconds since 1970).
-    /// @param status CLEAR, or PROOF for one whose build the approvers saw a proof of.
+    /// @notice Votes to let an image run until `notAfter` (seconds since 1970).
+    /// @param status CLEAR, or PROOF if the approver also saw a proof of how the image was built.
     function approve(bytes32 digest, uint8 status, uint64 notAfter) external onlyApprover {
         if (status != CLEAR && status != PROOF) revert NoSuchStatus(status);
         if (notAfter <= block.timestamp) revert ExpiresBeforeNow(notAfter, block.timestamp);
         vote(digest, status, notAfter, quorum);
     }
 
-    /// @notice Votes for never letting an image run again; also one that was never approved.
+    /// @notice Votes to never let an image run again. The image need not have been approved.
     function revoke(bytes32 digest) external onlyApprover {
         vote(digest, REVOKED, 0, revocationQuorum);
     }
 
-    /// @notice Votes for other approvers. Votes that are open then are lost.
+    /// @notice Votes to replace the approvers. The replacement voids all open votes.
     function setApprovers(address[] calldata approvers_, uint16 quorum_, uint16 revocationQuorum_) external onlyApprover {
         bytes32 subject = keccak256(abi.encode(approvers_, quorum_, revocationQuorum_));
-        // The era is in the ballot: a set that is voted for again later is another ballot.
+        // The ballot contains the era, so a later vote for the same set is another ballot.
         if (!counted(keccak256(abi.encode("approvers", era, subject)), subject, 0, 0, quorum)) return;
         set(approvers_, quorum_, revocationQuorum_);
     }
@@ -91,7 +96,7 @@ contract ImageRegistry {
         if (digest == 0) revert NoDigest();
         Record memory known = records[digest];
         if (known.status == REVOKED) revert RevocationIsFinal(digest);
-        // A vote to revoke holds whatever becomes of the approval meanwhile.
+        // A vote to revoke stays valid when the approval changes meanwhile.
         uint64 since = status == REVOKED ? 0 : known.seq;
         bytes32 ballot = keccak256(abi.encode("image", era, digest, status, notAfter, since));
         if (!counted(ballot, digest, status, notAfter, needed)) return;

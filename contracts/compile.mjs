@@ -1,13 +1,14 @@
-// Compiles the registry; run by itself it writes what trustctl embeds: node compile.mjs > registry.json
+// Compiles the registry. As a program it writes the file that trustctl embeds:
+// node compile.mjs > registry.json
 import { readFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import solc from "solc";
 
-// Every network that runs Capella has Shanghai; newer opcodes would only shut some out.
+// Every network that runs Capella has Shanghai. Newer opcodes would exclude some networks.
 const SETTINGS = {
   evmVersion: "shanghai",
   optimizer: { enabled: true, runs: 200 },
-  // Without the hash of the metadata the code depends on nothing but the source.
+  // Without the hash of the metadata, the code depends on the source only.
   metadata: { appendCBOR: false, bytecodeHash: "none" },
   outputSelection: { "*": { "*": ["abi", "evm.bytecode.object", "evm.deployedBytecode.object", "storageLayout"] } },
 };

@@ -1,14 +1,14 @@
-//! `cargo xtask bench crypto`: medians of Criterion for every candidate in one run, then what one
-//! module does to another.
-// Nothing here ships.
+//! `cargo xtask bench crypto`: Criterion's medians of our VRF, of other implementations and of the
+//! modules' sockets, all in one run. Then the effect of one module on another.
+// Nothing of this crate is delivered.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-#[path = "../../trustd/tests/engine/alone.rs"]
-mod alone;
 #[path = "../../trustd/tests/common/mod.rs"]
 mod common;
 mod flood;
 mod medians;
+#[path = "../../trustd/tests/engine/socket_host.rs"]
+mod socket_host;
 
 use std::hint::black_box;
 use std::time::Duration;
@@ -23,16 +23,16 @@ use vrf_draft05::openssl::{CipherSuite, ECVRF};
 use vrf_rfc9381::ec::{edwards25519, p256};
 use vrf_rfc9381::{Prover, VRF, Verifier};
 
-use crate::alone::{ALL, Alone, Group, MUCH, client, container};
+use crate::socket_host::{ALL_CALLS, Cgroup, LARGE_QUOTA, SocketHost, client, container};
 
-const ALPHA: &[u8] = b"a block's number, or whatever is drawn for";
+const ALPHA: &[u8] = b"a block's number, or any other input";
 const SECRET: [u8; 32] = [7; 32];
-const BATCH: usize = 1024;
+const BATCH_LEN: usize = 1024;
 
 fn main() {
-    let words: Vec<String> = std::env::args().skip(1).collect();
-    if let [word, socket] = &words[..]
-        && word == "flood"
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if let [command, socket] = &args[..]
+        && command == "flood"
     {
         return flood::flood(socket.as_ref());
     }
@@ -40,14 +40,14 @@ fn main() {
         .sample_size(60)
         .warm_up_time(Duration::from_secs(1))
         .measurement_time(Duration::from_secs(3));
-    proofs(&mut criterion);
-    socket(&mut criterion);
-    on_one_processor(&mut criterion);
+    bench_proofs(&mut criterion);
+    bench_socket(&mut criterion);
+    bench_socket_on_one_processor(&mut criterion);
     medians::print();
     flood::measure();
 }
 
-fn proofs(criterion: &mut Criterion) {
+fn bench_proofs(criterion: &mut Criterion) {
     for suite in Suite::ALL {
         let key = SecretKey::new(suite, &SECRET).unwrap();
         let proof = key.prove(ALPHA).unwrap();
@@ -55,7 +55,7 @@ fn proofs(criterion: &mut Criterion) {
         criterion.bench_function(&format!("{}/prove/ours", suite.name()), |b| {
             b.iter(|| key.prove(black_box(ALPHA)).unwrap())
         });
-        // With the key validated each time, as the others do.
+        // The other implementations validate the public key each time, so ours must too.
         criterion.bench_function(&format!("{}/verify/ours", suite.name()), |b| {
             b.iter(|| {
                 PublicKey::new(suite, black_box(public.as_bytes()))
@@ -66,10 +66,10 @@ fn proofs(criterion: &mut Criterion) {
             })
         });
     }
-    rfc(criterion, Suite::P256Tai, p256::tai::EcVrfP256Tai);
-    rfc(criterion, Suite::P256Sswu, p256::sswu::EcVrfP256Sswu);
-    rfc(criterion, Suite::Ed25519Tai, edwards25519::tai::EdVrfEdwards25519Tai);
-    rfc(criterion, Suite::Ed25519Ell2, edwards25519::elligator2::EdVrfEdwards25519Ell2);
+    bench_rfc9381(criterion, Suite::P256Tai, p256::tai::EcVrfP256Tai);
+    bench_rfc9381(criterion, Suite::P256Sswu, p256::sswu::EcVrfP256Sswu);
+    bench_rfc9381(criterion, Suite::Ed25519Tai, edwards25519::tai::EdVrfEdwards25519Tai);
+    bench_rfc9381(criterion, Suite::Ed25519Ell2, edwards25519::elligator2::EdVrfEdwards25519Ell2);
     for (name, suite) in [
         (Suite::P256Tai, CipherSuite::P256_SHA256_TAI),
         (Suite::Secp256k1Draft05, CipherSuite::SECP256K1_SHA256_TAI),
@@ -86,7 +86,8 @@ fn proofs(criterion: &mut Criterion) {
     }
 }
 
-fn rfc<V: VRF + Copy>(criterion: &mut Criterion, suite: Suite, vrf: V)
+/// Measures a suite of the crate `vrf-rfc9381`.
+fn bench_rfc9381<V: VRF + Copy>(criterion: &mut Criterion, suite: Suite, vrf: V)
 where
     V::Prover: Prover<V::Hash>,
     V::Verifier: Verifier<V::Hash>,
@@ -104,45 +105,62 @@ where
     });
 }
 
-/// A node without an engine, its module's connection, and proofs to verify.
-struct Bench {
-    alone: Alone,
-    items: Vec<(Vec<u8>, Vec<u8>)>,
+const SUITE: Suite = Suite::Ed25519Tai;
+
+/// A proof and its input.
+struct Item {
+    alpha: Vec<u8>,
+    pi: Vec<u8>,
+}
+
+/// A node without an engine, and proofs to verify.
+struct Fixture {
+    host: SocketHost,
+    items: Vec<Item>,
     public: Vec<u8>,
 }
 
-const SUITE: Suite = Suite::Ed25519Tai;
-
-impl Bench {
+impl Fixture {
     fn start() -> Self {
-        let alone = tokio::runtime::Builder::new_current_thread()
+        let host = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .unwrap()
-            .block_on(Alone::start());
+            .block_on(SocketHost::start());
         let key = SecretKey::new(SUITE, &SECRET).unwrap();
-        let items = (0..BATCH as u32)
-            .map(|n| (n.to_be_bytes().to_vec(), key.prove(&n.to_be_bytes()).unwrap().pi))
+        let items = (0..BATCH_LEN as u32)
+            .map(|n| {
+                let alpha = n.to_be_bytes().to_vec();
+                let pi = key.prove(&alpha).unwrap().pi;
+                Item { alpha, pi }
+            })
             .collect();
-        Self { alone, items, public: key.public_key().to_vec() }
+        Self { host, items, public: key.public_key().to_vec() }
     }
 
-    fn verify(&self, (alpha, pi): &(Vec<u8>, Vec<u8>)) -> Vec<u8> {
-        PublicKey::new(SUITE, &self.public).unwrap().verify(alpha, pi).unwrap().unwrap()
+    fn verify(&self, item: &Item) -> Vec<u8> {
+        let key = PublicKey::new(SUITE, &self.public).unwrap();
+        key.verify(&item.alpha, &item.pi).unwrap().unwrap()
     }
 
-    fn request(&self, (alpha, pi): &(Vec<u8>, Vec<u8>)) -> Value {
-        json!({ "suite": SUITE, "public_key": hex(&self.public), "alpha": hex(alpha), "pi": hex(pi) })
+    /// Makes the request of `vrf/verify` for a proof.
+    fn request(&self, item: &Item) -> Value {
+        json!({
+            "suite": SUITE,
+            "public_key": hex(&self.public),
+            "alpha": hex(&item.alpha),
+            "pi": hex(&item.pi),
+        })
     }
 
-    /// The same call in this process and over the socket.
-    fn one(&self, criterion: &mut Criterion, node: &mut Client, name: &str) {
-        let one = self.request(&self.items[0]);
+    /// Measures the same call within this process and over the socket.
+    fn bench_single_calls(&self, criterion: &mut Criterion, node: &mut Client, name: &str) {
+        let request = self.request(&self.items[0]);
         criterion.bench_function(&format!("{name}/verify/in-process"), |b| {
             b.iter(|| self.verify(black_box(&self.items[0])))
         });
         criterion.bench_function(&format!("{name}/verify/socket"), |b| {
-            b.iter(|| node.call::<Value>("vrf/verify", &one).unwrap())
+            b.iter(|| node.call_by_name::<Value>("vrf/verify", &request).unwrap())
         });
         criterion.bench_function(&format!("{name}/identity/socket"), |b| {
             b.iter(|| node.identity().unwrap())
@@ -150,53 +168,55 @@ impl Bench {
     }
 }
 
-/// What the way over the socket costs by itself. With both sides on processors of their own each
-/// answer also wakes one that sleeps, which in a virtual machine takes longer than all the rest.
-fn on_one_processor(criterion: &mut Criterion) {
-    let this = nix::unistd::Pid::from_raw(0);
-    let all = nix::sched::sched_getaffinity(this).unwrap();
+/// Measures the overhead of the socket itself. With both sides on processors of their own, each
+/// answer also wakes a sleeping processor, which in a virtual machine takes most of the time.
+fn bench_socket_on_one_processor(criterion: &mut Criterion) {
+    let this_thread = nix::unistd::Pid::from_raw(0);
+    let all = nix::sched::sched_getaffinity(this_thread).unwrap();
     let mut one = nix::sched::CpuSet::new();
     one.set((0..nix::sched::CpuSet::count()).find(|n| all.is_set(*n).unwrap()).unwrap()).unwrap();
-    // The threads that serve are started from this one, and stay where it is.
-    nix::sched::sched_setaffinity(this, &one).unwrap();
-    let bench = Bench::start();
-    let path = bench.alone.module(1, "bench", &ALL, MUCH);
-    let _group = Group::enter(&container(1));
-    bench.one(criterion, &mut client(&path), "socket on one processor");
-    nix::sched::sched_setaffinity(this, &all).unwrap();
+    // The threads of the socket inherit the processor from this thread, which starts them.
+    nix::sched::sched_setaffinity(this_thread, &one).unwrap();
+    let fixture = Fixture::start();
+    let path = fixture.host.module(1, "bench", &ALL_CALLS, LARGE_QUOTA);
+    let _cgroup = Cgroup::enter(&container(1));
+    fixture.bench_single_calls(criterion, &mut client(&path), "socket on one processor");
+    nix::sched::sched_setaffinity(this_thread, &all).unwrap();
 }
 
-/// What the way over the socket costs, and what many at once save.
-fn socket(criterion: &mut Criterion) {
-    let bench = Bench::start();
-    let path = bench.alone.module(1, "bench", &ALL, MUCH);
-    let _group = Group::enter(&container(1));
+/// Measures the overhead of the socket, and how much a batch saves.
+fn bench_socket(criterion: &mut Criterion) {
+    let fixture = Fixture::start();
+    let path = fixture.host.module(1, "bench", &ALL_CALLS, LARGE_QUOTA);
+    let _cgroup = Cgroup::enter(&container(1));
     let mut node = client(&path);
-    bench.one(criterion, &mut node, "socket");
+    fixture.bench_single_calls(criterion, &mut node, "socket");
 
-    let (items, verify) = (&bench.items, |item: &(Vec<u8>, Vec<u8>)| bench.verify(item));
+    let (items, verify) = (&fixture.items, |item: &Item| fixture.verify(item));
     let mut group = criterion.benchmark_group("batch of 1,024");
     group.sample_size(10);
     group.bench_with_input(BenchmarkId::new("verify", "single"), items, |b, items| {
         b.iter(|| items.iter().map(verify).collect::<Vec<_>>())
     });
     group.bench_with_input(BenchmarkId::new("verify", "batch"), items, |b, items| {
-        b.iter(|| parallel::over(items.iter().collect(), verify))
+        b.iter(|| parallel::map(items.iter().collect(), verify))
     });
     let calls: Vec<Value> = items
         .iter()
-        .map(|item| json!({ "call": "vrf/verify", "request": bench.request(item) }))
+        .map(|item| json!({ "call": "vrf/verify", "request": fixture.request(item) }))
         .collect();
     group.bench_function("socket/single", |b| {
         b.iter(|| {
             items
                 .iter()
-                .map(|item| node.call::<Value>("vrf/verify", &bench.request(item)).unwrap())
+                .map(|item| {
+                    node.call_by_name::<Value>("vrf/verify", &fixture.request(item)).unwrap()
+                })
                 .collect::<Vec<_>>()
         })
     });
     group.bench_function("socket/batch", |b| {
-        b.iter(|| node.call::<Value>("batch", &json!({ "calls": calls })).unwrap())
+        b.iter(|| node.call_by_name::<Value>("batch", &json!({ "calls": calls })).unwrap())
     });
     group.finish();
 }

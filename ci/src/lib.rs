@@ -1,4 +1,10 @@
-//! A node for a test: the image on a card of its own, a software TPM, a console, the owner's API.
+//! A node for the tests: a built image on its own card, a software TPM, the console, and the
+//! owner's API.
+//!
+//! Invariants:
+//! - A test changes only its card and its folder. The image and the user's keys stay as they are.
+//! - The image is booted as it was built. QEMU's additions to a board are in the machine's
+//!   `[qemu]`.
 #![forbid(unsafe_code)]
 
 pub mod pause;
@@ -7,62 +13,83 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use api::owner::Module;
 use measure::Measurements;
-use serde_json::Value;
+use trustctl::appraisal::{self, ReferenceValues};
 use trustctl::client::{Address, Client};
-use xtask::cmd::build_image::sparse_copy;
-use xtask::console::{Console, free_port};
-use xtask::machine::{self, Machine};
-use xtask::qemu::{Boot, partition_start};
-use xtask::sandbox::Sandbox;
+use trustctl::evidence::VerifiedEvidence;
+use xtask::engine::sandbox::Sandbox;
+use xtask::image::machine::{self, Machine, TEST_MACHINE};
+use xtask::image::partition::partition_start;
+use xtask::image::sparse;
+use xtask::qemu::boot::Boot;
+use xtask::qemu::console::{Console, free_port};
 
-/// Generous: an emulated boot takes some 20 s on an idle host with two cores.
-pub const BOOT_WITHIN: Duration = Duration::from_secs(240);
-pub const SOON: Duration = Duration::from_secs(180);
+/// Timeout for a boot. An emulated boot takes about 20 s on an idle host with two cores.
+pub const BOOT_TIMEOUT: Duration = Duration::from_secs(240);
+/// Timeout for one event on a node that runs.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(180);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 const CARD_MIB: u64 = 1024;
+const SECTOR_BYTES: u64 = 512;
 
+/// A node's card, and the machine that boots from it.
 pub struct Card {
+    /// Folder of the test: the card, the owner's keys, logs.
     pub dir: PathBuf,
+    /// Image that was copied to the card.
     pub image: PathBuf,
     tools: PathBuf,
     machine: Machine,
+    /// Port on the host's loopback interface that is forwarded to the node's API.
     port: u16,
+    /// Whether the machine has a TPM.
     pub tpm: bool,
-    /// Whether it reaches what this machine reaches: 10.0.2.2 is this machine itself.
-    pub outside: bool,
+    /// Whether the node can connect to the host's network. The address 10.0.2.2 is the host.
+    pub external_network: bool,
 }
 
-fn setting(name: &str) -> PathBuf {
+fn path_from_env(name: &str) -> PathBuf {
     match std::env::var_os(name) {
         Some(value) => value.into(),
-        None => panic!("{name} is not set: these tests are run by `cargo xtask test boot`"),
+        None => panic!("{name} is not set; run these tests with `cargo xtask test boot`"),
     }
 }
 
 impl Card {
-    /// A card for QEMU's own board, larger than the image on it.
+    /// Makes a card for QEMU's own board, larger than the image on it.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::flash_image`].
     pub fn flash(test: &str) -> Result<Self> {
-        Self::flash_for("virt", test)
+        Self::flash_for(TEST_MACHINE, test)
     }
 
+    /// Makes a card with the image of a machine.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::flash_image`].
     pub fn flash_for(machine: &str, test: &str) -> Result<Self> {
         Self::flash_image(
-            setting("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img")),
+            path_from_env("BASALT_IMAGES").join(machine).join(format!("basalt-{machine}.img")),
             machine,
             test,
         )
     }
 
-    /// Of an image that lies elsewhere, with its measurements beside it.
+    /// Makes a card with this image, whose measurements are in the same folder.
+    ///
+    /// # Errors
+    /// Returns an error if a file cannot be read or written, or no port is free.
     pub fn flash_image(image: PathBuf, machine: &str, test: &str) -> Result<Self> {
-        let dir = setting("BASALT_SCRATCH").join(test);
+        let dir = path_from_env("BASALT_SCRATCH").join(test);
         std::fs::create_dir_all(&dir)?;
         let (tools, port, machine) =
-            (setting("BASALT_TOOLS"), free_port()?, machine::load(machine)?);
-        let card = Self { tools, machine, port, tpm: true, outside: false, image, dir };
-        sparse_copy(&card.image, &card.disk())?;
+            (path_from_env("BASALT_TOOLS"), free_port()?, machine::load(machine)?);
+        let card = Self { tools, machine, port, tpm: true, external_network: false, image, dir };
+        sparse::copy(&card.image, &card.disk())?;
         std::fs::File::options().write(true).open(card.disk())?.set_len(CARD_MIB << 20)?;
-        // The owner's keys, apart from the user's own list of known nodes.
+        // The folder has the owner's keys and its own list of known nodes.
         let keys = trustctl::keys::folder()?;
         for name in ["owner.key", "owner.crt", "approver.key"] {
             std::fs::copy(keys.join(name), card.dir.join(name))
@@ -71,6 +98,7 @@ impl Card {
         Ok(card)
     }
 
+    /// Returns the path of the card.
     pub fn disk(&self) -> PathBuf {
         self.dir.join("disk.img")
     }
@@ -82,19 +110,26 @@ impl Card {
             dir: &self.dir,
             port: self.port,
             tpm: self.tpm,
-            outside: self.outside,
+            external_network: self.external_network,
         }
     }
 
+    /// Boots and returns the console.
+    ///
+    /// # Errors
+    /// Returns an error if the card does not boot on this board, or QEMU cannot be started.
     pub fn boot(&self) -> Result<Console> {
-        if self.machine.device_tree.is_of_a_real_board() {
+        if self.machine.device_tree.is_for_physical_board() {
             self.sign_policies()?;
         }
         Console::start(&self.boot_with())
     }
 
-    /// Lets this card have its root key as it now is: with its settings, on the board that is
-    /// played.
+    /// Writes policies to the card that unseal its root key with the present settings, on the
+    /// emulated board.
+    ///
+    /// # Errors
+    /// Returns an error if the boot partition is invalid or there is no key of a builder.
     pub fn sign_policies(&self) -> Result<()> {
         let boot = self.boot_with();
         boot.unpack()?;
@@ -102,54 +137,76 @@ impl Card {
     }
 
     /// Boots and waits until all services run.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::boot`], and the last line if the node stops or panics.
     pub fn boot_to_ready(&self) -> Result<Console> {
         let mut console = self.boot()?;
         let line = console
-            .wait_for_any(&["ready: all services run", "STOPPED", "Kernel panic"], BOOT_WITHIN)?;
+            .wait_for_any(&["ready: all services run", "STOPPED", "Kernel panic"], BOOT_TIMEOUT)?;
         if !line.contains("ready") {
             bail!("the node stopped: {line}");
         }
         Ok(console)
     }
 
+    /// Returns a client of the node's API with the owner's keys.
     pub fn client(&self) -> Client {
         Client::new(Address::Tls(format!("127.0.0.1:{}", self.port)), &self.dir)
     }
 
+    /// Returns the measurements that the build predicted for the image.
+    ///
+    /// # Errors
+    /// Returns an error if the file cannot be read or is malformed.
     pub fn measurements(&self) -> Result<Measurements> {
         let text = std::fs::read_to_string(self.image.with_file_name("measurements.json"))?;
         Ok(serde_json::from_str(&text)?)
     }
 
-    /// Where a partition begins on the card, in bytes.
+    /// Returns the start of a partition on the card, in bytes.
+    ///
+    /// # Errors
+    /// Returns an error if the partition table cannot be read.
     pub fn partition(&self, number: u32) -> Result<u64> {
         partition_start(&self.disk(), number)
     }
 
-    /// How many blocks of data the root partition has, before its hash tree.
+    /// Returns the number of data blocks of the root partition, which the hash tree follows.
+    ///
+    /// # Errors
+    /// Returns an error if the predicted kernel command line has no verity table.
     pub fn verity_data_blocks(&self) -> Result<u64> {
         let events = &self.measurements()?.boards[0].events;
         let line = &events
             .iter()
             .find(|e| e.content.kind == "kernel-command-line")
-            .context("no command line")?
+            .context("the measurements have no kernel command line")?
             .content
             .data;
-        let table = line.split_once(" verity ").context("no verity table")?.1;
-        Ok(table.split(' ').nth(5).context("a short verity table")?.parse()?)
+        let table =
+            line.split_once(" verity ").context("the kernel command line has no verity table")?.1;
+        Ok(table.split(' ').nth(5).context("the verity table is too short")?.parse()?)
     }
 
-    /// Flips one bit where these bytes are first found on the card.
-    pub fn flip_text(&self, what: &[u8]) -> Result<()> {
+    /// Flips one bit of the first occurrence of these bytes on the card.
+    ///
+    /// # Errors
+    /// Returns an error if the image does not contain the bytes.
+    pub fn flip_bit_of(&self, bytes: &[u8]) -> Result<()> {
         let data = std::fs::read(&self.image)?;
-        self.flip_at(
-            data.windows(what.len())
-                .position(|w| w == what)
-                .context("the image does not hold these bytes")? as u64,
+        self.flip_bit_at(
+            data.windows(bytes.len())
+                .position(|window| window == bytes)
+                .context("the image does not contain these bytes")? as u64,
         )
     }
 
-    pub fn flip_at(&self, at: u64) -> Result<()> {
+    /// Flips one bit of the byte at this offset of the card.
+    ///
+    /// # Errors
+    /// Returns an error if the card cannot be read or written there.
+    pub fn flip_bit_at(&self, at: u64) -> Result<()> {
         use std::os::unix::fs::FileExt as _;
         let file = std::fs::File::options().read(true).write(true).open(self.disk())?;
         let mut byte = [0];
@@ -157,28 +214,37 @@ impl Card {
         Ok(file.write_all_at(&[byte[0] ^ 1], at)?)
     }
 
-    /// Runs a line of shell in the tools tree; `$BOOT` is the boot partition for mtools. The node
+    /// Runs a shell script in the tools sysroot. `$BOOT` is the boot partition for mtools. The node
     /// must be off.
-    pub fn with_boot(&self, script: &str) -> Result<()> {
+    ///
+    /// # Errors
+    /// Returns an error if the script fails.
+    pub fn edit_boot_partition(&self, script: &str) -> Result<()> {
         let boot = format!("disk.img@@{}", self.partition(1)?);
-        self.sandbox().env("BOOT", boot).run(&self.dir.join("with.log"), ["sh", "-c", script])
+        self.sandbox()
+            .env("BOOT", boot)
+            .run(&self.dir.join("boot-partition.log"), ["sh", "-c", script])
     }
 
     fn sandbox(&self) -> Sandbox {
         Sandbox::new(&self.tools).write(&self.dir, "/work").cwd("/work")
     }
 
-    /// Runs a line of shell in the tools tree on the data file system, as `data.img`; the node must
-    /// be off.
-    pub fn with_data(&self, script: &str) -> Result<String> {
+    /// Runs a shell script in the tools sysroot on the data partition, which is the file
+    /// `data.img`. The node must be off. Returns the standard output.
+    ///
+    /// # Errors
+    /// Returns an error if the script fails.
+    pub fn edit_data_partition(&self, script: &str) -> Result<String> {
         use std::os::unix::fs::FileExt as _;
         let disk = std::fs::File::options().read(true).write(true).open(self.disk())?;
         let mut entry = [0; 8];
-        // The third entry of the partition table: first sector and length.
+        // The data partition is the third entry of the table. Its last two fields are the first
+        // sector and the number of sectors.
         disk.read_exact_at(&mut entry, 446 + 32 + 8)?;
         let sectors = |at: usize| {
             u64::from(u32::from_le_bytes([entry[at], entry[at + 1], entry[at + 2], entry[at + 3]]))
-                * 512
+                * SECTOR_BYTES
         };
         let (start, length) = (sectors(0), sectors(4));
         let part = std::fs::File::options()
@@ -189,69 +255,84 @@ impl Card {
             .open(self.dir.join("data.img"))?;
         part.set_len(length)?;
         copy_differing(&disk, start, &part, 0, length)?;
-        let said = self.sandbox().output(&self.dir.join("data.log"), ["sh", "-c", script])?;
+        let output = self.sandbox().output(&self.dir.join("data.log"), ["sh", "-c", script])?;
         copy_differing(&part, 0, &disk, start, length)?;
-        Ok(String::from_utf8(said)?)
+        Ok(String::from_utf8(output)?)
     }
 
-    /// What the board that is played will measure: the image's prediction, with the device tree
-    /// that QEMU was given.
-    pub fn predicted(&self) -> Result<Measurements> {
-        let mut all = self.measurements()?;
+    /// Returns what the emulated board measures: the image's prediction with the device tree that
+    /// QEMU was given.
+    ///
+    /// # Errors
+    /// Returns an error if the card was never booted or the measurements are malformed.
+    pub fn predict(&self) -> Result<Measurements> {
+        let mut measurements = self.measurements()?;
         let tree = self.boot_with().device_tree_digest()?;
-        all.boards.truncate(1);
-        all.boards = all.boards.iter().map(|board| board.with_device_tree(&tree)).collect();
-        Ok(all)
+        measurements.boards.truncate(1);
+        measurements.boards =
+            measurements.boards.iter().map(|board| board.with_device_tree(&tree)).collect();
+        Ok(measurements)
     }
 
-    /// The nonce is fresh, the signature is the TPM's, the logs replay to it, the platform is the
-    /// predicted one.
-    pub fn attest(&self) -> Result<trustctl::evidence::Checked> {
-        self.attest_to(&self.predicted()?)
+    /// Attests the node and requires the predicted platform. The nonce is new, the TPM signed the
+    /// quote, and the logs replay to it.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::attest_with`].
+    pub fn attest(&self) -> Result<VerifiedEvidence> {
+        self.attest_with(&self.predict()?)
     }
 
-    pub fn attest_to(&self, expected: &Measurements) -> Result<trustctl::evidence::Checked> {
-        let expected = trustctl::verdict::Expected {
-            measurements: Some(expected.clone()),
-            ..Default::default()
-        };
-        Ok(trustctl::verdict::ask(&self.client(), &expected)?.1?.checked)
+    /// Attests the node and requires these measurements.
+    ///
+    /// # Errors
+    /// Returns an error if the node cannot be reached or its evidence is rejected.
+    pub fn attest_with(&self, measurements: &Measurements) -> Result<VerifiedEvidence> {
+        let reference =
+            ReferenceValues { measurements: Some(measurements.clone()), ..Default::default() };
+        Ok(appraisal::attest(&self.client(), &reference)?.1?.evidence)
     }
 
-    /// Asks for the modules until one of them is as wished.
+    /// Polls the modules until the node has this one and `condition` is true for it.
+    ///
+    /// # Errors
+    /// Returns an error with the module's last state, or the last error of the node, after the
+    /// timeout.
     pub fn wait_for_module(
         &self,
         name: &str,
-        within: Duration,
-        wish: impl Fn(&Value) -> bool,
-    ) -> Result<Value> {
-        wait(within, &format!("the module {name}"), || {
-            let answer = self.client().get("/v1/modules").unwrap_or_default();
-            let found = answer["modules"]
-                .as_array()
-                .and_then(|all| all.iter().find(|m| m["name"] == name).cloned())
-                .unwrap_or_default();
-            if wish(&found) { Ok(found) } else { Err(found.to_string()) }
+        timeout: Duration,
+        condition: impl Fn(&Module) -> bool,
+    ) -> Result<Module> {
+        poll_until(timeout, &format!("the module {name}"), || {
+            let module = trustctl::module::find(&self.client(), name);
+            let module = module.map_err(|error| format!("{error:#}"))?;
+            if condition(&module) { Ok(module) } else { Err(format!("{module:?}")) }
         })
     }
 }
 
-/// What a real browser makes of an HTML document in the card's folder: the document as it then is,
-/// a picture of it, what it had to say.
-pub struct Looked {
+/// Result of a real browser that rendered an HTML document.
+pub struct Rendering {
+    /// Document after it was loaded and its scripts, if any, ran.
     pub document: String,
-    pub picture: Vec<u8>,
-    pub said: String,
+    /// Screenshot in PNG.
+    pub screenshot: Vec<u8>,
+    /// Log of the browser with the console of the document.
+    pub log: String,
 }
 
 impl Card {
-    /// Shows a document of this folder to the browser, in a sandbox without a network.
-    pub fn look_at(&self, file: &str) -> Result<Looked> {
+    /// Renders a document of the card's folder in a browser, in a sandbox without a network.
+    ///
+    /// # Errors
+    /// Returns an error if the browser fails or its output cannot be read.
+    pub fn render(&self, file: &str) -> Result<Rendering> {
         let sandbox =
-            Sandbox::new(&setting("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
+            Sandbox::new(&path_from_env("BASALT_BROWSER")).write(&self.dir, "/work").cwd("/work");
         let address = format!("file:///work/{file}");
-        let look = |option: &str| -> Result<std::process::Output> {
-            // Not by the name in /usr/bin: that is a script, and there is no shell.
+        let run = |option: &str| -> Result<std::process::Output> {
+            // The command in /usr/bin is a shell script, and the sandbox has no shell.
             let argv = [
                 "/usr/lib/chromium/chromium-headless-shell",
                 "--no-sandbox",
@@ -264,22 +345,22 @@ impl Card {
             let output = sandbox.command(argv)?.output()?;
             anyhow::ensure!(
                 output.status.success(),
-                "the browser: {}",
+                "the browser failed: {}",
                 String::from_utf8_lossy(&output.stderr)
             );
             Ok(output)
         };
-        let dumped = look("--dump-dom")?;
-        look("--screenshot=/work/page.png")?;
-        Ok(Looked {
-            document: String::from_utf8(dumped.stdout)?,
-            picture: std::fs::read(self.dir.join("page.png"))?,
-            said: String::from_utf8_lossy(&dumped.stderr).into_owned(),
+        let output = run("--dump-dom")?;
+        run("--screenshot=/work/page.png")?;
+        Ok(Rendering {
+            document: String::from_utf8(output.stdout)?,
+            screenshot: std::fs::read(self.dir.join("page.png"))?,
+            log: String::from_utf8_lossy(&output.stderr).into_owned(),
         })
     }
 }
 
-/// Copies the blocks in which two ranges differ; what is a hole in both stays one.
+/// Copies the blocks in which two ranges differ. A hole in both files stays a hole.
 fn copy_differing(
     from: &std::fs::File,
     at: u64,
@@ -300,31 +381,40 @@ fn copy_differing(
     Ok(())
 }
 
-/// Polls until there is an answer; the last refusal is part of the error.
-pub fn wait<T>(
-    within: Duration,
-    what: &str,
+/// Polls until `poll` returns a value.
+///
+/// # Errors
+/// Returns the last error of `poll` after the timeout.
+pub fn poll_until<T>(
+    timeout: Duration,
+    subject: &str,
     mut poll: impl FnMut() -> Result<T, String>,
 ) -> Result<T> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + timeout;
     loop {
         match poll() {
-            Ok(answer) => return Ok(answer),
+            Ok(value) => return Ok(value),
             Err(last) if Instant::now() >= deadline => {
-                bail!("{what}: not as wished within {} s; last: {last}", within.as_secs())
+                bail!(
+                    "{subject} did not reach the expected state in {} s; last: {last}",
+                    timeout.as_secs()
+                )
             }
-            Err(_) => std::thread::sleep(Duration::from_millis(200)),
+            Err(_) => std::thread::sleep(POLL_INTERVAL),
         }
     }
 }
 
-/// Reads a log of approvals, adds a statement by the user's approver, returns the longer log.
-pub fn with_statement(
+/// Appends a statement of the user's approver to a log of approvals and returns the longer log.
+///
+/// # Errors
+/// Returns an error if the key cannot be read or the log is malformed.
+pub fn append_statement(
     log: &str,
     digest: &str,
     status: ledger::Status,
     keys: &Path,
 ) -> Result<String> {
     let key = trustctl::keys::load_approver(&keys.join("approver.key"))?;
-    trustctl::statement::appended(log, digest, status, "home", &key)
+    trustctl::statement::append_image(log, digest, status, "home", &key)
 }

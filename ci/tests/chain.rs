@@ -1,6 +1,6 @@
-//! A node that follows a chain, with what was recorded on a real network (`cargo xtask test
-//! chain`), given by a relay on this machine.
-// Helpers of tests may unwrap as tests may.
+//! A node that follows a chain. A relay on this host serves bundles that `cargo xtask test chain`
+//! recorded on a real network.
+// Test helpers may unwrap, like tests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{Read as _, Write as _};
@@ -8,15 +8,18 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use basalt_ci::{Card, SOON, pause, with_statement};
+use api::owner::{DenialCode, Module, ModuleStatus, NodeStatus, Status as NodeState};
+use basalt_ci::{Card, EVENT_TIMEOUT, append_statement, pause, poll_until};
+use deployment::DesiredState;
 use ledger::Status;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-/// Gives one bundle to whoever asks.
+/// HTTP server that answers every request with one bundle.
 struct Relay {
     port: u16,
+    /// Bundle; an empty one makes every answer invalid.
     text: Arc<Mutex<String>>,
 }
 
@@ -32,7 +35,6 @@ impl Relay {
                     continue;
                 };
                 let _ = client.read(&mut [0; 4096]);
-                // An empty one is a relay that is gone.
                 let _ = write!(
                     client,
                     "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -44,7 +46,14 @@ impl Relay {
     }
 }
 
-/// The image for QEMU's board with a node.toml of its own.
+fn node_status(card: &Card) -> NodeState {
+    match card.client().status().unwrap() {
+        NodeStatus::Unlocked(status) => *status,
+        NodeStatus::Locked(status) => panic!("the node is locked: {}", status.locked),
+    }
+}
+
+/// Builds the image for QEMU's board with the node.toml of a layer.
 fn build(layer: &Path) -> PathBuf {
     let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let output = Command::new(std::env::var_os("BASALT_XTASK").unwrap())
@@ -53,12 +62,56 @@ fn build(layer: &Path) -> PathBuf {
         .current_dir(repo)
         .output()
         .unwrap();
-    let said = [output.stdout, output.stderr]
+    let status = output.status;
+    let output = [output.stdout, output.stderr]
         .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
         .concat();
-    assert!(output.status.success(), "{said}");
-    let (_, dir) = said.trim_end().rsplit_once(" is in ").unwrap();
+    assert!(status.success(), "{output}");
+    let (_, dir) = output.trim_end().rsplit_once(" is in ").unwrap();
     PathBuf::from(dir).join("basalt-virt.img")
+}
+
+/// Returns a node.toml that follows the recorded chain through the relay on this port of the host.
+fn node_toml(recording: &Value, relay_port: u16) -> String {
+    // The genesis time is shifted so that the recording ends now. Nothing that is signed contains
+    // the time.
+    let bundles = recording["bundles"].as_array().unwrap();
+    let last = bundles.iter().map(|recorded| recorded["now"].as_u64().unwrap()).max().unwrap();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut node = std::fs::read_to_string(repo.join("configs/node.toml"))
+        .unwrap()
+        .replace("kind = \"log\"", "kind = \"ethereum\"");
+    for line in recording["settings"].as_str().unwrap().lines() {
+        node += &match line.split_once(" = ") {
+            Some(("genesis-time", time)) => {
+                format!("genesis-time = {}\n", time.parse::<u64>().unwrap() + now - last)
+            }
+            Some(("relays", _)) => {
+                format!("relays = [\"http://10.0.2.2:{}/v1/bundle\"]\n", relay_port)
+            }
+            // Building and booting may take long.
+            Some(("poll-s", _)) => "poll-s = 2\nmax-age-s = 86400\n".into(),
+            _ => format!("{line}\n"),
+        };
+    }
+    node
+}
+
+/// Approves an image in the log, uploads it, and sends a spec that runs it as the module `pause`.
+fn approve_and_run(card: &Card, archive: &[u8], digest: &str) {
+    let client = card.client();
+    let log = client.ledger_log().unwrap().log;
+    let longer = append_statement(&log, digest, Status::Approved, &card.dir).unwrap();
+    client.push_log(longer).unwrap();
+    let file = card.dir.join("image.tar");
+    std::fs::write(&file, archive).unwrap();
+    client.upload_image(&file).unwrap();
+    let toml = format!(
+        "memory-mib = 32\npids = 16\nstop-within-s = 1\n\
+         [image]\ndigest = \"{digest}\"\n[health]\nstays-s = 0\n"
+    );
+    trustctl::module::send_spec(&client, &card.dir, "pause", DesiredState::Run, &toml).unwrap();
 }
 
 #[test]
@@ -74,96 +127,56 @@ fn a_node_runs_what_the_chain_approves_and_stops_what_it_revokes() {
     assert_eq!(
         recording["digests"][3],
         digest.replace("sha256:", "0x"),
-        "the module's bytes changed: record anew with cargo xtask test chain"
+        "the module's bytes changed; record again with cargo xtask test chain"
     );
     let relay = Relay::start(bundle("approved"));
 
-    // The network began so that the recording was made just now: nothing that is signed knows the
-    // time.
-    let last = bundles.iter().map(|recorded| recorded["now"].as_u64().unwrap()).max().unwrap();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let repo = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-    let mut node = std::fs::read_to_string(repo.join("configs/node.toml"))
-        .unwrap()
-        .replace("kind = \"log\"", "kind = \"ethereum\"");
-    for line in recording["settings"].as_str().unwrap().lines() {
-        node += &match line.split_once(" = ") {
-            Some(("genesis-time", time)) => {
-                format!("genesis-time = {}\n", time.parse::<u64>().unwrap() + now - last)
-            }
-            Some(("relays", _)) => {
-                format!("relays = [\"http://10.0.2.2:{}/v1/bundle\"]\n", relay.port)
-            }
-            // Building and booting may take their time.
-            Some(("poll-s", _)) => "poll-s = 2\nmax-age-s = 86400\n".into(),
-            _ => format!("{line}\n"),
-        };
-    }
     let layer = tempfile::tempdir().unwrap();
     std::fs::create_dir(layer.path().join("configs")).unwrap();
+    let node = node_toml(&recording, relay.port);
     std::fs::write(layer.path().join("configs/node.toml"), node).unwrap();
     let mut card = Card::flash_image(build(layer.path()), "virt", "chain").unwrap();
-    card.outside = true;
+    card.external_network = true;
 
     let console = card.boot_to_ready().unwrap();
-    let client = card.client();
-    let log = client.get("/v1/ledger").unwrap()["log"].as_str().unwrap().to_owned();
-    let longer = with_statement(&log, &digest, Status::Approved, &card.dir).unwrap();
-    client.put("/v1/ledger", &json!({ "log": longer })).unwrap();
-    let file = card.dir.join("image.tar");
-    std::fs::write(&file, &archive).unwrap();
-    trustctl::module::push(&client, &file).unwrap();
-    let toml = format!(
-        "memory-mib = 32\npids = 16\nstop-within-s = 1\n[image]\ndigest = \"{digest}\"\n[health]\nstays-s = 0\n"
-    );
-    trustctl::module::send(&client, &card.dir, "waits", wish::Aim::Run, &toml).unwrap();
-    card.wait_for_module("waits", SOON, |m| m["status"]["state"] == "running").unwrap();
-    let status = client.get("/v1/status").unwrap();
-    assert!(status["ledger"]["chain"]["block"].as_u64().unwrap() > 0, "{status}");
-    // The shipped module is approved in the log, and nobody asked the chain's approvers.
-    card.wait_for_module("demo", SOON, |m| {
-        m["ledger"]["code"].as_str().is_some_and(|code| code.starts_with("chain-"))
+    approve_and_run(&card, &archive, &digest);
+    let running = |m: &Module| matches!(m.status, ModuleStatus::Running { .. });
+    card.wait_for_module("pause", EVENT_TIMEOUT, running).unwrap();
+    let status = node_status(&card);
+    let chain = status.ledger.log.usable().and_then(|log| log.chain.as_ref());
+    assert!(chain.unwrap().head.as_ref().unwrap().block > 0, "{status:?}");
+    // The log approves the shipped module, but the chain has no record of it.
+    card.wait_for_module("demo", EVENT_TIMEOUT, |m| {
+        m.ledger.denial().is_some_and(|code| code.as_str().starts_with("chain-"))
     })
     .unwrap();
     card.attest().unwrap();
 
     *relay.text.lock().unwrap() = bundle("attested");
-    let denied =
-        |m: &Value| m["ledger"]["code"] == "chain-revoked" && m["status"]["state"] != "running";
-    card.wait_for_module("waits", SOON, denied).unwrap();
+    let denied = |m: &Module| m.ledger.denial() == Some(&DenialCode::ChainRevoked) && !running(m);
+    card.wait_for_module("pause", EVENT_TIMEOUT, denied).unwrap();
     drop(console);
 
-    // Whoever keeps it from its relays does not have it forget.
+    // A node whose relay gives no bundle still has the revocation after a reboot.
     *relay.text.lock().unwrap() = String::new();
     let _console = card.boot_to_ready().unwrap();
-    card.wait_for_module("waits", SOON, denied).unwrap();
-    let deadline = Instant::now() + SOON;
-    loop {
-        let status = card.client().get("/v1/status").unwrap();
-        let heard =
-            status["ledger"]["relays"].as_object().and_then(|relays| relays.values().next());
-        if heard
-            .and_then(|heard| heard["problem"].as_str())
-            .is_some_and(|problem| problem.contains("basalt-chain-v1"))
-        {
-            break;
-        }
-        assert!(Instant::now() < deadline, "{status}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    card.wait_for_module("pause", EVENT_TIMEOUT, denied).unwrap();
+    poll_until(EVENT_TIMEOUT, "the problem of the relay", || {
+        let status = node_status(&card);
+        let relay = status.ledger.relays.values().next();
+        let problem = relay.and_then(|relay| relay.problem.as_ref());
+        let is_reported = problem.is_some_and(|problem| problem.contains("basalt-chain-v1"));
+        if is_reported { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .unwrap();
 
-    // What its owner brings is looked at like what a relay gives.
+    // A bundle of the owner is verified like one of a relay.
     let push = |name: &str, text: &str| {
         let file = card.dir.join(name);
         std::fs::write(&file, text).unwrap();
-        card.client().upload("/v1/chain", &file)
+        card.client().push_bundle(&file)
     };
     push("revoked.json", &bundle("revoked")).unwrap();
-    let refused = format!("{:#}", push("approved.json", &bundle("approved")).unwrap_err());
-    assert!(
-        refused.contains("never goes back")
-            || refused.contains("behind")
-            || refused.contains("slot"),
-        "{refused}"
-    );
+    let error = format!("{:#}", push("approved.json", &bundle("approved")).unwrap_err());
+    assert!(error.contains("older state") || error.contains("slot"), "{error}");
 }

@@ -1,5 +1,6 @@
-//! `cargo xtask flash` on a file in place of a card, and its view of the host's drives.
-// Helpers of tests may unwrap as tests may.
+//! `cargo xtask flash` to a file and to a loop device in place of a card, and `trustctl
+//! verify-image`.
+// Test helpers may unwrap, like tests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -10,7 +11,7 @@ use xtask::cmd::flash::flash;
 #[test]
 fn a_flashed_card_boots() {
     let card = Card::flash("flash").unwrap();
-    // What was on the card before: it must not show through.
+    // Old content of the card must not remain.
     let length = card.disk().metadata().unwrap().len();
     std::fs::write(card.disk(), vec![0xa5; length as usize]).unwrap();
     flash(&card.image, "virt", &card.disk()).unwrap();
@@ -22,7 +23,7 @@ fn a_flashed_card_boots() {
 
 #[test]
 fn an_image_for_another_board_never_runs() {
-    // The image for a Raspberry Pi on QEMU's own board: the firmware finds no device tree for it.
+    // On QEMU's own board, the image for a Raspberry Pi has no device tree for the firmware.
     let card = Card::flash("other-board").unwrap();
     let image = card.image.parent().unwrap().with_file_name("rpi4").join("basalt-rpi4.img");
     flash(&image, "rpi4", &card.disk()).unwrap();
@@ -31,7 +32,7 @@ fn an_image_for_another_board_never_runs() {
 }
 
 #[test]
-fn the_settings_of_a_node_come_onto_its_card() {
+fn flash_writes_the_settings_of_a_node() {
     let card = Card::flash("flash-settings").unwrap();
     let run = |settings: &str| {
         std::fs::write(card.dir.join("mine.toml"), settings).unwrap();
@@ -50,63 +51,68 @@ fn the_settings_of_a_node_come_onto_its_card() {
             .unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    let (good, said) = run("hostname = \"gate-7\"\n");
-    assert!(good, "{said}");
-    card.with_boot("mcopy -i $BOOT ::node.toml back.toml && cmp back.toml mine.toml").unwrap();
-    let (good, said) = run("hostname = \"Gate 7\"\n");
+    let (success, output) = run("hostname = \"gate-7\"\n");
+    assert!(success, "{output}");
+    card.edit_boot_partition("mcopy -i $BOOT ::node.toml back.toml && cmp back.toml mine.toml")
+        .unwrap();
+    let (success, output) = run("hostname = \"Gate 7\"\n");
     assert!(
-        !good && said.contains("a node would stop at it") && said.contains("hostname"),
-        "{said}"
+        !success
+            && output.contains("is invalid, a node would not boot")
+            && output.contains("hostname"),
+        "{output}"
     );
 }
 
-/// A loop device is flashed like a card; while something of it is mounted or held, it is not.
+/// A loop device is flashed like a card, unless it is mounted or open exclusively.
 #[test]
-fn a_loop_device_is_a_card_unless_it_is_in_use() {
+fn a_loop_device_is_flashed_unless_it_is_in_use() {
     let run = |program: &str, args: &[&str]| {
         let output = std::process::Command::new(program).args(args).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stdout).trim().to_owned())
     };
     let card = Card::flash("loop").unwrap();
     let path = card.disk().to_string_lossy().into_owned();
-    let (made, device) = run("losetup", &["--find", "--show", "--partscan", &path]);
-    if !made {
-        println!("NOTICE: this host gives no loop device (root only); the test of one is left out");
+    let (attached, device) = run("losetup", &["--find", "--show", "--partscan", &path]);
+    if !attached {
+        println!(
+            "NOTICE: no loop device on this host (only root can attach one); the test is skipped"
+        );
         return;
     }
     let device = std::path::PathBuf::from(device);
     let flashed = flash(&card.image, "virt", &device);
-    // Something holds it: nothing is written.
-    let held = std::fs::File::options().read(true).custom_flags(0o200).open(&device).unwrap();
-    let refused = flash(&card.image, "virt", &device);
-    drop(held);
-    let (gone, _) = run("losetup", &["--detach", &device.to_string_lossy()]);
+    // While the device is open exclusively, nothing is written to it.
+    let exclusive = std::fs::File::options().read(true).custom_flags(0o200).open(&device).unwrap();
+    let rejected = flash(&card.image, "virt", &device);
+    drop(exclusive);
+    let (detached, _) = run("losetup", &["--detach", &device.to_string_lossy()]);
     flashed.unwrap();
-    let refused = format!("{:#}", refused.unwrap_err());
-    assert!(refused.contains("for itself alone; nothing was written"), "{refused}");
-    assert!(gone);
-    // What it wrote is in the file, and boots.
+    let error = format!("{:#}", rejected.unwrap_err());
+    assert!(error.contains("for exclusive use; nothing was written"), "{error}");
+    assert!(detached);
+    // The file has the written image, which boots.
     let _console = card.boot_to_ready().unwrap();
     card.attest().unwrap();
 }
 
-/// What `trustctl verify-image` checks, for every machine that was built.
+/// Verifies every built image like `trustctl verify-image`.
 #[test]
-fn every_image_holds_and_an_altered_one_does_not() {
+fn every_image_verifies_and_an_altered_one_is_rejected() {
     let builder = trustctl::keys::load(
         &trustctl::keys::folder().unwrap().join(trustctl::keys::BUILDER),
         "builder",
     )
     .unwrap()
     .verifying_key();
-    let card = Card::flash("holds").unwrap();
+    let card = Card::flash("verify-image").unwrap();
     for machine in ["virt", "rpi3", "rpi4"] {
         let dir = card.image.parent().unwrap().with_file_name(machine);
         let manifest = trustctl::image::verify(&dir, &builder).unwrap();
         assert_eq!(manifest.machine, machine);
-        let bill: serde_json::Value =
+        let sbom: serde_json::Value =
             serde_json::from_slice(&std::fs::read(dir.join("sbom.cdx.json")).unwrap()).unwrap();
-        let names: Vec<&str> = bill["components"]
+        let names: Vec<&str> = sbom["components"]
             .as_array()
             .unwrap()
             .iter()
@@ -124,7 +130,7 @@ fn every_image_holds_and_an_altered_one_does_not() {
             assert!(names.contains(&name), "{machine}: {name}");
         }
         assert_eq!(names.contains(&"raspi-firmware"), machine != "virt", "{machine}");
-        assert!(!names.contains(&"tempfile"), "what only tests need is not in the image");
+        assert!(!names.contains(&"tempfile"), "the image has a dependency of tests");
     }
     let altered = card.dir.join("altered");
     std::fs::create_dir_all(&altered).unwrap();

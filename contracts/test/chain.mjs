@@ -1,4 +1,4 @@
-// A chain in this process: the Shanghai EVM of EthereumJS, one block a transaction.
+// A chain in this process: the Shanghai EVM of EthereumJS, one block per transaction.
 import { createBlock } from "@ethereumjs/block";
 import { Common, Hardfork, Mainnet } from "@ethereumjs/common";
 import { createLegacyTx } from "@ethereumjs/tx";
@@ -11,7 +11,7 @@ export const contract = compile();
 export const abi = new Interface(contract.abi);
 const common = new Common({ chain: Mainnet, hardfork: Hardfork.Shanghai });
 
-/** Somebody with a key of his own. */
+/** Returns an account with a key derived from its name. */
 export function person(name) {
   const key = hexToBytes(keccak256(toUtf8Bytes(name)));
   return { name, key, address: createAddressFromPrivateKey(key).toString() };

@@ -1,4 +1,4 @@
-// Random votes, held against a model that is written from the rules and not from the contract.
+// Random votes, compared with a model that is written from the rules and not from the contract.
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { sha256, toUtf8Bytes } from "ethers";
@@ -9,7 +9,7 @@ const DIGESTS = ["a", "b", "c"].map((name) => sha256(toUtf8Bytes(name)));
 const RUNS = Number(process.env.RUNS ?? 12);
 const STEPS = 60;
 
-/** The same numbers for the same seed (mulberry32). */
+/** Returns a generator of pseudo-random numbers: the same seed gives the same numbers (mulberry32). */
 function random(seed) {
   return (below) => {
     seed = (seed + 0x6d2b79f5) | 0;
@@ -27,7 +27,7 @@ class Model {
     Object.assign(this, { who, quorum, revocations });
   }
 
-  /** Whether this vote is the one that was still missing; throws what the contract should refuse. */
+  /** Returns whether this vote completes the quorum. Throws the error that the contract should revert with. */
   ballot(from, what, needed) {
     const key = JSON.stringify(what, (_, value) => (typeof value === "bigint" ? String(value) : value));
     const voters = this.open.get(key) ?? new Set();
@@ -69,7 +69,7 @@ for (let run = 0; run < RUNS; run++) {
     const begin = some();
     const { registry } = await chain.deploy(PEOPLE[0], ...begin);
     const model = new Model(...begin);
-    // Few sets to vote for, so that a quorum comes together.
+    // Only two candidate sets, so that a vote for one of them can reach the quorum.
     const sets = [some(), some()];
     for (let step = 0; step < STEPS; step++) {
       chain.time += BigInt(pick(50));

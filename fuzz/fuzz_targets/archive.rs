@@ -1,11 +1,11 @@
-//! An archive that somebody sends: 32 bytes, the SHA-256 of the manifest that was approved, and the
-//! tar.
+//! Image archives of third parties. The input is the SHA-256 of the approved manifest (32 bytes)
+//! and the archive (tar).
 #![no_main]
-// A fuzz target says what it found by panicking.
+// A fuzz target reports its findings by panics.
 #![allow(clippy::expect_used)]
 
 use libfuzzer_sys::fuzz_target;
-use oci::{Limits, Memory, Platform, emit, import, resolve};
+use oci::{Limits, Memory, Platform, export, import, resolve};
 use sha2::{Digest as _, Sha256};
 
 fuzz_target!(|data: &[u8]| {
@@ -19,13 +19,13 @@ fuzz_target!(|data: &[u8]| {
     let digest = format!("sha256:{}", measure::hex(digest));
     let Ok(image) = resolve(&blobs, &digest, &Platform::linux("arm64"), &limits) else { return };
     let Ok(image) = image.verify(&blobs, &limits) else { return };
-    // What was verified goes out, and what goes out verifies.
-    let out = emit(&blobs, &image, "basalt.local/image:x", Vec::new())
-        .expect("a verified image is written");
-    let mut again = Memory::default();
-    import(&mut out.as_slice(), &mut again, &limits).expect("what was written is read");
-    resolve(&again, &image.digest, &Platform::linux("arm64"), &limits)
-        .expect("and is the same image")
-        .verify(&again, &limits)
-        .expect("whole");
+    // A verified image can be exported, and the export verifies as the same image.
+    let exported = export(&blobs, &image, "basalt.local/image:x", Vec::new())
+        .expect("a verified image can be exported");
+    let mut imported = Memory::default();
+    import(&mut exported.as_slice(), &mut imported, &limits).expect("an export can be imported");
+    resolve(&imported, &image.digest, &Platform::linux("arm64"), &limits)
+        .expect("the imported image has the same digest")
+        .verify(&imported, &limits)
+        .expect("the imported image verifies");
 });

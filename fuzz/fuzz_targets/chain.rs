@@ -1,13 +1,15 @@
-//! A relay's bundle: its text, a block's header, proofs, a record; and what a node kept of the
-//! chain.
+//! Data of the chain: a relay's bundle, the header of an execution block, proofs, records, and the
+//! state that a node persists.
 #![no_main]
-// A fuzz target says what it found by panicking.
+// A fuzz target reports its findings by panics.
 #![allow(clippy::expect_used)]
 
 use std::sync::LazyLock;
 
-use ledger::ethereum::types::{Account, Bytes, Proofs, Slot};
-use ledger::ethereum::{Block, Bundle, Follower, Hash, Record, Saved, Settings, keccak};
+use ledger::ethereum::types::{AccountProof, Bytes, Proofs, RecordProof};
+use ledger::ethereum::{
+    Bundle, ExecutionBlock, Hash, LightClient, PersistedState, Record, Settings, keccak256,
+};
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 
@@ -15,11 +17,11 @@ use serde::Deserialize;
 struct Recording {
     settings: String,
     digests: Vec<Hash>,
-    bundles: Vec<Recorded>,
+    bundles: Vec<RecordedBundle>,
 }
 
 #[derive(Deserialize)]
-struct Recorded {
+struct RecordedBundle {
     now: u64,
     bundle: Bundle,
 }
@@ -34,73 +36,89 @@ struct Ledger {
     chain: config::Chain,
 }
 
-/// A real network's, of which a good bundle is known.
-struct Known {
+/// A recorded network with a valid bundle.
+struct Fixture {
     settings: Settings,
     digests: Vec<Hash>,
     now: u64,
     bundle: Bundle,
-    follower: Follower,
+    /// Client that applied the bundle.
+    client: LightClient,
 }
 
-static KNOWN: LazyLock<Known> = LazyLock::new(|| {
+static FIXTURE: LazyLock<Fixture> = LazyLock::new(|| {
     let text = include_str!("../../lib/ledger/tests/ethereum/devnet-minimal.json");
     let recording: Recording = serde_json::from_str(text).expect("a recording");
     let node: Node = config::parse("node.toml", &recording.settings).expect("settings");
     let settings = Settings::try_from(&node.ledger.chain).expect("settings");
-    let Recorded { now, bundle } = recording.bundles.into_iter().next().expect("a bundle");
-    let good = serde_json::to_string(&bundle).expect("JSON");
-    let follower = Follower::new(settings.clone()).take(&good, now).expect("a good bundle");
-    Known { settings, digests: recording.digests, now, bundle, follower }
+    let recorded = recording.bundles.into_iter().next().expect("a bundle");
+    let RecordedBundle { now, bundle } = recorded;
+    let client = LightClient::new(settings.clone());
+    let client = client.apply_bundle(&json(&bundle), now).expect("a valid bundle");
+    Fixture { settings, digests: recording.digests, now, bundle, client }
 });
 
-fuzz_target!(|data: &[u8]| {
-    let Known { settings, digests, now, bundle, follower } = &*KNOWN;
-    // Bytes where a block's header, a proof's node, a word should be.
-    let hash = Hash::new(keccak(data));
-    let _ = Block::read(&Bytes(data.to_vec()), &hash);
+fn json(bundle: &Bundle) -> String {
+    serde_json::to_string(bundle).expect("a bundle serialises")
+}
+
+/// Uses the input in place of a header, a word, and the nodes of a proof.
+fn verify_bytes(data: &[u8]) {
+    let Fixture { settings, digests, bundle, .. } = &*FIXTURE;
+    let hash = Hash::new(keccak256(data));
+    let _ = ExecutionBlock::decode(&Bytes(data.to_vec()), &hash);
     if let Ok(word) = data.try_into() {
-        let _ = Record::read(word);
+        let _ = Record::decode(word);
     }
     let contract = &settings.contract;
-    let nodes: Vec<Bytes> =
+    let proof: Vec<Bytes> =
         data.chunks(data.len() / 3 + 1).map(|node| Bytes(node.to_vec())).collect();
-    let root = nodes.first().map_or([0; 32], |node| keccak(&node.0));
-    // With the value of a good one, and with none; the first node is the root's.
-    let account = bundle.at_final.account.clone();
+    // The first node is that of the root.
+    let root = proof.first().map_or([0; 32], |node| keccak256(&node.0));
+    let value = bundle.at_final.account.value.clone();
     assert!(
-        contract.storage(&root, &Account { proof: nodes.clone(), ..account }).is_err(),
-        "nobody knows such an account"
+        contract.verify_account(&root, &AccountProof { value, proof: proof.clone() }).is_err(),
+        "no input proves the recorded account by chance"
     );
-    let _ = contract.storage(&root, &Account { value: None, proof: nodes.clone() });
-    let _ = contract.check(&root, &digests[0], &Slot { word: hash, proof: nodes.clone() });
-    let _ = contract.check(&root, &digests[0], &Slot { word: Hash::new([0; 32]), proof: nodes });
+    let absent = AccountProof { value: None, proof: proof.clone() };
+    let _ = contract.verify_account(&root, &absent);
+    for word in [hash, Hash::new([0; 32])] {
+        let record = RecordProof { word, proof: proof.clone() };
+        let _ = contract.verify_record(&root, &digests[0], &record);
+    }
+}
+
+/// Asserts that a client allows nothing that the recorded one denies. The recorded network itself
+/// revoked an image later, so that denials may be added.
+fn assert_no_new_approval(client: &LightClient) {
+    let Fixture { digests, now, client: recorded, .. } = &*FIXTURE;
+    for digest in digests {
+        let (found, expected) = (client.decide(digest, *now), recorded.decide(digest, *now));
+        assert!(found == expected || found.is_err(), "{found:?} {expected:?}");
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Fixture { settings, digests, now, bundle, client } = &*FIXTURE;
+    verify_bytes(data);
     let Ok(text) = std::str::from_utf8(data) else { return };
-    // A whole bundle, and the part of one in the place of a good one's.
-    let decided =
-        |one: &Follower| digests.iter().map(|digest| one.decide(digest, *now)).collect::<Vec<_>>();
-    let before = decided(follower);
-    // What the network itself said later is that one was revoked; nothing says that another is
-    // allowed.
-    let denies_more = |taken: &Follower| {
-        for (one, other) in decided(taken).into_iter().zip(&before) {
-            assert!(one == *other || one.is_err(), "{one:?} {other:?}");
-        }
-    };
-    if let Ok(taken) = follower.take(text, *now) {
-        denies_more(&taken);
+    if let Ok(next) = client.apply_bundle(text, *now) {
+        assert_no_new_approval(&next);
     }
     if let Ok(proofs) = serde_json::from_str::<Proofs>(text) {
-        let bad = Bundle { at_final: proofs, ..bundle.clone() };
-        if let Ok(taken) =
-            Follower::new(settings.clone()).take(&serde_json::to_string(&bad).expect("JSON"), *now)
-        {
-            denies_more(&taken);
+        let altered = Bundle { at_final: proofs, ..bundle.clone() };
+        let fresh = LightClient::new(settings.clone());
+        if let Ok(next) = fresh.apply_bundle(&json(&altered), *now) {
+            assert_no_new_approval(&next);
         }
     }
-    if let Ok(saved) = serde_json::from_str::<Saved>(text)
-        && let Ok(restored) = Follower::restore(settings.clone(), saved)
+    if let Ok(state) = serde_json::from_str::<PersistedState>(text)
+        && let Ok(restored) = LightClient::restore(settings.clone(), state)
     {
-        let _ = (restored.essence(), restored.view(), decided(&restored), restored.period(*now));
+        let _ = (restored.persistent_root(), restored.status());
+        let _ = restored.first_missing_period(*now);
+        for digest in digests {
+            let _ = restored.decide(digest, *now);
+        }
     }
 });

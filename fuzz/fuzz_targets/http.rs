@@ -1,4 +1,4 @@
-//! What a registry, a mirror or a source of the ledger answers, from its first byte on.
+//! Responses of a registry, a mirror or a log source, from their first byte.
 #![no_main]
 #![allow(dead_code, unreachable_pub)]
 
@@ -10,38 +10,39 @@ use hyper::header::{HOST, LOCATION};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncWriteExt as _;
 
-// The file alone: with all of trustd this would need the TPM's libraries.
-#[path = "../../trustd/src/fetch/answer.rs"]
-mod answer;
+// trustd does not export this file.
+#[path = "../../trustd/src/images/fetch/response.rs"]
+mod response;
 
-const LIMIT: u64 = 1 << 16;
+/// The module from which `response.rs` imports its error.
+mod error {
+    pub(super) use basalt_trustd::images::fetch::HttpError;
+}
+
+const MAX_BODY_BYTES: u64 = 1 << 16;
 
 fuzz_target!(|data: &[u8]| {
     let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else {
         return;
     };
-    runtime.block_on(ask(data.to_vec()));
+    runtime.block_on(request(data.to_vec()));
 });
 
-async fn ask(bytes: Vec<u8>) {
-    let (ours, mut theirs) = tokio::io::duplex(1 << 16);
+/// Sends a request to a host that answers with these bytes, and reads the response.
+async fn request(bytes: Vec<u8>) {
+    let (client, mut host) = tokio::io::duplex(1 << 16);
     tokio::spawn(async move {
-        let _ = theirs.write_all(&bytes).await;
-        let _ = theirs.shutdown().await;
-        // Open until the other side has had enough, so that the request is not refused for that.
-        let _ = tokio::io::copy(&mut theirs, &mut tokio::io::sink()).await;
+        let _ = host.write_all(&bytes).await;
+        let _ = host.shutdown().await;
+        // The host reads until the client closes, so that the request itself cannot fail.
+        let _ = tokio::io::copy(&mut host, &mut tokio::io::sink()).await;
     });
     let Ok(request) = Request::get("/x").header(HOST, "h").body(Empty::new()) else { return };
-    let Ok(response) = answer::exchange(ours, request).await else { return };
-    let host = response
-        .headers()
-        .get(LOCATION)
-        .and_then(|v| v.to_str().ok())
-        .map(answer::shown)
-        .unwrap_or_default();
-    if let Ok(whole) =
-        answer::Answer::new(response, &host, Duration::from_secs(1)).whole(LIMIT).await
-    {
-        assert!(whole.len() as u64 <= LIMIT);
+    let Ok(head) = response::send_request(client, request).await else { return };
+    let location = head.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let host = location.map(response::redact).unwrap_or_default();
+    let response = response::Response::new(head, &host, Duration::from_secs(1));
+    if let Ok(body) = response.read_all(MAX_BODY_BYTES).await {
+        assert!(body.len() as u64 <= MAX_BODY_BYTES);
     }
 }

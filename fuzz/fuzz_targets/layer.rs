@@ -1,4 +1,4 @@
-//! A layer: gzip, zstd or plain tar.
+//! Image layers: gzip, zstd or plain tar.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -6,7 +6,7 @@ use oci::{Limits, inspect};
 
 fuzz_target!(|data: &[u8]| {
     let limits = Limits { unpacked: 4 << 20, ..Limits::default() };
-    if let Ok(facts) = inspect(data, &limits) {
-        assert!(facts.unpacked <= limits.unpacked);
+    if let Ok(info) = inspect(data, &limits) {
+        assert!(info.unpacked <= limits.unpacked);
     }
 });

@@ -1,4 +1,5 @@
-//! A manifest or an index, and a config: two documents, parted by a zero byte.
+//! Manifests, indexes and configs of images: documents that are separated by zero bytes, the
+//! approved one first.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -17,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     let limits = Limits::default();
     if let Ok(image) = resolve(&blobs, &digest, &Platform::linux("arm64"), &limits) {
         assert!(!image.layers.is_empty() && image.layers.len() <= limits.layers);
-        // A beginning of it is an image by itself.
-        assert_eq!(image.beginning(1).layers.len(), 1);
+        // The image of its first layer is an image too.
+        assert_eq!(image.first_layers(1).layers.len(), 1);
     }
 });

@@ -1,9 +1,9 @@
-//! A log of approvals whose approvers are known.
+//! Logs of approvals. The approvers' keys are known, so that the corpus has valid signatures.
 #![no_main]
-// A fuzz target says what it found by panicking.
+// A fuzz target reports its findings by panics.
 #![allow(clippy::expect_used)]
 
-use ledger::{HighWater, Log, TrustPolicy, SigningKey};
+use ledger::{HighWaterMark, Log, SigningKey, TrustPolicy};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -11,10 +11,10 @@ fuzz_target!(|data: &[u8]| {
     let approvers = [1, 2, 3]
         .map(|n| measure::hex(SigningKey::from_bytes(&[n; 32]).verifying_key().as_bytes()));
     let policy = TrustPolicy::new("home", &approvers, 2).expect("three approvers");
-    let Ok(log) = Log::replay(&policy, text, &HighWater::default()) else { return };
-    // What was taken once is taken again, and is what it was.
-    let again = Log::replay(&policy, text, &log.high_water()).expect("the same log");
-    assert_eq!(again.high_water(), log.high_water());
+    let Ok(log) = Log::replay(&policy, text, &HighWaterMark::default()) else { return };
+    // An accepted log is accepted again by a node that has seen it.
+    let again = Log::replay(&policy, text, &log.high_water_mark()).expect("the same log");
+    assert_eq!(again.high_water_mark(), log.high_water_mark());
     for image in log.images() {
         let _ = log.decide(&image.digest, image.iat, 0);
     }

@@ -1,98 +1,95 @@
-//! Control groups, and the filter that keeps everything but trustd away from the TPM.
+//! Control groups, and the device filter that denies the TPM to all processes except trustd.
 //!
-//! Layout: `/trustd` holds trustd alone; `/node` holds everything else (init, the other services,
-//! all containers) and carries the filter, which the kernel applies to every group below it,
-//! whatever filters those add themselves.
+//! trustd is alone in the group `/trustd`. All other processes (init, the other services, all
+//! containers) are below the group `/node`. The filter is attached to `/node`, and the kernel
+//! applies it to all groups below, in addition to filters of those groups.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt as _;
 
-use crate::{Fatal, sys};
+use crate::error::{CgroupError, InitError};
+use crate::sys;
 
+/// Mount point of the control groups.
 pub(crate) const ROOT: &str = "/sys/fs/cgroup";
-/// The groups that may not open the TPM.
+/// Group of all processes that must not open the TPM.
 const NODE: &str = "/sys/fs/cgroup/node";
 
 const CONTROLLERS: &str = "+cpu +io +memory +pids";
 
-pub(crate) fn prepare() -> Result<(), Fatal> {
+/// Creates the groups, attaches the device filter, and verifies that it works.
+pub(crate) fn prepare() -> Result<(), InitError> {
     for dir in
         ["/sys/fs/cgroup/trustd", NODE, "/sys/fs/cgroup/node/init", "/sys/fs/cgroup/node/modules"]
     {
-        std::fs::create_dir(dir).map_err(Fatal::io(format!("make {dir}")))?;
+        std::fs::create_dir(dir).map_err(InitError::io(format!("create {dir}")))?;
     }
     join("node/init")?;
     for dir in [ROOT, NODE] {
         let file = format!("{dir}/cgroup.subtree_control");
-        std::fs::write(&file, CONTROLLERS).map_err(Fatal::io(format!("write {file}")))?;
+        std::fs::write(&file, CONTROLLERS).map_err(InitError::io(format!("write {file}")))?;
     }
-    let number = |path: &str| {
-        std::fs::metadata(path).map_err(Fatal::io(format!("look at {path}"))).map(|m| m.rdev())
+    let device_number = |path: &str| {
+        std::fs::metadata(path)
+            .map(|m| m.rdev())
+            .map_err(InitError::io(format!("read the device number of {path}")))
     };
-    let (raw, managed) = (number("/dev/tpm0")?, number("/dev/tpmrm0")?);
+    let (raw, managed) = (device_number("/dev/tpm0")?, device_number("/dev/tpmrm0")?);
     let raw = (nix::sys::stat::major(raw) as u32, nix::sys::stat::minor(raw) as u32);
-    let group = File::open(NODE).map_err(Fatal::io(format!("open {NODE}")))?;
-    sys::attach_device_filter(&group, &deny(nix::sys::stat::major(managed) as u32, raw))
-        .map_err(Fatal::io("attach the TPM's device filter"))?;
-    prove_denied().map_err(Fatal::State)
+    let group = File::open(NODE).map_err(InitError::io(format!("open {NODE}")))?;
+    sys::attach_device_filter(&group, &device_filter(nix::sys::stat::major(managed) as u32, raw))
+        .map_err(InitError::io("attach the device filter"))?;
+    Ok(verify_tpm_denied()?)
 }
 
 /// Moves this process into a group.
-pub(crate) fn join(group: &str) -> Result<(), Fatal> {
+pub(crate) fn join(group: &str) -> Result<(), InitError> {
     let file = format!("{ROOT}/{group}/cgroup.procs");
-    std::fs::write(&file, "0").map_err(Fatal::io(format!("write {file}")))
+    std::fs::write(&file, "0").map_err(InitError::io(format!("write {file}")))
 }
 
-/// Kills every process in a group and below it. A service's group, and one that holds such a group,
-/// is not to be had.
-pub(crate) fn end(group: &str, services: &[&str]) -> Result<(), String> {
-    may_end(group, services)?;
+/// Kills all processes in a group and below it, unless the group is or contains that of a service.
+pub(crate) fn kill_group(group: &str, services: &[&str]) -> Result<(), CgroupError> {
+    check_killable(group, services)?;
     // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill".
     let file = format!("{ROOT}/{group}/cgroup.kill");
-    std::fs::write(&file, "1").map_err(|e| format!("{file}: {e}"))
+    std::fs::write(&file, "1").map_err(|source| CgroupError::Io { path: file, source })
 }
 
-fn may_end(group: &str, services: &[&str]) -> Result<(), String> {
+fn check_killable(group: &str, services: &[&str]) -> Result<(), CgroupError> {
     if group.split('/').any(|part| ["", ".", ".."].contains(&part)) {
-        return Err("it is no group's path".into());
+        return Err(CgroupError::InvalidPath(group.to_owned()));
     }
-    let holds = |service: &str| {
+    let contains = |service: &str| {
         service == group || service.strip_prefix(group).is_some_and(|rest| rest.starts_with('/'))
     };
-    match services.iter().chain(&["node/init"]).find(|service| holds(service)) {
-        Some(service) => Err(format!("it is or holds {service}")),
+    match services.iter().chain(&["node/init"]).find(|service| contains(service)) {
+        Some(service) => Err(CgroupError::Protected((*service).to_owned())),
         None => Ok(()),
     }
 }
 
-/// Fails unless this process is refused both TPM devices.
-pub(crate) fn prove_denied() -> Result<(), String> {
+/// Verifies that the device filter denies both TPM devices to this process.
+pub(crate) fn verify_tpm_denied() -> Result<(), CgroupError> {
     for path in ["/dev/tpm0", "/dev/tpmrm0"] {
         match File::options().read(true).write(true).open(path) {
             Err(error) if error.raw_os_error() == Some(libc::EPERM) => {}
-            Err(error) => {
-                return Err(format!(
-                    "opening {path} should be denied by the device filter (EPERM), found: {error}"
-                ));
-            }
-            Ok(_) => {
-                return Err(format!(
-                    "opening {path} should be denied by the device filter, and it can be opened"
-                ));
-            }
+            Err(source) => return Err(CgroupError::UnexpectedError { path, source }),
+            Ok(_) => return Err(CgroupError::TpmAccessible(path)),
         }
     }
     Ok(())
 }
 
-/// The filter: a program of the cgroup device type that returns 0 for the TPM's character devices
-/// and 1 for all others.
+/// Returns the filter: a BPF program of the cgroup device type that returns 0 (deny) for the
+/// character devices of the TPM and 1 (allow) for all other devices.
 ///
-/// The major number of `/dev/tpmrm0` is the TPM's alone, and every further TPM's (one that was
-/// unbound and bound again comes back as `tpm1`) are under it. Only `/dev/tpm0` has a number among
-/// the miscellaneous devices (kernel: drivers/char/tpm/tpm-chip.c).
-fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
-    const LOAD: u8 = 0x61; // dst = *(u32 *)(src + offset)
+/// `major` is the major number of `/dev/tpmrm0`. It is reserved for TPM devices, including those of
+/// a TPM that was unbound and bound again as `tpm1`. Only `/dev/tpm0` has a number of the
+/// miscellaneous devices, which is `raw` (kernel: drivers/char/tpm/tpm-chip.c).
+fn device_filter(major: u32, raw: (u32, u32)) -> Vec<u64> {
+    // dst = *(u32 *)(src + offset)
+    const LOAD: u8 = 0x61;
     const AND: u8 = 0x54;
     const JUMP_NE: u8 = 0x55;
     const JUMP_EQ: u8 = 0x15;
@@ -107,7 +104,7 @@ fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
             | u64::from(value as u32) << 32
     };
     vec![
-        // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx
+        // r2 = type, r3 = major, r4 = minor of struct bpf_cgroup_dev_ctx.
         ins(LOAD, 2, 1, 0, 0),
         ins(AND, 2, 0, 0, 0xffff),
         ins(LOAD, 3, 1, 4, 0),
@@ -125,13 +122,13 @@ fn deny(major: u32, raw: (u32, u32)) -> Vec<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::{deny, may_end};
+    use super::{check_killable, device_filter};
 
     #[test]
-    fn no_services_group_is_ended() {
+    fn groups_of_services_cannot_be_killed() {
         let services = ["trustd", "node/dockerd"];
         for group in ["default/x", "default/.x", "node/modules/abc", "node/dockerd2"] {
-            assert_eq!(may_end(group, &services), Ok(()), "{group}");
+            assert!(check_killable(group, &services).is_ok(), "{group}");
         }
         for group in [
             "",
@@ -145,11 +142,11 @@ mod tests {
             "/trustd",
             "node//dockerd",
         ] {
-            assert!(may_end(group, &services).is_err(), "{group}");
+            assert!(check_killable(group, &services).is_err(), "{group}");
         }
     }
 
-    /// Interprets the few instructions that the filter uses.
+    /// Interprets the instructions that the filter uses.
     fn run(program: &[u64], context: [u32; 3]) -> u32 {
         let mut r = [0u32; 5];
         let mut at = 0;
@@ -183,9 +180,10 @@ mod tests {
     }
 
     #[test]
-    fn the_tpm_is_denied_under_every_number_it_can_have() {
-        let program = deny(250, (10, 224));
-        let access = 0x6 << 16; // read and write
+    fn the_filter_denies_all_device_numbers_of_the_tpm() {
+        let program = device_filter(250, (10, 224));
+        // Read and write.
+        let access = 0x6 << 16;
         assert_eq!(run(&program, [access | 2, 10, 224]), 0, "tpm0");
         assert_eq!(run(&program, [access | 2, 250, 65536]), 0, "tpmrm0");
         assert_eq!(run(&program, [access | 2, 250, 1]), 0, "tpm1, after unbind and bind");

@@ -1,57 +1,72 @@
-//! What trustd may ask of init, one datagram a wish: `reboot`, `poweroff`, `restart NAME`, `kill
-//! NAME`, `end GROUP`.
+//! The control socket, on which trustd sends requests to init. Each request is one datagram:
+//! `reboot`, `poweroff`, `restart NAME`, `kill NAME` or `kill-group GROUP`.
 //!
-//! The socket lies in a folder that only root and trustd can enter.
+//! The socket is in a folder that only root and trustd can enter.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixDatagram;
 
-use crate::{Fatal, service};
+use crate::error::InitError;
+use crate::service;
 
 const SOCKET: &str = "/run/control/init.sock";
 
+/// Longest request in bytes: a verb and a path of PATH_MAX (4096) bytes.
+const MAX_REQUEST_BYTES: usize = 4200;
+
+/// A request of trustd.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Wish {
+pub(crate) enum ControlRequest {
+    /// Stops all services and reboots the node.
     Reboot,
+    /// Stops all services and powers the node off.
     PowerOff,
-    /// Ends a service with SIGTERM; it is started again.
+    /// Sends SIGTERM to a service, which init then restarts.
     Restart(String),
-    /// Ends a service with SIGKILL, as a crash would; it is started again.
+    /// Sends SIGKILL to a service, as in a crash. Init then restarts it.
     Kill(String),
-    /// Kills everything in a control group that is no service's.
-    End(String),
+    /// Kills all processes in a control group that is not a service's.
+    KillGroup(String),
 }
 
-pub(crate) fn open() -> Result<UnixDatagram, Fatal> {
-    let socket = UnixDatagram::bind(SOCKET).map_err(Fatal::io(format!("listen on {SOCKET}")))?;
+/// Error of parsing a request.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected reboot, poweroff, restart NAME, kill NAME or kill-group GROUP, found {found:?}")]
+pub(crate) struct InvalidRequest {
+    found: String,
+}
+
+/// Creates the socket.
+pub(crate) fn open() -> Result<UnixDatagram, InitError> {
+    let socket =
+        UnixDatagram::bind(SOCKET).map_err(InitError::io(format!("listen on {SOCKET}")))?;
     let private = std::fs::Permissions::from_mode(0o600);
     std::fs::set_permissions(SOCKET, private)
         .and_then(|()| {
             std::os::unix::fs::chown(SOCKET, Some(service::TRUSTD), Some(service::TRUSTD))
         })
         .and_then(|()| socket.set_nonblocking(true))
-        .map_err(Fatal::io(format!("prepare {SOCKET}")))?;
+        .map_err(InitError::io(format!("prepare {SOCKET}")))?;
     Ok(socket)
 }
 
-pub(crate) fn receive(socket: &UnixDatagram) -> Option<Result<Wish, String>> {
-    // As long as a path can be.
-    let mut buffer = [0; 4200];
+/// Receives the next request; returns `None` if there is none.
+pub(crate) fn receive(socket: &UnixDatagram) -> Option<Result<ControlRequest, InvalidRequest>> {
+    let mut buffer = [0; MAX_REQUEST_BYTES];
     let n = socket.recv(&mut buffer).ok()?;
     Some(parse(&buffer[..n]))
 }
 
-fn parse(message: &[u8]) -> Result<Wish, String> {
-    let text = std::str::from_utf8(message).map_err(|_| "not text".to_owned())?;
+fn parse(message: &[u8]) -> Result<ControlRequest, InvalidRequest> {
+    let reject = || InvalidRequest { found: String::from_utf8_lossy(message).into_owned() };
+    let text = std::str::from_utf8(message).map_err(|_| reject())?;
     match text.split_once(' ') {
-        None if text == "reboot" => Ok(Wish::Reboot),
-        None if text == "poweroff" => Ok(Wish::PowerOff),
-        Some(("restart", name)) => Ok(Wish::Restart(name.to_owned())),
-        Some(("kill", name)) => Ok(Wish::Kill(name.to_owned())),
-        Some(("end", group)) => Ok(Wish::End(group.to_owned())),
-        _ => {
-            Err(format!("{text:?} is none of reboot, poweroff, restart NAME, kill NAME, end GROUP"))
-        }
+        None if text == "reboot" => Ok(ControlRequest::Reboot),
+        None if text == "poweroff" => Ok(ControlRequest::PowerOff),
+        Some(("restart", name)) => Ok(ControlRequest::Restart(name.to_owned())),
+        Some(("kill", name)) => Ok(ControlRequest::Kill(name.to_owned())),
+        Some(("kill-group", group)) => Ok(ControlRequest::KillGroup(group.to_owned())),
+        _ => Err(reject()),
     }
 }
 
@@ -60,11 +75,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_five_wishes_are_understood() {
-        assert_eq!(parse(b"reboot"), Ok(Wish::Reboot));
-        assert_eq!(parse(b"kill dockerd"), Ok(Wish::Kill("dockerd".into())));
-        assert_eq!(parse(b"end default/x"), Ok(Wish::End("default/x".into())));
-        for junk in [&b""[..], b"\xff", b"halt", b"reboot now", b"kill"] {
+    fn only_the_five_requests_are_accepted() {
+        assert_eq!(parse(b"reboot"), Ok(ControlRequest::Reboot));
+        assert_eq!(parse(b"poweroff"), Ok(ControlRequest::PowerOff));
+        assert_eq!(parse(b"restart netd"), Ok(ControlRequest::Restart("netd".into())));
+        assert_eq!(parse(b"kill dockerd"), Ok(ControlRequest::Kill("dockerd".into())));
+        let group = parse(b"kill-group default/x");
+        assert_eq!(group, Ok(ControlRequest::KillGroup("default/x".into())));
+        for junk in [&b""[..], b"\xff", b"kill-group a\xff", b"halt", b"reboot now", b"kill"] {
             assert!(parse(junk).is_err());
         }
     }

@@ -1,4 +1,4 @@
-//! The data partition: grown to the card at first boot, then mounted.
+//! The data partition: init extends it to the end of the disk at the first boot, and mounts it.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -6,18 +6,24 @@ use std::os::unix::fs::FileExt as _;
 use config::Machine;
 use nix::mount::MsFlags;
 
-use crate::{Fatal, console, mounts, service, sys};
+use crate::error::InitError;
+use crate::{mounts, service, sys};
 
-const SECTOR: u64 = 512;
-/// The partition's number.
-const DATA: u8 = 3;
-/// Partitions end on a multiple of 1 MiB.
-const ALIGN: u64 = 2048;
+const SECTOR_BYTES: u64 = 512;
+/// Block size of the file system.
+const BLOCK_BYTES: u64 = 4096;
+/// Number of the data partition.
+const DATA_PARTITION: u8 = 3;
+/// Alignment of the partition's end: 1 MiB.
+const ALIGNMENT_SECTORS: u64 = 2048;
+/// Folder for state of the engine that is about to be deleted.
+const DISCARD_DIR: &str = "/data/attic";
 
-pub(crate) fn mount(machine: &Machine) -> Result<(), Fatal> {
+/// Extends and mounts the data partition, and creates its folders.
+pub(crate) fn mount(machine: &Machine) -> Result<(), InitError> {
     grow_partition(machine)?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOATIME;
-    let partition = machine.partition(DATA);
+    let partition = machine.partition(DATA_PARTITION);
     nix::mount::mount(
         Some(partition.as_str()),
         "/data",
@@ -25,82 +31,89 @@ pub(crate) fn mount(machine: &Machine) -> Result<(), Fatal> {
         flags,
         Some("errors=remount-ro"),
     )
-    .map_err(|e| {
-        Fatal::io(format!("mount {partition} at /data; if the card is damaged, flash it again"))(
-            e.into(),
-        )
-    })?;
+    .map_err(InitError::io(format!(
+        "mount {partition} at /data; if the card is damaged, flash it again"
+    )))?;
     let size = partition_size(&partition)?;
-    let data = File::open("/data").map_err(Fatal::io("open /data"))?;
-    sys::ext4_grow(&data, size / 4096).map_err(Fatal::io("grow the data file system"))?;
-    empty_engine()?;
+    let data = File::open("/data").map_err(InitError::io("open /data"))?;
+    sys::ext4_grow(&data, size / BLOCK_BYTES)
+        .map_err(InitError::io("grow the file system of the data partition"))?;
+    discard_engine_state()?;
     mounts::make_dir("/data/engine", 0o710, None)?;
     mounts::make_dir("/data/containerd", 0o710, None)?;
     mounts::make_dir("/data/trustd", 0o700, Some((service::TRUSTD, service::TRUSTD)))?;
     Ok(())
 }
 
-/// Takes away what the engine kept: it is rebuilt from verified archives, so nothing that was
-/// altered or planted there between boots can run. Renamed first: after a power cut the next boot
-/// finds only leftovers.
-fn empty_engine() -> Result<(), Fatal> {
-    let attic = std::path::Path::new("/data/attic");
+/// Deletes the state of the engine, which is restored from verified archives. Files that were
+/// altered or planted there between two boots can therefore not run. The folders are renamed first,
+/// so that a power cut leaves either all of the state or none.
+fn discard_engine_state() -> Result<(), InitError> {
+    let discarded = std::path::Path::new(DISCARD_DIR);
     for name in ["engine", "containerd"] {
         let from = std::path::Path::new("/data").join(name);
         if from.symlink_metadata().is_ok() {
-            std::fs::create_dir_all(attic).map_err(Fatal::io("make /data/attic"))?;
-            let to =
-                (0u32..).map(|n| attic.join(n.to_string())).find(|p| p.symlink_metadata().is_err());
-            let to = to.ok_or_else(|| Fatal::State("/data/attic is full".into()))?;
+            std::fs::create_dir_all(discarded)
+                .map_err(InitError::io(format!("create {DISCARD_DIR}")))?;
+            let to = (0u32..)
+                .map(|n| discarded.join(n.to_string()))
+                .find(|p| p.symlink_metadata().is_err());
+            let to = to.ok_or_else(|| InitError::State(format!("{DISCARD_DIR} is full")))?;
             std::fs::rename(&from, to)
-                .map_err(Fatal::io(format!("put {} away", from.display())))?;
+                .map_err(InitError::io(format!("move {} to {DISCARD_DIR}", from.display())))?;
         }
     }
-    match std::fs::remove_dir_all(attic) {
+    match std::fs::remove_dir_all(discarded) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Fatal::io("empty /data/attic")(error))
+            Err(InitError::io(format!("remove {DISCARD_DIR}"))(error))
         }
         _ => Ok(()),
     }
 }
 
-fn partition_size(partition: &str) -> Result<u64, Fatal> {
-    let device = File::open(partition).map_err(Fatal::io(format!("open {partition}")))?;
-    sys::block_size(&device).map_err(Fatal::io(format!("read the size of {partition}")))
+fn partition_size(partition: &str) -> Result<u64, InitError> {
+    let device = File::open(partition).map_err(InitError::io(format!("open {partition}")))?;
+    sys::block_size(&device).map_err(InitError::io(format!("read the size of {partition}")))
 }
 
-/// Lets the last partition reach the end of the disk: one sector is written, so a power cut leaves
-/// the old or the new table.
-fn grow_partition(machine: &Machine) -> Result<(), Fatal> {
+/// Extends the last partition to the end of the disk. The partition table is one sector, so a power
+/// cut leaves either the old or the new table.
+fn grow_partition(machine: &Machine) -> Result<(), InitError> {
     let disk = File::options()
         .read(true)
         .write(true)
         .open(&machine.disk)
-        .map_err(Fatal::io(format!("open {}", machine.disk)))?;
+        .map_err(InitError::io(format!("open {}", machine.disk)))?;
     let sectors = sys::block_size(&disk)
-        .map_err(Fatal::io(format!("read the size of {}", machine.disk)))?
-        / SECTOR;
+        .map_err(InitError::io(format!("read the size of {}", machine.disk)))?
+        / SECTOR_BYTES;
     let mut table = [0; 512];
     disk.read_exact_at(&mut table, 0)
-        .map_err(Fatal::io(format!("read the partition table of {}", machine.disk)))?;
-    let Some((start, length)) = grown(&table, DATA, sectors).map_err(Fatal::State)? else {
+        .map_err(InitError::io(format!("read the partition table of {}", machine.disk)))?;
+    let Some((start, length)) =
+        extended_partition(&table, DATA_PARTITION, sectors).map_err(InitError::State)?
+    else {
         return Ok(());
     };
-    let entry = 446 + 16 * usize::from(DATA - 1);
+    let entry = 446 + 16 * usize::from(DATA_PARTITION - 1);
     table[entry + 12..entry + 16].copy_from_slice(&length.to_le_bytes());
     disk.write_all_at(&table, 0)
         .and_then(|()| disk.sync_all())
-        .map_err(Fatal::io(format!("write the partition table of {}", machine.disk)))?;
-    let (from, size) = (u64::from(start) * SECTOR, u64::from(length) * SECTOR);
-    sys::resize_partition(&disk, DATA, from, size)
-        .map_err(Fatal::io("tell the kernel the new size of the data partition"))?;
-    console::say(&format!("the data partition now has {} MiB", size >> 20));
+        .map_err(InitError::io(format!("write the partition table of {}", machine.disk)))?;
+    let (from, size) = (u64::from(start) * SECTOR_BYTES, u64::from(length) * SECTOR_BYTES);
+    sys::resize_partition(&disk, DATA_PARTITION, from, size)
+        .map_err(InitError::io("set the size of the data partition in the kernel"))?;
+    logging::info!("the data partition now has {} MiB", size >> 20);
     Ok(())
 }
 
-/// Start and new length (in sectors) of a partition that can grow; `None` if it reaches the end
-/// already.
-fn grown(table: &[u8; 512], number: u8, disk_sectors: u64) -> Result<Option<(u32, u32)>, String> {
+/// Returns start and new length in sectors of a partition that can grow, and `None` if it reaches
+/// the end of the disk already.
+fn extended_partition(
+    table: &[u8; 512],
+    number: u8,
+    disk_sectors: u64,
+) -> Result<Option<(u32, u32)>, String> {
     if table[510..] != [0x55, 0xaa] || !(1..=4).contains(&number) {
         return Err("the disk has no MBR partition table".into());
     }
@@ -114,23 +127,23 @@ fn grown(table: &[u8; 512], number: u8, disk_sectors: u64) -> Result<Option<(u32
         return Err(format!("the disk has no partition {number}"));
     }
     if (0..4).any(|n| entries(n).0 > start) {
-        return Err(format!("partition {number} is not the last one of the disk and cannot grow"));
+        return Err(format!("partition {number} cannot grow: it is not the last one of the disk"));
     }
     if u64::from(start) + u64::from(length) > disk_sectors {
         return Err(format!(
-            "the disk ends before its data partition: it has {} MiB, the image needs {}; take a larger card",
-            disk_sectors / 2048,
-            (u64::from(start) + u64::from(length)).div_ceil(2048)
+            "the disk is too small: the image needs {} MiB, the disk has {}; use a larger card",
+            (u64::from(start) + u64::from(length)).div_ceil(ALIGNMENT_SECTORS),
+            disk_sectors / ALIGNMENT_SECTORS
         ));
     }
-    let end = (disk_sectors / ALIGN * ALIGN).min(u64::from(u32::MAX));
+    let end = (disk_sectors / ALIGNMENT_SECTORS * ALIGNMENT_SECTORS).min(u64::from(u32::MAX));
     let new = end.saturating_sub(u64::from(start)) as u32;
     Ok((new > length).then_some((start, new)))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::grown;
+    use super::extended_partition;
 
     fn table(entries: [(u32, u32); 4]) -> [u8; 512] {
         let mut t = [0; 512];
@@ -143,15 +156,15 @@ mod tests {
     }
 
     #[test]
-    fn the_last_partition_grows_and_only_that() {
+    fn only_the_last_partition_grows() {
         let t = table([(2048, 100), (4096, 100), (8192, 2048), (0, 0)]);
-        assert_eq!(grown(&t, 3, 8192 + 2048), Ok(None));
-        assert_eq!(grown(&t, 3, 8192 + 4096 + 7), Ok(Some((8192, 4096))));
-        assert!(grown(&t, 2, 1 << 20).unwrap_err().contains("last"));
-        assert!(grown(&t, 4, 1 << 20).unwrap_err().contains("no partition"));
-        assert!(grown(&t, 3, 9000).unwrap_err().contains("larger card"));
-        assert!(grown(&[0; 512], 3, 1 << 20).is_err());
-        // A disk beyond what an MBR can say.
-        assert_eq!(grown(&t, 3, 1 << 40), Ok(Some((8192, u32::MAX - 8192))));
+        assert_eq!(extended_partition(&t, 3, 8192 + 2048), Ok(None));
+        assert_eq!(extended_partition(&t, 3, 8192 + 4096 + 7), Ok(Some((8192, 4096))));
+        assert!(extended_partition(&t, 2, 1 << 20).unwrap_err().contains("last"));
+        assert!(extended_partition(&t, 4, 1 << 20).unwrap_err().contains("no partition"));
+        assert!(extended_partition(&t, 3, 9000).unwrap_err().contains("larger card"));
+        assert!(extended_partition(&[0; 512], 3, 1 << 20).is_err());
+        // An MBR has 32-bit sector numbers, so the partition ends there on a larger disk.
+        assert_eq!(extended_partition(&t, 3, 1 << 40), Ok(Some((8192, u32::MAX - 8192))));
     }
 }

@@ -1,78 +1,70 @@
-//! PID 1 of a Basalt node.
+//! Init, the first process (PID 1) of a Basalt node.
 //!
 //! Invariants:
-//! - Nothing is started before every boot event is in the TPM; any failure until then stops the
-//!   node with one line.
-//! - After the handover init extends nothing more and, like everything but trustd, cannot open the
-//!   TPM.
-//! - init never returns and reaps every child.
+//! - Init starts nothing before all boot events are in the TPM. Every earlier failure stops the
+//!   node with one line on the console.
+//! - After the handover, init extends no more events. Like every process but trustd, it cannot open
+//!   the TPM.
+//! - Init never returns, and it reaps every child process.
+
 #![deny(unsafe_code)]
 
 mod cgroup;
 mod console;
 mod control;
 mod data;
-mod facts;
+mod error;
 mod launch;
-mod measuring;
+mod measured_boot;
+mod measurements;
 mod mounts;
+mod output;
 mod service;
 mod supervisor;
 #[allow(unsafe_code)]
 mod sys;
 mod tpm;
 
+use std::convert::Infallible;
+
 use config::{Boot, Machine};
 
-/// Why the node stops.
-#[derive(Debug, thiserror::Error)]
-enum Fatal {
-    #[error("cannot {what}: {source}")]
-    Io { what: String, source: std::io::Error },
-    #[error(transparent)]
-    Config(#[from] config::ConfigError),
-    #[error(transparent)]
-    Tpm(#[from] tpm::TpmError),
-    #[error("{0}")]
-    State(String),
-}
+use error::InitError;
 
-impl Fatal {
-    fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
-        let what = what.into();
-        move |source| Self::Io { what, source }
-    }
-}
+const BOOT_FILE: &str = "/etc/basalt/boot.toml";
 
 fn main() {
     let mut args = std::env::args().skip(1);
     if args.next().as_deref() == Some("launch") {
+        console::install_service_logger();
         launch::run(args.next());
     }
     if std::process::id() != 1 {
-        eprintln!("this is the first process of a Basalt node; it is started by the kernel only");
+        eprintln!("basalt-init is the first process of a node; only the kernel can start it");
         std::process::exit(2);
     }
+    console::install_logger();
     match boot() {
         Ok(never) => match never {},
-        Err(fatal) => {
-            console::say(&format!("STOPPED: {fatal}"));
+        Err(error) => {
+            logging::error!("STOPPED: {}", logging::Chain(&error));
             sys::halt();
         }
     }
 }
 
-fn boot() -> Result<std::convert::Infallible, Fatal> {
-    mounts::early()?;
-    let text = std::fs::read_to_string("/etc/basalt/boot.toml")
-        .map_err(Fatal::io("read /etc/basalt/boot.toml"))?;
-    let boot: Boot = config::parse("/etc/basalt/boot.toml", &text)?;
-    let command_line = facts::command_line()?;
+/// Measures the platform, prepares the system, and supervises the services.
+fn boot() -> Result<Infallible, InitError> {
+    mounts::mount_for_measuring()?;
+    let text =
+        std::fs::read_to_string(BOOT_FILE).map_err(InitError::io(format!("read {BOOT_FILE}")))?;
+    let boot: Boot = config::parse(BOOT_FILE, &text)?;
+    let command_line = measurements::command_line()?;
     let machine = Machine::from_command_line(&command_line)?;
-    console::say(&format!("Basalt {} ({} {})", boot.version, boot.variant, machine.name));
-    let node = measuring::measure(&boot, &machine, &command_line)?;
-    console::say("handover: the platform is measured");
-    mounts::late(&node.hostname)?;
+    logging::info!("Basalt {} ({} {})", boot.version, boot.variant, machine.name);
+    let node = measured_boot::measure(&boot, &machine, &command_line)?;
+    logging::info!("handover: the platform is measured");
+    mounts::mount_for_services(&node.hostname)?;
     data::mount(&machine)?;
     cgroup::prepare()?;
     supervisor::run(service::load()?)

@@ -1,60 +1,57 @@
-//! What a Linux system and a Docker Engine expect to be mounted.
+//! File systems and folders that a Linux system and a Docker Engine expect.
 
 use std::os::unix::fs::{DirBuilderExt as _, chown};
 use std::path::Path;
 
 use nix::mount::{MsFlags, mount};
 
-use crate::{Fatal, service, sys};
+use crate::error::InitError;
+use crate::{service, sys};
 
-/// Before measuring: only what measuring needs.
-pub(crate) fn early() -> Result<(), Fatal> {
-    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-    on("proc", "/proc", "proc", quiet, "")?;
-    on("sysfs", "/sys", "sysfs", quiet, "")?;
-    on("tmpfs", "/run", "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, "mode=755,size=20%")
+/// Mounts the file systems that measuring needs, and no more.
+pub(crate) fn mount_for_measuring() -> Result<(), InitError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount_at("proc", "/proc", "proc", flags, "")?;
+    mount_at("sysfs", "/sys", "sysfs", flags, "")?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount_at("tmpfs", "/run", "tmpfs", flags, "mode=755,size=20%")
 }
 
-/// The firmware's partition, to be looked at.
+/// The mounted boot partition.
 pub(crate) struct BootPartition;
 
 impl BootPartition {
-    const PLACE: &str = "/boot";
+    const MOUNT_POINT: &str = "/boot";
 
-    pub(crate) fn mount(device: &str) -> Result<Self, Fatal> {
+    /// Mounts the boot partition read-only.
+    pub(crate) fn mount(device: &str) -> Result<Self, InitError> {
         let flags =
             MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-        on(device, Self::PLACE, "vfat", flags, "")?;
+        mount_at(device, Self::MOUNT_POINT, "vfat", flags, "")?;
         Ok(Self)
     }
 
     pub(crate) fn path(&self) -> &str {
-        Self::PLACE
+        Self::MOUNT_POINT
     }
 
-    pub(crate) fn unmount(self) -> Result<(), Fatal> {
-        nix::mount::umount(Self::PLACE)
-            .map_err(|e| Fatal::io("unmount the boot partition")(e.into()))
+    pub(crate) fn unmount(self) -> Result<(), InitError> {
+        nix::mount::umount(Self::MOUNT_POINT).map_err(InitError::io("unmount the boot partition"))
     }
 }
 
-/// After the handover.
-pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
-    let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
-    on("tmpfs", "/tmp", "tmpfs", quiet, "mode=1777,size=10%")?;
+/// Mounts the remaining file systems and creates the folders of the services.
+pub(crate) fn mount_for_services(hostname: &str) -> Result<(), InitError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV;
+    mount_at("tmpfs", "/tmp", "tmpfs", flags, "mode=1777,size=10%")?;
     for dir in ["/dev/pts", "/dev/shm"] {
         make_dir(dir, 0o755, None)?;
     }
-    on(
-        "devpts",
-        "/dev/pts",
-        "devpts",
-        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-        "ptmxmode=0666,mode=620",
-    )?;
-    on("tmpfs", "/dev/shm", "tmpfs", quiet, "mode=1777,size=10%")?;
-    on("cgroup2", "/sys/fs/cgroup", "cgroup2", quiet, "nsdelegate")?;
-    // Where services meet. The engine's socket is trustd's alone; so is the way to init.
+    let pts_flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    mount_at("devpts", "/dev/pts", "devpts", pts_flags, "ptmxmode=0666,mode=620")?;
+    mount_at("tmpfs", "/dev/shm", "tmpfs", flags, "mode=1777,size=10%")?;
+    mount_at("cgroup2", "/sys/fs/cgroup", "cgroup2", flags, "nsdelegate")?;
+    // Only trustd can reach the engine's socket and the control socket of init.
     make_dir("/run/log", 0o700, None)?;
     make_dir("/run/engine", 0o700, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/containerd", 0o700, None)?;
@@ -63,27 +60,34 @@ pub(crate) fn late(hostname: &str) -> Result<(), Fatal> {
     make_dir("/run/modules", 0o711, Some((service::TRUSTD, service::TRUSTD)))?;
     make_dir("/run/net", 0o755, None)?;
     std::fs::write("/run/resolv.conf", "# netd writes this file when it has an address\n")
-        .map_err(Fatal::io("write /run/resolv.conf"))?;
-    nix::unistd::sethostname(hostname).map_err(|e| Fatal::io("set the host name")(e.into()))?;
-    sys::loopback_up().map_err(Fatal::io("bring lo up"))?;
+        .map_err(InitError::io("write /run/resolv.conf"))?;
+    nix::unistd::sethostname(hostname).map_err(InitError::io("set the host name"))?;
+    sys::loopback_up().map_err(InitError::io("bring the interface lo up"))?;
     for name in ["tpm0", "tpmrm0"] {
         chown(Path::new("/dev").join(name), Some(service::TRUSTD), Some(service::TRUSTD))
-            .map_err(Fatal::io(format!("give /dev/{name} to trustd")))?;
+            .map_err(InitError::io(format!("change the owner of /dev/{name} to trustd")))?;
     }
     Ok(())
 }
 
-pub(crate) fn make_dir(path: &str, mode: u32, owner: Option<(u32, u32)>) -> Result<(), Fatal> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.map_err(Fatal::io(format!("make {path}")))?;
+/// Creates a folder and its parents with this mode, and sets its owner.
+pub(crate) fn make_dir(path: &str, mode: u32, owner: Option<(u32, u32)>) -> Result<(), InitError> {
+    let created = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    created.map_err(InitError::io(format!("create {path}")))?;
     if let Some((uid, gid)) = owner {
         chown(path, Some(uid), Some(gid))
-            .map_err(Fatal::io(format!("give {path} to {uid}:{gid}")))?;
+            .map_err(InitError::io(format!("change the owner of {path} to {uid}:{gid}")))?;
     }
     Ok(())
 }
 
-fn on(source: &str, target: &str, kind: &str, flags: MsFlags, options: &str) -> Result<(), Fatal> {
-    mount(Some(source), target, Some(kind), flags, Some(options))
-        .map_err(|e| Fatal::io(format!("mount {target}"))(e.into()))
+fn mount_at(
+    source: &str,
+    target: &str,
+    file_system: &str,
+    flags: MsFlags,
+    options: &str,
+) -> Result<(), InitError> {
+    mount(Some(source), target, Some(file_system), flags, Some(options))
+        .map_err(InitError::io(format!("mount {target}")))
 }

@@ -1,49 +1,52 @@
-//! The services of this node, read from /etc/basalt/services.
+//! The services of the node, read from /etc/basalt/services.
 
 use std::collections::BTreeMap;
 
 use config::Service;
 
-use crate::Fatal;
+use crate::error::InitError;
 
-/// The user and group that trustd runs as.
+/// User and group ID of trustd.
 pub(crate) const TRUSTD: u32 = 901;
 
 const DIR: &str = "/etc/basalt/services";
 
-/// All services, each after those that it needs.
-pub(crate) fn load() -> Result<Vec<(String, Service)>, Fatal> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(DIR).map_err(Fatal::io(format!("list {DIR}")))? {
-        let path = entry.map_err(Fatal::io(format!("list {DIR}")))?.path();
+/// Reads all services and sorts them so that each comes after those that it needs.
+pub(crate) fn load() -> Result<Vec<(String, Service)>, InitError> {
+    let list = || InitError::io(format!("list {DIR}"));
+    let mut services = BTreeMap::new();
+    for entry in std::fs::read_dir(DIR).map_err(list())? {
+        let path = entry.map_err(list())?.path();
         let text = std::fs::read_to_string(&path)
-            .map_err(Fatal::io(format!("read {}", path.display())))?;
+            .map_err(InitError::io(format!("read {}", path.display())))?;
         let service: Service = config::parse(&path.to_string_lossy(), &text)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        found.insert(name, service);
+        services.insert(name, service);
     }
-    order(found).map_err(Fatal::State)
+    sort_by_needs(services).map_err(InitError::State)
 }
 
-fn order(mut services: BTreeMap<String, Service>) -> Result<Vec<(String, Service)>, String> {
-    let mut ordered: Vec<(String, Service)> = Vec::new();
+fn sort_by_needs(
+    mut services: BTreeMap<String, Service>,
+) -> Result<Vec<(String, Service)>, String> {
+    let mut sorted: Vec<(String, Service)> = Vec::new();
     while !services.is_empty() {
         let next = services
             .iter()
-            .find(|(_, s)| s.needs.iter().all(|need| ordered.iter().any(|(name, _)| name == need)))
+            .find(|(_, s)| s.needs.iter().all(|need| sorted.iter().any(|(name, _)| name == need)))
             .map(|(name, _)| name.clone());
         let Some(name) = next else {
             let left: Vec<_> = services.keys().cloned().collect();
             return Err(format!(
-                "{DIR}: these services need each other or one that is not there: {}",
+                "{DIR}: these services need each other, or a service that does not exist: {}",
                 left.join(", ")
             ));
         };
         if let Some(service) = services.remove(&name) {
-            ordered.push((name, service));
+            sorted.push((name, service));
         }
     }
-    Ok(ordered)
+    Ok(sorted)
 }
 
 #[cfg(test)]
@@ -52,19 +55,16 @@ mod tests {
 
     fn service(needs: &[&str]) -> Service {
         let needs: Vec<String> = needs.iter().map(|n| format!("\"{n}\"")).collect();
-        config::parse(
-            "s",
-            &format!(
-                "exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n",
-                needs.join(",")
-            ),
-        )
-        .unwrap()
+        let text = format!(
+            "exec = [\"/x\"]\nneeds = [{}]\nready = {{ file = \"/y\" }}\nready-within-s = 1\n",
+            needs.join(",")
+        );
+        config::parse("s", &text).unwrap()
     }
 
     #[test]
-    fn services_start_after_what_they_need() {
-        let ordered = order(
+    fn services_come_after_those_that_they_need() {
+        let sorted = sort_by_needs(
             [
                 ("a".into(), service(&["c"])),
                 ("b".into(), service(&[])),
@@ -73,11 +73,11 @@ mod tests {
             .into(),
         )
         .unwrap();
-        let names: Vec<_> = ordered.iter().map(|(name, _)| name.as_str()).collect();
+        let names: Vec<_> = sorted.iter().map(|(name, _)| name.as_str()).collect();
         assert_eq!(names, ["b", "c", "a"]);
-        assert!(
-            order([("a".into(), service(&["b"])), ("b".into(), service(&["a"]))].into()).is_err()
-        );
-        assert!(order([("a".into(), service(&["gone"]))].into()).unwrap_err().contains('a'));
+        let cycle = [("a".into(), service(&["b"])), ("b".into(), service(&["a"]))];
+        assert!(sort_by_needs(cycle.into()).is_err());
+        let missing = [("a".into(), service(&["gone"]))];
+        assert!(sort_by_needs(missing.into()).unwrap_err().contains('a'));
     }
 }

@@ -1,11 +1,10 @@
-//! Starts services in order, watches them, starts them again, reaps everything, and ends it all in
-//! order.
+//! The supervisor: it starts services in order, restarts them, reaps all child processes, and shuts
+//! the node down.
 
 use std::convert::Infallible;
-use std::io::Read as _;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::os::unix::net::{UnixDatagram, UnixStream};
-use std::process::{Child, ChildStderr, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use config::{Ready, Service};
@@ -16,100 +15,80 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use crate::control::{self, Wish};
-use crate::{Fatal, cgroup, console, launch};
+use crate::control::{self, ControlRequest};
+use crate::error::InitError;
+use crate::output::OutputStream;
+use crate::{cgroup, launch};
 
-const FIRST_PAUSE: Duration = Duration::from_millis(200);
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-/// A service that ran this long starts again without the pauses that it earned before.
-const STABLE: Duration = Duration::from_secs(30);
-/// How long a service may take to end when the node stops.
-const STOP_WITHIN: Duration = Duration::from_secs(25);
-/// How long the kernel may take to end what was killed; a process that waits for a disk cannot be
-/// waited for.
-const KILL_WITHIN: Duration = Duration::from_secs(3);
-const TICK_MS: u16 = 50;
-const KEPT_LOG: u64 = 256 * 1024;
+/// Delay before the first restart of a service. It doubles with each further restart.
+const BACKOFF_INITIAL: Duration = Duration::from_millis(200);
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// Running time after which the delay of a service is reset.
+const STABLE_AFTER: Duration = Duration::from_secs(30);
+/// Time between SIGTERM and SIGKILL when the node shuts down.
+const STOP_TIMEOUT: Duration = Duration::from_secs(25);
+/// Time that the kernel gets to end a killed process. A process that waits for a disk can take
+/// longer, and is not waited for.
+const KILL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Interval between two checks for readiness while a service is starting.
+const READY_POLL_INTERVAL_MS: u16 = 50;
+/// Longest wait for an event while all services are ready.
+const IDLE_POLL_INTERVAL_MS: u16 = 1000;
 
-enum State {
-    Waiting,
-    Starting { since: Instant, late: bool },
-    Ready { since: Instant },
-    Pause { until: Instant },
-}
-
-struct Unit {
-    name: String,
-    service: Service,
-    state: State,
-    pid: Option<Pid>,
-    output: Vec<Output>,
-    pause: Duration,
-    started: u32,
-}
-
-/// One of a service's two streams.
-struct Output {
-    source: Source,
-    line: Vec<u8>,
-}
-
-enum Source {
-    Out(ChildStdout),
-    Err(ChildStderr),
-}
-
-pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, Fatal> {
-    let mut signals = SigSet::empty();
+/// Starts and supervises the services. It returns only if the setup fails.
+pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, InitError> {
+    let mut mask = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT] {
-        signals.add(signal);
+        mask.add(signal);
     }
-    signals.thread_block().map_err(|e| Fatal::io("block signals")(e.into()))?;
-    let signals = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
-        .map_err(|e| Fatal::io("open a signal descriptor")(e.into()))?;
+    mask.thread_block().map_err(InitError::io("block signals"))?;
+    let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
+        .map_err(InitError::io("open a signal descriptor"))?;
     let control = control::open()?;
-    let units = services
+    let services = services
         .into_iter()
-        .map(|(name, service)| Unit {
+        .map(|(name, config)| SupervisedService {
             name,
-            service,
+            config,
             state: State::Waiting,
             pid: None,
             output: Vec::new(),
-            pause: FIRST_PAUSE,
-            started: 0,
+            backoff: BACKOFF_INITIAL,
         })
         .collect();
-    let mut supervisor = Supervisor { units, announced: false };
+    let mut supervisor = Supervisor { services, announced_ready: false };
     loop {
         supervisor.wait(&signals, &control);
         while let Ok(Some(info)) = signals.read_signal() {
             match Signal::try_from(info.ssi_signo as i32) {
-                Ok(Signal::SIGTERM) => supervisor.end(RebootMode::RB_POWER_OFF),
-                Ok(Signal::SIGINT) => supervisor.end(RebootMode::RB_AUTOBOOT),
+                Ok(Signal::SIGTERM) => supervisor.shut_down(RebootMode::RB_POWER_OFF),
+                Ok(Signal::SIGINT) => supervisor.shut_down(RebootMode::RB_AUTOBOOT),
                 _ => {}
             }
         }
-        while let Some(wish) = control::receive(&control) {
-            match wish {
-                Ok(wish) => supervisor.fulfil(wish),
-                Err(problem) => console::say(&format!("a wish that is not understood: {problem}")),
+        while let Some(request) = control::receive(&control) {
+            match request {
+                Ok(request) => supervisor.handle(request),
+                Err(error) => logging::warn!("invalid control request: {error}"),
             }
         }
-        // After the signals are read: a child that ends from here on makes a new one.
+        // Reaping after the signals are read loses no exit: a child that exits from here on raises
+        // the signal again.
         reap(&mut supervisor);
-        supervisor.step();
+        supervisor.advance();
     }
 }
 
-/// Collects every child that has ended, ours or an orphan's.
+/// Collects every child that has exited, a service or an orphan.
 fn reap(supervisor: &mut Supervisor) {
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(pid, code)) => {
-                supervisor.ended(pid, &format!("exit code {code}"))
+                supervisor.record_exit(pid, &format!("exit code {code}"))
             }
-            Ok(WaitStatus::Signaled(pid, signal, _)) => supervisor.ended(pid, signal.as_str()),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                supervisor.record_exit(pid, signal.as_str())
+            }
             Ok(WaitStatus::StillAlive) | Err(_) => return,
             Ok(_) => {}
         }
@@ -117,174 +96,145 @@ fn reap(supervisor: &mut Supervisor) {
 }
 
 struct Supervisor {
-    units: Vec<Unit>,
-    /// That the node is ready is said once.
-    announced: bool,
+    services: Vec<SupervisedService>,
+    /// Whether the console has the line that all services run.
+    announced_ready: bool,
 }
 
 impl Supervisor {
-    /// Sleeps until something happens, a tick at most while something is still to start.
-    fn wait(&mut self, signals: &SignalFd, control: &UnixDatagram) {
-        let settled = self.units.iter().all(|u| matches!(u.state, State::Ready { .. }));
-        let timeout = PollTimeout::from(if settled { 1000 } else { TICK_MS });
-        self.relay(timeout, &[signals.as_fd(), control.as_fd()]);
+    fn all_ready(&self) -> bool {
+        self.services.iter().all(|s| matches!(s.state, State::Ready { .. }))
     }
 
-    /// Passes on what services say, until one does, one of `others` can be read, or the time is
-    /// over.
-    fn relay(&mut self, timeout: PollTimeout, others: &[BorrowedFd<'_>]) {
-        let mut sources: Vec<PollFd<'_>> =
-            others.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-        for output in self.units.iter().flat_map(|u| &u.output) {
-            let fd = match &output.source {
-                Source::Out(out) => out.as_fd(),
-                Source::Err(err) => err.as_fd(),
-            };
-            sources.push(PollFd::new(fd, PollFlags::POLLIN));
-        }
-        if poll(&mut sources, timeout).is_err() {
+    /// Waits for a signal, a control request, output of a service, or the next check for readiness.
+    fn wait(&mut self, signals: &SignalFd, control: &UnixDatagram) {
+        let interval_ms =
+            if self.all_ready() { IDLE_POLL_INTERVAL_MS } else { READY_POLL_INTERVAL_MS };
+        self.forward_output(PollTimeout::from(interval_ms), &[signals.as_fd(), control.as_fd()]);
+    }
+
+    /// Waits until a service has output, one of `others` can be read, or the timeout is over, and
+    /// forwards the output of all services.
+    fn forward_output(&mut self, timeout: PollTimeout, others: &[BorrowedFd<'_>]) {
+        let outputs = self.services.iter().flat_map(|s| &s.output).map(OutputStream::as_fd);
+        let mut fds: Vec<PollFd<'_>> = others
+            .iter()
+            .copied()
+            .chain(outputs)
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        if poll(&mut fds, timeout).is_err() {
             return;
         }
-        let speaking: Vec<bool> = sources[others.len()..]
+        let readable: Vec<bool> = fds[others.len()..]
             .iter()
-            .map(|s| s.revents().is_some_and(|r| !r.is_empty()))
+            .map(|fd| fd.revents().is_some_and(|events| !events.is_empty()))
             .collect();
-        let mut speaking = speaking.into_iter();
-        for unit in &mut self.units {
-            let name = unit.name.clone();
-            unit.output
-                .retain_mut(|output| !speaking.next().unwrap_or(false) || output.relay(&name));
+        let mut readable = readable.into_iter();
+        for SupervisedService { name, output, .. } in &mut self.services {
+            output.retain_mut(|stream| !readable.next().unwrap_or(false) || stream.forward(name));
         }
     }
 
-    /// Moves every service one step further.
-    fn step(&mut self) {
-        for n in 0..self.units.len() {
-            let needs_met = self.units[n].service.needs.iter().all(|need| {
-                self.units.iter().any(|u| u.name == *need && matches!(u.state, State::Ready { .. }))
+    /// Moves every service to its next state, if it is time.
+    fn advance(&mut self) {
+        for n in 0..self.services.len() {
+            let needs_met = self.services[n].config.needs.iter().all(|need| {
+                self.services
+                    .iter()
+                    .any(|s| s.name == *need && matches!(s.state, State::Ready { .. }))
             });
-            let unit = &mut self.units[n];
-            match unit.state {
-                State::Waiting if needs_met => unit.start(),
-                State::Pause { until } if Instant::now() >= until => unit.start(),
-                State::Starting { since, .. } if unit.is_ready() => {
-                    unit.state = State::Ready { since };
-                    console::say(&format!(
-                        "{} is ready after {:.2} s",
-                        unit.name,
-                        since.elapsed().as_secs_f64()
-                    ));
-                }
-                State::Starting { since, late: false }
-                    if since.elapsed().as_secs() >= unit.service.ready_within_s =>
-                {
-                    unit.state = State::Starting { since, late: true };
-                    console::say(&format!(
-                        "{} is not ready after {} s and is ended",
-                        unit.name, unit.service.ready_within_s
-                    ));
-                    unit.signal(Signal::SIGKILL);
-                }
-                _ => {}
-            }
+            self.services[n].advance(needs_met);
         }
-        if !self.announced && self.units.iter().all(|u| matches!(u.state, State::Ready { .. })) {
-            self.announced = true;
-            console::say("ready: all services run");
+        if !self.announced_ready && self.all_ready() {
+            self.announced_ready = true;
+            logging::info!("ready: all services run");
         }
     }
 
-    fn ended(&mut self, pid: Pid, how: &str) {
-        let Some(unit) = self.units.iter_mut().find(|u| u.pid == Some(pid)) else { return };
-        let ran = match unit.state {
-            State::Starting { since, .. } | State::Ready { since } => since.elapsed(),
-            _ => Duration::ZERO,
-        };
-        if ran >= STABLE {
-            unit.pause = FIRST_PAUSE;
+    fn record_exit(&mut self, pid: Pid, reason: &str) {
+        if let Some(service) = self.services.iter_mut().find(|s| s.pid == Some(pid)) {
+            service.record_exit(reason);
         }
-        console::say(&format!(
-            "{} ended ({how}) and starts again in {:.1} s",
-            unit.name,
-            unit.pause.as_secs_f64()
-        ));
-        unit.pid = None;
-        unit.state = State::Pause { until: Instant::now() + unit.pause };
-        unit.pause = (unit.pause * 2).min(LONGEST_PAUSE);
     }
 
-    /// Waits for a child to end, and reads meanwhile what all of them say: a full pipe would hold
-    /// them up.
-    fn gone_within(&mut self, pid: Pid, within: Duration) -> bool {
-        let deadline = Instant::now() + within;
+    /// Waits for a child to exit. Meanwhile it forwards the output of all services, because a full
+    /// pipe would block them. Returns `false` if the child still runs at the end.
+    fn wait_for_exit(&mut self, pid: Pid, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
         loop {
             match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(_) => return true,
                 Ok(_) if Instant::now() >= deadline => return false,
-                Ok(_) => self.relay(PollTimeout::from(10u16), &[]),
+                Ok(_) => self.forward_output(PollTimeout::from(10u16), &[]),
             }
         }
     }
 
-    fn fulfil(&mut self, wish: Wish) {
-        let (name, signal) = match wish {
-            Wish::Reboot => self.end(RebootMode::RB_AUTOBOOT),
-            Wish::PowerOff => self.end(RebootMode::RB_POWER_OFF),
-            Wish::Restart(name) => (name, Signal::SIGTERM),
-            Wish::Kill(name) => (name, Signal::SIGKILL),
-            Wish::End(group) => {
-                let services: Vec<String> =
-                    self.units.iter().map(|u| launch::group(&u.name, &u.service)).collect();
-                let services: Vec<&str> = services.iter().map(String::as_str).collect();
-                match cgroup::end(&group, &services) {
-                    Ok(()) => console::say(&format!(
-                        "{group}: everything in it was killed, as trustd wished"
-                    )),
-                    Err(problem) => console::say(&format!("a wish to end {group:?}: {problem}")),
-                }
-                return;
-            }
-        };
-        match self.units.iter().find(|u| u.name == name) {
-            Some(unit) => {
-                console::say(&format!("{name}: {signal} as the owner wished"));
-                unit.signal(signal);
-            }
-            None => console::say(&format!("a wish for {name:?}, which is no service")),
+    fn handle(&mut self, request: ControlRequest) {
+        match request {
+            ControlRequest::Reboot => self.shut_down(RebootMode::RB_AUTOBOOT),
+            ControlRequest::PowerOff => self.shut_down(RebootMode::RB_POWER_OFF),
+            ControlRequest::Restart(name) => self.signal_on_request(&name, Signal::SIGTERM),
+            ControlRequest::Kill(name) => self.signal_on_request(&name, Signal::SIGKILL),
+            ControlRequest::KillGroup(group) => self.kill_group(&group),
         }
     }
 
-    /// Stops services in reverse order, then everything, then the machine.
-    fn end(&mut self, mode: RebootMode) -> ! {
-        console::say("going down: stopping services");
-        for n in (0..self.units.len()).rev() {
-            // A service that ends now is not started again.
-            let Some(pid) = self.units[n].pid.take() else { continue };
+    fn signal_on_request(&self, name: &str, signal: Signal) {
+        match self.services.iter().find(|s| s.name == name) {
+            Some(service) => {
+                logging::info!("{name}: sending {signal}, requested by the owner");
+                service.signal(signal);
+            }
+            None => logging::warn!("cannot send {signal} to {name:?}: no such service"),
+        }
+    }
+
+    fn kill_group(&self, group: &str) {
+        let protected: Vec<String> =
+            self.services.iter().map(|s| launch::group(&s.name, &s.config)).collect();
+        let protected: Vec<&str> = protected.iter().map(String::as_str).collect();
+        match cgroup::kill_group(group, &protected) {
+            Ok(()) => logging::info!("{group}: killed all processes, requested by trustd"),
+            Err(error) => {
+                logging::warn!("cannot kill the group {group:?}: {}", logging::Chain(&error));
+            }
+        }
+    }
+
+    /// Stops the services in reverse order, then all other processes, and then the machine.
+    fn shut_down(&mut self, mode: RebootMode) -> ! {
+        logging::info!("shutting down: stopping services");
+        for n in (0..self.services.len()).rev() {
+            // Without its process ID, a service that exits now is not restarted.
+            let Some(pid) = self.services[n].pid.take() else { continue };
             let _ = kill(pid, Signal::SIGTERM);
-            if !self.gone_within(pid, STOP_WITHIN) {
-                console::say(&format!("{} does not end and is killed", self.units[n].name));
+            if !self.wait_for_exit(pid, STOP_TIMEOUT) {
+                let name = &self.services[n].name;
+                logging::warn!("{name} did not stop within {} s, killing", STOP_TIMEOUT.as_secs());
                 let _ = kill(pid, Signal::SIGKILL);
-                self.gone_within(pid, KILL_WITHIN);
+                self.wait_for_exit(pid, KILL_TIMEOUT);
             }
         }
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
-        let deadline = Instant::now() + KILL_WITHIN;
+        let deadline = Instant::now() + KILL_TIMEOUT;
         while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(10));
         }
         nix::unistd::sync();
         if let Err(error) = unmount_data() {
-            console::say(&format!(
-                "/data cannot be unmounted ({error}); its journal is replayed at the next boot"
-            ));
+            logging::warn!(
+                "/data cannot be unmounted ({error}); the next boot replays its journal"
+            );
         }
-        console::say("down");
+        logging::info!("down");
         let _ = reboot(mode);
         crate::sys::halt()
     }
 }
 
-/// Containers leave mounts below /data behind when they are killed.
+/// Unmounts /data. Killed containers leave mounts below it, which are detached first.
 fn unmount_data() -> nix::Result<()> {
     let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
     let below: Vec<&str> = mounts
@@ -298,12 +248,60 @@ fn unmount_data() -> nix::Result<()> {
     nix::mount::umount2("/data", nix::mount::MntFlags::empty())
 }
 
-impl Unit {
+enum State {
+    /// A service that it needs is not ready.
+    Waiting,
+    /// The process runs and is not ready; `killed` if it took too long.
+    Starting {
+        since: Instant,
+        killed: bool,
+    },
+    Ready {
+        since: Instant,
+    },
+    /// The process exited and is restarted later.
+    Backoff {
+        until: Instant,
+    },
+}
+
+struct SupervisedService {
+    name: String,
+    config: Service,
+    state: State,
+    pid: Option<Pid>,
+    output: Vec<OutputStream>,
+    /// Delay before the next restart.
+    backoff: Duration,
+}
+
+impl SupervisedService {
+    fn advance(&mut self, needs_met: bool) {
+        match self.state {
+            State::Waiting if needs_met => self.start(),
+            State::Backoff { until } if Instant::now() >= until => self.start(),
+            State::Starting { since, .. } if self.is_ready() => {
+                self.state = State::Ready { since };
+                let seconds = since.elapsed().as_secs_f64();
+                logging::info!("{} is ready after {seconds:.2} s", self.name);
+            }
+            State::Starting { since, killed: false }
+                if since.elapsed().as_secs() >= self.config.ready_within_s =>
+            {
+                self.state = State::Starting { since, killed: true };
+                let Self { name, config: Service { ready_within_s, .. }, .. } = self;
+                logging::warn!("{name} is not ready after {ready_within_s} s, killing");
+                self.signal(Signal::SIGKILL);
+            }
+            _ => {}
+        }
+    }
+
     fn start(&mut self) {
-        for stale in &self.service.stale_files {
+        for stale in &self.config.stale_files {
             let _ = std::fs::remove_file(stale);
         }
-        let group = format!("{}/{}", cgroup::ROOT, launch::group(&self.name, &self.service));
+        let group = format!("{}/{}", cgroup::ROOT, launch::group(&self.name, &self.config));
         let _ = std::fs::create_dir(group);
         let spawned = Command::new("/proc/self/exe")
             .arg("launch")
@@ -312,30 +310,43 @@ impl Unit {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn();
-        self.started += 1;
         match spawned {
-            Ok(child) => self.adopt(child),
+            Ok(child) => self.supervise(child),
             Err(error) => {
-                console::say(&format!("{} cannot be started: {error}", self.name));
-                self.state = State::Pause { until: Instant::now() + self.pause };
-                self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+                logging::error!("cannot start {}: {error}", self.name);
+                self.back_off();
             }
         }
     }
 
-    fn adopt(&mut self, mut child: Child) {
+    fn supervise(&mut self, mut child: Child) {
         self.pid = Some(Pid::from_raw(child.id() as i32));
-        self.state = State::Starting { since: Instant::now(), late: false };
-        self.output.extend(
-            child.stdout.take().map(|out| Output { source: Source::Out(out), line: Vec::new() }),
-        );
-        self.output.extend(
-            child.stderr.take().map(|err| Output { source: Source::Err(err), line: Vec::new() }),
-        );
+        self.state = State::Starting { since: Instant::now(), killed: false };
+        self.output.extend(OutputStream::take_from(&mut child));
+    }
+
+    fn record_exit(&mut self, reason: &str) {
+        let runtime = match self.state {
+            State::Starting { since, .. } | State::Ready { since } => since.elapsed(),
+            State::Waiting | State::Backoff { .. } => Duration::ZERO,
+        };
+        if runtime >= STABLE_AFTER {
+            self.backoff = BACKOFF_INITIAL;
+        }
+        let seconds = self.backoff.as_secs_f64();
+        logging::warn!("{} exited ({reason}) and restarts in {seconds:.1} s", self.name);
+        self.pid = None;
+        self.back_off();
+    }
+
+    /// Schedules a restart and doubles the delay of the next one.
+    fn back_off(&mut self) {
+        self.state = State::Backoff { until: Instant::now() + self.backoff };
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
     }
 
     fn is_ready(&self) -> bool {
-        match &self.service.ready {
+        match &self.config.ready {
             Ready::Socket(path) => UnixStream::connect(path).is_ok(),
             Ready::File(path) => std::path::Path::new(path).exists(),
         }
@@ -345,41 +356,5 @@ impl Unit {
         if let Some(pid) = self.pid {
             let _ = kill(pid, signal);
         }
-    }
-}
-
-impl Output {
-    /// Passes on what there is to read; `false` when the stream has ended.
-    fn relay(&mut self, name: &str) -> bool {
-        let mut buffer = [0; 4096];
-        let read = match &mut self.source {
-            Source::Out(out) => out.read(&mut buffer),
-            Source::Err(err) => err.read(&mut buffer),
-        };
-        let n = read.unwrap_or(0);
-        for byte in &buffer[..n] {
-            if *byte == b'\n' || self.line.len() >= 1024 {
-                let line = String::from_utf8_lossy(&self.line).into_owned();
-                console::relay(name, &line);
-                keep(name, &line);
-                self.line.clear();
-            }
-            if *byte != b'\n' {
-                self.line.push(*byte);
-            }
-        }
-        n > 0
-    }
-}
-
-/// Appends to the service's log; the last two stretches are kept.
-fn keep(name: &str, line: &str) {
-    use std::io::Write as _;
-    let path = format!("/run/log/{name}.log");
-    if std::fs::metadata(&path).is_ok_and(|m| m.len() > KEPT_LOG) {
-        let _ = std::fs::rename(&path, format!("{path}.1"));
-    }
-    if let Ok(mut file) = std::fs::File::options().create(true).append(true).open(&path) {
-        let _ = writeln!(file, "{line}");
     }
 }

@@ -1,15 +1,16 @@
-//! The only unsafe code of this program: system calls that have no safe wrapper.
+//! System calls that have no safe wrapper: the only unsafe code of this program.
 
 use std::fs::File;
 use std::io::{Error, Result};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-/// Kernel: include/uapi/linux/fs.h
+/// Request for the size of a block device (kernel: include/uapi/linux/fs.h).
 const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-/// Kernel: include/uapi/linux/blkpg.h
+/// Request for changes of partitions (kernel: include/uapi/linux/blkpg.h).
 const BLKPG: libc::c_ulong = 0x1269;
 const BLKPG_RESIZE_PARTITION: libc::c_int = 3;
-/// Kernel: fs/ext4/ext4.h, `_IOW('f', 16, __u64)`
+/// Request for another size of an ext4 file system, `_IOW('f', 16, __u64)` (kernel:
+/// fs/ext4/ext4.h).
 const EXT4_IOC_RESIZE_FS: libc::c_ulong = 0x4008_6610;
 
 const BPF_PROG_LOAD: libc::c_long = 5;
@@ -22,7 +23,7 @@ fn checked(result: libc::c_int) -> Result<()> {
     if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The size of a block device in bytes.
+/// Returns the size of a block device in bytes.
 pub(crate) fn block_size(device: &File) -> Result<u64> {
     let mut size = 0u64;
     // SAFETY: the request writes one u64 to the pointer, which is valid for the call.
@@ -46,7 +47,7 @@ struct BlkpgArgument {
     data: *mut BlkpgPartition,
 }
 
-/// Tells the kernel that a partition (in bytes) has another size; it may be in use.
+/// Sets start and length (in bytes) of a partition in the kernel. The partition may be mounted.
 pub(crate) fn resize_partition(disk: &File, number: u8, start: u64, length: u64) -> Result<()> {
     let mut partition = BlkpgPartition {
         start: start as _,
@@ -64,7 +65,8 @@ pub(crate) fn resize_partition(disk: &File, number: u8, start: u64, length: u64)
     checked(unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw const argument) })
 }
 
-/// Grows a mounted ext4 to this many blocks; nothing happens if it has them already.
+/// Grows a mounted ext4 file system to this number of blocks. It has no effect if the file system
+/// is as large already.
 pub(crate) fn ext4_grow(mount_point: &File, blocks: u64) -> Result<()> {
     // SAFETY: the request reads one u64 from the pointer, which is valid for the call.
     checked(unsafe {
@@ -77,7 +79,7 @@ pub(crate) fn loopback_up() -> Result<()> {
     // SAFETY: no pointer is passed.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     checked(fd)?;
-    // SAFETY: the descriptor is new and owned by nobody else.
+    // SAFETY: the descriptor is new, and only this value owns it.
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     // SAFETY: an all-zero ifreq is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
@@ -111,8 +113,8 @@ struct BpfAttach {
     flags: u32,
 }
 
-/// Loads a cgroup device program (eight bytes an instruction) and attaches it to a control group
-/// for as long as that exists.
+/// Loads a cgroup device program (eight bytes per instruction) and attaches it to a control group
+/// for the lifetime of the group.
 pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()> {
     let load = BpfLoad {
         kind: BPF_PROG_TYPE_CGROUP_DEVICE,
@@ -121,13 +123,13 @@ pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()>
         license: c"MIT".as_ptr() as u64,
         ..BpfLoad::default()
     };
-    // SAFETY: the structure has the kernel's layout (include/uapi/linux/bpf.h); what it points to
-    // lives until the call returns.
+    // SAFETY: the structure has the kernel's layout (include/uapi/linux/bpf.h), and the data that
+    // it points to lives until the call returns.
     let fd = unsafe {
         libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw const load, size_of::<BpfLoad>())
     };
     checked(fd as libc::c_int)?;
-    // SAFETY: the descriptor is new and owned by nobody else.
+    // SAFETY: the descriptor is new, and only this value owns it.
     let loaded = unsafe { OwnedFd::from_raw_fd(fd as libc::c_int) };
     let attach = BpfAttach {
         target: cgroup.as_raw_fd() as u32,
@@ -142,7 +144,7 @@ pub(crate) fn attach_device_filter(cgroup: &File, program: &[u64]) -> Result<()>
     checked(result as libc::c_int)
 }
 
-/// Stops the machine for good; the last line stays on the console.
+/// Halts the machine. The last line stays on the console.
 pub(crate) fn halt() -> ! {
     let _ = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_HALT_SYSTEM);
     loop {

@@ -1,7 +1,6 @@
-//! The two TPM commands that PID 1 needs, spoken to the kernel's device.
-//!
-//! TPM 2.0 Library, Part 3: 22.2 TPM2_PCR_Extend, 22.4 TPM2_PCR_Read; Part 1, 18 for the header and
-//! the password session.
+//! The two TPM commands that init needs, sent to the device of the kernel: TPM2_PCR_Extend (TPM 2.0
+//! Library, Part 3, 22.2) and TPM2_PCR_Read (22.4). Part 1, 18, specifies the header and the
+//! password session.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -15,31 +14,42 @@ const CC_PCR_READ: u32 = 0x17e;
 const CC_PCR_EXTEND: u32 = 0x182;
 const RS_PW: u32 = 0x4000_0009;
 const ALG_SHA256: u16 = 0x000b;
-/// Warnings after which the command may be sent again: YIELDED, TESTING, RETRY.
-const TRY_AGAIN: [u32; 3] = [0x908, 0x90a, 0x922];
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Response codes after which the command may be retried: YIELDED, TESTING, RETRY.
+const RETRY_CODES: [u32; 3] = [0x908, 0x90a, 0x922];
+/// Time after which a command is not retried any more.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between two attempts to open the device or to send a command.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 const DEVICE: &str = "/dev/tpm0";
 
+/// Error of a TPM command.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TpmError {
+    /// The device does not exist.
     #[error(
-        "no TPM: /dev/tpm0 did not appear within {0} s; connect a TPM 2.0 (see docs/hardware.md) or build an image for this board"
+        "no TPM: {DEVICE} did not appear within {0} s; connect a TPM 2.0 (see docs/hardware.md) \
+         or build an image for this board"
     )]
     Absent(u64),
-    #[error("cannot talk to the TPM ({what}): {source}")]
-    Io { what: &'static str, source: std::io::Error },
-    #[error("the TPM refused {what}: response code {code:#05x}")]
-    Refused { what: &'static str, code: u32 },
-    #[error("the TPM's answer to {what} is malformed ({length} bytes)")]
-    Malformed { what: &'static str, length: usize },
+    /// The device cannot be opened.
+    #[error("cannot open {DEVICE}")]
+    Open(#[source] std::io::Error),
+    /// The device cannot be read or written.
+    #[error("cannot execute {command} on the TPM")]
+    Io { command: &'static str, source: std::io::Error },
+    /// The TPM returned an error.
+    #[error("the TPM rejected {command}: response code {code:#05x}")]
+    Rejected { command: &'static str, code: u32 },
+    /// The response does not decode.
+    #[error("the TPM's response to {command} is malformed ({length} bytes)")]
+    Malformed { command: &'static str, length: usize },
 }
 
-/// A TPM at the other end of a byte stream: the kernel's device, or a software TPM's socket in
-/// tests.
+/// A TPM behind a byte stream: the device of the kernel, or the socket of a software TPM in tests.
 pub(crate) struct Tpm<S = File>(S);
 
 impl Tpm {
-    /// Opens the TPM, waiting for it to appear.
+    /// Opens the TPM and waits at most `wait` for its device to appear.
     pub(crate) fn open(wait: Duration) -> Result<Self, TpmError> {
         let deadline = Instant::now() + wait;
         loop {
@@ -49,30 +59,33 @@ impl Tpm {
                     if Instant::now() < deadline
                         && error.kind() != std::io::ErrorKind::PermissionDenied =>
                 {
-                    std::thread::sleep(Duration::from_millis(20))
+                    std::thread::sleep(RETRY_INTERVAL)
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(TpmError::Absent(wait.as_secs()));
                 }
-                Err(source) => return Err(TpmError::Io { what: "open", source }),
+                Err(source) => return Err(TpmError::Open(source)),
             }
         }
     }
 }
 
 impl<S: Read + Write> Tpm<S> {
+    /// Extends a PCR of the SHA-256 bank.
     pub(crate) fn extend(&mut self, pcr: u32, digest: &Digest) -> Result<(), TpmError> {
         let mut body = Vec::new();
         body.extend(pcr.to_be_bytes());
         body.extend(9u32.to_be_bytes());
         body.extend(RS_PW.to_be_bytes());
-        body.extend([0; 5]); // no nonce, no attributes, no password
+        // Empty nonce, no attributes, empty password.
+        body.extend([0; 5]);
         body.extend(1u32.to_be_bytes());
         body.extend(ALG_SHA256.to_be_bytes());
         body.extend(digest);
         self.command("PCR_Extend", ST_SESSIONS, CC_PCR_EXTEND, &body).map(|_| ())
     }
 
+    /// Reads a PCR of the SHA-256 bank.
     pub(crate) fn read(&mut self, pcr: u32) -> Result<Digest, TpmError> {
         let mut select = [0u8; 3];
         select[pcr as usize / 8] = 1 << (pcr % 8);
@@ -81,13 +94,14 @@ impl<S: Read + Write> Tpm<S> {
         body.extend(ALG_SHA256.to_be_bytes());
         body.push(3);
         body.extend(select);
-        let answer = self.command("PCR_Read", ST_NO_SESSIONS, CC_PCR_READ, &body)?;
-        parse_read(&answer).ok_or(TpmError::Malformed { what: "PCR_Read", length: answer.len() })
+        let response = self.command("PCR_Read", ST_NO_SESSIONS, CC_PCR_READ, &body)?;
+        parse_read(&response)
+            .ok_or(TpmError::Malformed { command: "PCR_Read", length: response.len() })
     }
 
     fn command(
         &mut self,
-        what: &'static str,
+        command: &'static str,
         tag: u16,
         code: u32,
         body: &[u8],
@@ -97,32 +111,34 @@ impl<S: Read + Write> Tpm<S> {
         request.extend((10 + body.len() as u32).to_be_bytes());
         request.extend(code.to_be_bytes());
         request.extend(body);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + RETRY_TIMEOUT;
         loop {
-            self.0.write_all(&request).map_err(|source| TpmError::Io { what, source })?;
+            self.0.write_all(&request).map_err(|source| TpmError::Io { command, source })?;
             let mut response = vec![0; 4096];
-            let n = self.0.read(&mut response).map_err(|source| TpmError::Io { what, source })?;
+            let n =
+                self.0.read(&mut response).map_err(|source| TpmError::Io { command, source })?;
             response.truncate(n);
             match parse_header(&response) {
-                None => return Err(TpmError::Malformed { what, length: n }),
+                None => return Err(TpmError::Malformed { command, length: n }),
                 Some(0) => return Ok(response.split_off(10)),
-                Some(rc) if TRY_AGAIN.contains(&rc) && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(20))
+                Some(rc) if RETRY_CODES.contains(&rc) && Instant::now() < deadline => {
+                    std::thread::sleep(RETRY_INTERVAL)
                 }
-                Some(code) => return Err(TpmError::Refused { what, code }),
+                Some(code) => return Err(TpmError::Rejected { command, code }),
             }
         }
     }
 }
 
-/// The response code, if the header is whole and tells the true length.
+/// Returns the response code if the header is complete and has the right length.
 fn parse_header(response: &[u8]) -> Option<u32> {
     let length = u32::from_be_bytes(response.get(2..6)?.try_into().ok()?);
     let code = u32::from_be_bytes(response.get(6..10)?.try_into().ok()?);
     (length as usize == response.len()).then_some(code)
 }
 
-/// updateCounter (4), selection (4 + 2 + 1 + 3), number of digests (4), length (2), digest.
+/// Parses the response of TPM2_PCR_Read: updateCounter (4 bytes), selection (4 + 2 + 1 + 3), number
+/// of digests (4), length (2), digest.
 fn parse_read(body: &[u8]) -> Option<Digest> {
     let digest = body.get(20..)?;
     (body.get(14..20)? == [0, 0, 0, 1, 0, 32]).then_some(())?;
@@ -135,7 +151,7 @@ pub(crate) mod tests {
     use std::os::unix::net::UnixStream;
     use std::process::{Child, Command};
 
-    /// A software TPM of this test's own.
+    /// A software TPM for one test.
     pub(crate) struct Swtpm {
         child: Child,
         dir: tempfile::TempDir,
@@ -151,8 +167,8 @@ pub(crate) mod tests {
     impl Swtpm {
         pub(crate) fn start() -> Self {
             assert!(
-                std::env::var_os("BASALT_IN_TOOLS_TREE").is_some(),
-                "this test needs the tools tree: cargo xtask test unit"
+                std::env::var_os("BASALT_IN_TOOLS_SYSROOT").is_some(),
+                "this test needs the tools sysroot: cargo xtask test unit"
             );
             let dir = tempfile::tempdir().unwrap();
             let child = Command::new("swtpm")
@@ -170,7 +186,7 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn connect(&self) -> Tpm<UnixStream> {
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + RETRY_TIMEOUT;
             loop {
                 match UnixStream::connect(self.dir.path().join("s")) {
                     Ok(stream) => return Tpm(stream),
@@ -182,7 +198,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_tpm_that_ends_in_the_middle_is_an_error() {
+    fn a_tpm_that_disappears_is_an_error() {
         let mut swtpm = Swtpm::start();
         let mut tpm = swtpm.connect();
         tpm.extend(14, &[1; 32]).unwrap();
@@ -192,7 +208,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn answers_that_are_short_long_or_lie_about_their_length_are_refused() {
+    fn responses_whose_length_is_wrong_are_rejected() {
         let mut good = vec![0x80, 0x01, 0, 0, 0, 10, 0, 0, 0, 0];
         assert_eq!(parse_header(&good), Some(0));
         for n in 0..good.len() {
@@ -203,14 +219,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_bank_that_is_not_there_is_not_a_zero_pcr() {
+    fn a_response_without_a_digest_is_rejected() {
         let mut body = vec![0; 14];
         body.extend([0, 0, 0, 1, 0, 32]);
         body.extend([7; 32]);
         assert_eq!(parse_read(&body), Some([7; 32]));
         body.push(0);
         assert_eq!(parse_read(&body), None);
-        // The bank is off: no digest at all.
+        // A TPM without the SHA-256 bank returns no digest.
         assert_eq!(parse_read(&[0; 18]), None);
     }
 }

@@ -1,19 +1,40 @@
-//! DHCP messages (RFC 2131, options of RFC 2132): built and parsed here, sent elsewhere.
+//! DHCP messages (RFC 2131, with options of RFC 2132). The module builds and parses them, and does
+//! no I/O.
 //!
-//! Own code instead of a crate: the maintained one brings a whole DNS library into a program that
-//! runs as root.
+//! It is used instead of a crate, because the maintained crate depends on a DNS library, which
+//! would run as root.
 
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+/// Magic cookie before the options (RFC 2131, section 3).
 const COOKIE: [u8; 4] = [99, 130, 83, 99];
 const BOOTREQUEST: u8 = 1;
 const BOOTREPLY: u8 = 2;
-/// Leases shorter than this are refused: they would mean renewing without end.
-const SHORTEST_LEASE: u32 = 60;
+/// Shortest duration of a lease. Shorter ones are extended to it, because the client would renew
+/// them all the time.
+const MIN_LEASE_S: u32 = 60;
 
+/// Length of the fixed-size part of a message, before the options.
+const HEADER_BYTES: usize = 240;
+/// Length that some servers require of a message.
+const MIN_MESSAGE_BYTES: usize = 300;
+
+const OPTION_MASK: u8 = 1;
+const OPTION_ROUTER: u8 = 3;
+const OPTION_RESOLVERS: u8 = 6;
+const OPTION_HOSTNAME: u8 = 12;
+const OPTION_REQUESTED_ADDRESS: u8 = 50;
+const OPTION_LEASE_TIME: u8 = 51;
+const OPTION_MESSAGE_TYPE: u8 = 53;
+const OPTION_SERVER: u8 = 54;
+const OPTION_REQUESTED_OPTIONS: u8 = 55;
+const OPTION_PAD: u8 = 0;
+const OPTION_END: u8 = 255;
+
+/// Type of a message (option 53).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum MessageType {
     Discover = 1,
     Offer = 2,
     Request = 3,
@@ -21,6 +42,7 @@ pub(crate) enum Kind {
     Nak = 6,
 }
 
+/// An offered or granted lease.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
     pub address: Ipv4Addr,
@@ -28,89 +50,98 @@ pub(crate) struct Lease {
     pub router: Option<Ipv4Addr>,
     pub resolvers: Vec<Ipv4Addr>,
     pub server: Ipv4Addr,
-    pub time: Duration,
+    pub duration: Duration,
 }
 
 impl Lease {
-    /// When to ask the same server again (T1), and when to ask anyone (T2).
+    /// Returns the time after which the client asks the same server to renew the lease (T1).
     pub(crate) fn renew_after(&self) -> Duration {
-        self.time / 2
+        self.duration / 2
     }
 
+    /// Returns the time after which the client asks any server to renew the lease (T2).
     pub(crate) fn rebind_after(&self) -> Duration {
-        self.time * 7 / 8
+        self.duration * 7 / 8
     }
 }
 
-/// What the client asks for.
-pub(crate) enum Ask<'a> {
+/// Request of the client.
+pub(crate) enum Request<'a> {
+    /// Asks servers for offers.
     Discover,
-    /// Takes an offer.
-    Take(&'a Lease),
-    /// Prolongs the lease that is in use.
+    /// Accepts an offer.
+    Select(&'a Lease),
+    /// Asks for the extension of a lease.
     Renew(&'a Lease),
 }
 
-pub(crate) fn request(
-    ask: &Ask<'_>,
+/// Builds a message. The host name has at most 255 bytes.
+pub(crate) fn build(
+    request: &Request<'_>,
     transaction: u32,
-    hardware: [u8; 6],
+    hardware_address: [u8; 6],
     hostname: &str,
 ) -> Vec<u8> {
     let mut m = vec![BOOTREQUEST, 1, 6, 0];
     m.extend(transaction.to_be_bytes());
     m.extend([0, 0]);
-    // The broadcast flag: without an address, unicast answers would not arrive.
-    m.extend(if matches!(ask, Ask::Renew(_)) { [0, 0] } else { [0x80, 0] });
-    m.extend(if let Ask::Renew(lease) = ask { lease.address.octets() } else { [0; 4] });
+    // Without an address, the client can receive answers only by broadcast, and sets the flag for
+    // it.
+    m.extend(if matches!(request, Request::Renew(_)) { [0, 0] } else { [0x80, 0] });
+    m.extend(if let Request::Renew(lease) = request { lease.address.octets() } else { [0; 4] });
     m.extend([0; 12]);
-    m.extend(hardware);
-    m.resize(236, 0);
+    m.extend(hardware_address);
+    m.resize(HEADER_BYTES - COOKIE.len(), 0);
     m.extend(COOKIE);
-    let kind = if matches!(ask, Ask::Discover) { Kind::Discover } else { Kind::Request };
-    m.extend([53, 1, kind as u8]);
-    if let Ask::Take(offer) = ask {
-        m.extend([50, 4]);
+    let message_type = match request {
+        Request::Discover => MessageType::Discover,
+        Request::Select(_) | Request::Renew(_) => MessageType::Request,
+    };
+    m.extend([OPTION_MESSAGE_TYPE, 1, message_type as u8]);
+    if let Request::Select(offer) = request {
+        m.extend([OPTION_REQUESTED_ADDRESS, 4]);
         m.extend(offer.address.octets());
-        m.extend([54, 4]);
+        m.extend([OPTION_SERVER, 4]);
         m.extend(offer.server.octets());
     }
-    m.extend([55, 4, 1, 3, 6, 51]);
-    m.extend([12, hostname.len() as u8]);
+    let requested = [OPTION_MASK, OPTION_ROUTER, OPTION_RESOLVERS, OPTION_LEASE_TIME];
+    m.extend([OPTION_REQUESTED_OPTIONS, requested.len() as u8]);
+    m.extend(requested);
+    m.extend([OPTION_HOSTNAME, hostname.len() as u8]);
     m.extend(hostname.as_bytes());
-    m.push(255);
-    m.resize(m.len().max(300), 0);
+    m.push(OPTION_END);
+    m.resize(m.len().max(MIN_MESSAGE_BYTES), 0);
     m
 }
 
-/// Understands a server's answer to this client's transaction; anything else is `None`.
+/// Parses the answer of a server to this transaction. Returns `None` for all other messages.
 pub(crate) fn parse(
     m: &[u8],
     transaction: u32,
-    hardware: [u8; 6],
-) -> Option<(Kind, Option<Lease>)> {
-    if m.len() < 240
+    hardware_address: [u8; 6],
+) -> Option<(MessageType, Option<Lease>)> {
+    if m.len() < HEADER_BYTES
         || m[0] != BOOTREPLY
         || m[4..8] != transaction.to_be_bytes()
-        || m[28..34] != hardware
-        || m[236..240] != COOKIE
+        || m[28..34] != hardware_address
+        || m[236..HEADER_BYTES] != COOKIE
     {
         return None;
     }
-    let kind = match option(m, 53)? {
-        [2] => Kind::Offer,
-        [5] => Kind::Ack,
-        [6] => return Some((Kind::Nak, None)),
+    let message_type = match option(m, OPTION_MESSAGE_TYPE)? {
+        [2] => MessageType::Offer,
+        [5] => MessageType::Ack,
+        [6] => return Some((MessageType::Nak, None)),
         _ => return None,
     };
     let address = Ipv4Addr::new(m[16], m[17], m[18], m[19]);
-    let mask = ip(option(m, 1)?)?;
-    let time = u32::from_be_bytes(option(m, 51)?.try_into().ok()?).max(SHORTEST_LEASE);
+    let mask = parse_address(option(m, OPTION_MASK)?)?;
+    let seconds = u32::from_be_bytes(option(m, OPTION_LEASE_TIME)?.try_into().ok()?);
     let usable = !address.is_unspecified()
         && !address.is_multicast()
         && !address.is_loopback()
         && !address.is_broadcast();
-    // A mask is ones, then zeros.
+    // A valid mask is a sequence of ones and then zeros.
     let bits = u32::from(mask);
     if !usable || bits == 0 || bits.leading_ones() + bits.trailing_zeros() != 32 {
         return None;
@@ -118,29 +149,30 @@ pub(crate) fn parse(
     let lease = Lease {
         address,
         mask,
-        router: option(m, 3).and_then(|o| ip(o.get(..4)?)),
-        resolvers: option(m, 6)
-            .map(|o| o.chunks_exact(4).filter_map(ip).take(3).collect())
+        router: option(m, OPTION_ROUTER).and_then(|o| parse_address(o.get(..4)?)),
+        resolvers: option(m, OPTION_RESOLVERS)
+            .map(|o| o.chunks_exact(4).filter_map(parse_address).take(3).collect())
             .unwrap_or_default(),
-        server: ip(option(m, 54)?)?,
-        time: Duration::from_secs(time.into()),
+        server: parse_address(option(m, OPTION_SERVER)?)?,
+        duration: Duration::from_secs(seconds.max(MIN_LEASE_S).into()),
     };
-    Some((kind, Some(lease)))
+    Some((message_type, Some(lease)))
 }
 
-fn ip(bytes: &[u8]) -> Option<Ipv4Addr> {
+fn parse_address(bytes: &[u8]) -> Option<Ipv4Addr> {
     <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
 }
 
-fn option(m: &[u8], wanted: u8) -> Option<&[u8]> {
-    let mut rest = m.get(240..)?;
+/// Returns the value of an option.
+fn option(m: &[u8], requested: u8) -> Option<&[u8]> {
+    let mut rest = m.get(HEADER_BYTES..)?;
     loop {
         match rest {
-            [0, tail @ ..] => rest = tail,
-            [255, ..] | [] | [_] => return None,
+            [OPTION_PAD, tail @ ..] => rest = tail,
+            [OPTION_END, ..] | [] | [_] => return None,
             [code, length, tail @ ..] => {
                 let (value, tail) = tail.split_at_checked(usize::from(*length))?;
-                if *code == wanted {
+                if *code == requested {
                     return Some(value);
                 }
                 rest = tail;
@@ -155,8 +187,8 @@ mod tests {
 
     const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-    fn answer() -> Vec<u8> {
-        let mut m = request(&Ask::Discover, 7, MAC, "n");
+    fn offer() -> Vec<u8> {
+        let mut m = build(&Request::Discover, 7, MAC, "n");
         m[0] = BOOTREPLY;
         m[16..20].copy_from_slice(&[10, 0, 2, 15]);
         m.truncate(240);
@@ -168,10 +200,10 @@ mod tests {
     }
 
     #[test]
-    fn an_offer_is_understood() {
-        let (kind, lease) = parse(&answer(), 7, MAC).unwrap();
+    fn an_offer_is_parsed() {
+        let (message_type, lease) = parse(&offer(), 7, MAC).unwrap();
         let lease = lease.unwrap();
-        assert_eq!(kind, Kind::Offer);
+        assert_eq!(message_type, MessageType::Offer);
         assert_eq!(
             (lease.address, lease.router),
             (Ipv4Addr::new(10, 0, 2, 15), Some(Ipv4Addr::new(10, 0, 2, 2)))
@@ -180,18 +212,18 @@ mod tests {
     }
 
     #[test]
-    fn answers_for_others_and_broken_ones_are_ignored() {
-        assert!(parse(&answer(), 8, MAC).is_none());
-        assert!(parse(&answer(), 7, [9; 6]).is_none());
-        for end in 0..answer().len() {
-            let _ = parse(&answer()[..end], 7, MAC);
+    fn malformed_answers_and_those_for_other_clients_are_ignored() {
+        assert!(parse(&offer(), 8, MAC).is_none());
+        assert!(parse(&offer(), 7, [9; 6]).is_none());
+        for end in 0..offer().len() {
+            let _ = parse(&offer()[..end], 7, MAC);
         }
         for (at, value) in [(16, 224), (248, 1), (246, 1)] {
-            let mut bad = answer();
+            let mut bad = offer();
             bad[at] = value;
             assert!(parse(&bad, 7, MAC).is_none(), "{at}");
         }
-        let mut long = answer();
+        let mut long = offer();
         long[241] = 255;
         assert!(parse(&long, 7, MAC).is_none());
     }

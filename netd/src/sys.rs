@@ -1,10 +1,10 @@
-//! The only unsafe code of this program: interface settings by ioctl (netdevice(7)).
+//! Interface settings by ioctl (netdevice(7)): the only unsafe code of this program.
 
 use std::io::{Error, Result};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::AsRawFd as _;
 
-/// An interface, and a socket to speak about it with the kernel.
+/// Network interface, and a socket for its ioctls.
 pub(crate) struct Interface {
     name: [libc::c_char; libc::IFNAMSIZ],
     socket: UdpSocket,
@@ -17,17 +17,20 @@ fn address(ip: Ipv4Addr) -> libc::sockaddr {
         sin_addr: libc::in_addr { s_addr: u32::from_ne_bytes(ip.octets()) },
         sin_zero: [0; 8],
     };
-    // SAFETY: both types have 16 bytes and accept any bits; this is how the sockets interface
-    // passes an IPv4 address.
+    // SAFETY: both types have 16 bytes, and all bit patterns are valid. The sockets API passes IPv4
+    // addresses in this form.
     unsafe { std::mem::transmute::<libc::sockaddr_in, libc::sockaddr>(inet) }
 }
 
 impl Interface {
-    /// `socket` is bound to the interface for DHCP.
+    /// Opens the interface of this name.
     pub(crate) fn new(name: &str) -> Result<Self> {
         let mut field = [0; libc::IFNAMSIZ];
         if name.len() >= field.len() {
-            return Err(Error::other(format!("{name}: the name is too long")));
+            return Err(Error::other(format!(
+                "{name}: expected an interface name of at most {} bytes",
+                field.len() - 1
+            )));
         }
         for (to, from) in field.iter_mut().zip(name.bytes()) {
             *to = from as libc::c_char;
@@ -43,20 +46,22 @@ impl Interface {
     }
 
     fn ioctl<T>(&self, code: libc::c_ulong, argument: &T) -> Result<()> {
-        // SAFETY: every caller passes the structure that its request reads, alive during the call.
+        // SAFETY: every caller passes the structure that its request reads. It lives during the
+        // call.
         let result = unsafe {
             libc::ioctl(self.socket.as_raw_fd(), code as _, std::ptr::from_ref(argument))
         };
         if result < 0 { Err(Error::last_os_error()) } else { Ok(()) }
     }
 
-    pub(crate) fn up(&self) -> Result<()> {
+    /// Brings the interface up.
+    pub(crate) fn bring_up(&self) -> Result<()> {
         let mut request = self.request();
         request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as _;
         self.ioctl(libc::SIOCSIFFLAGS, &request)
     }
 
-    /// Sets address and mask; the unspecified address takes it away.
+    /// Sets address and mask. The unspecified address removes the current one.
     pub(crate) fn set_address(&self, ip: Ipv4Addr, mask: Ipv4Addr) -> Result<()> {
         let mut request = self.request();
         request.ifr_ifru.ifru_addr = address(ip);
@@ -68,6 +73,7 @@ impl Interface {
         Ok(())
     }
 
+    /// Adds a default route, unless it exists already.
     pub(crate) fn add_default_route(&self, router: Ipv4Addr) -> Result<()> {
         // SAFETY: an all-zero rtentry is valid.
         let mut route: libc::rtentry = unsafe { std::mem::zeroed() };
@@ -82,8 +88,8 @@ impl Interface {
     }
 }
 
-/// Ties a socket to an interface and lets it broadcast, so that it works before there is an
-/// address.
+/// Binds a socket to an interface and enables broadcast, so that it works before the interface has
+/// an address.
 pub(crate) fn bind_to_device(socket: &UdpSocket, name: &str) -> Result<()> {
     socket.set_broadcast(true)?;
     // SAFETY: the option reads `name.len()` bytes from the pointer during the call.

@@ -1,5 +1,4 @@
-//! What a builder says of an image: a manifest with the hashes of all that went in and came out,
-//! signed.
+//! Verification of a built image: its signed manifest, its files and its predicted measurements.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -12,54 +11,93 @@ use policy::{Policies, PublicKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// File with the manifest.
 pub const MANIFEST: &str = "manifest.json";
+/// File with the builder's signature of the manifest.
 pub const SIGNATURE: &str = "manifest.json.sig";
+/// File with the predicted measurements.
+const MEASUREMENTS: &str = "measurements.json";
+/// Format of the manifest, and prefix of the signed bytes.
+pub const FORMAT: &str = "basalt-manifest-1";
 
-/// `manifest.json`.
+/// Content of `manifest.json`: hashes of everything that went into an image and came out.
 #[derive(Debug, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
+    /// [`FORMAT`].
     pub format: String,
+    /// Machine that the image is for.
     pub machine: String,
+    /// Variant of the image.
     pub variant: String,
+    /// Version of Basalt.
     pub version: String,
-    /// For each step of the build, what it was made from: a name and a hash.
+    /// Inputs of each build step, by name: hashes.
     pub inputs: BTreeMap<String, BTreeMap<String, String>>,
-    /// For each file beside the manifest, its SHA-256.
+    /// SHA-256 of each file next to the manifest, by name.
     pub outputs: BTreeMap<String, String>,
-    /// Packages of the tools tree and their versions.
+    /// Versions of the packages in the tools sysroot, by name.
     pub tools: BTreeMap<String, String>,
 }
 
-pub const FORMAT: &str = "basalt-manifest-1";
-
-/// The signature is over this line and the manifest's bytes, so that it can stand for nothing else.
-fn signed(manifest: &[u8]) -> Vec<u8> {
+/// Returns the bytes that the builder signs: the format, so that the signature counts for nothing
+/// else, and the manifest.
+fn signed_bytes(manifest: &[u8]) -> Vec<u8> {
     [FORMAT.as_bytes(), b"\n", manifest].concat()
 }
 
-/// The text of `manifest.json.sig`.
+/// Returns the content of `manifest.json.sig`.
 pub fn sign(manifest: &[u8], key: &SigningKey) -> String {
-    format!("{}\n", measure::hex(&key.sign(&signed(manifest)).to_bytes()))
+    format!("{}\n", measure::hex(&key.sign(&signed_bytes(manifest)).to_bytes()))
 }
 
-/// Checks a folder with an image: signature, every file, and that the predicted registers follow
-/// from the predicted events.
+/// Reads an image's `measurements.json`. With `settings`, the `node.toml` of a boot partition, the
+/// predictions are those of a node with these settings.
+///
+/// # Errors
+/// Returns an error if a file cannot be read or is malformed.
+pub fn read_measurements(path: &Path, settings: Option<&Path>) -> Result<Measurements> {
+    let mut measurements: Measurements = serde_json::from_slice(&read(path)?)
+        .with_context(|| format!("{} is not a {MEASUREMENTS}", path.display()))?;
+    if let Some(settings) = settings {
+        let settings = read(settings)?;
+        measurements.boards =
+            measurements.boards.iter().map(|board| board.with_settings(&settings)).collect();
+    }
+    Ok(measurements)
+}
+
+/// Verifies a folder with an image: the builder's signature, every file, that the predicted
+/// registers follow from the predicted events, and that each board has a policy.
+///
+/// One of `.img` and `.img.xz` may be absent.
+///
+/// # Errors
+/// Returns an error that names the first file or value that is not as the builder signed it.
 pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
-    let read = |name: &str| {
-        std::fs::read(dir.join(name))
-            .with_context(|| format!("cannot read {}", dir.join(name).display()))
-    };
-    let (text, signature) = (
-        read(MANIFEST)?,
-        String::from_utf8(read(SIGNATURE)?).context("the signature is not text")?,
-    );
-    let signature = measure::unhex(signature.trim())
-        .and_then(|b| Signature::from_slice(&b).ok())
-        .context("the signature is malformed")?;
-    if builder.verify_strict(&signed(&text), &signature).is_err() {
+    let manifest = read_manifest(dir, builder)?;
+    verify_files(dir, &manifest)?;
+    let measurements = verify_measurements(dir, &manifest)?;
+    verify_policies(dir, &manifest, &measurements)?;
+    Ok(manifest)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+fn read_manifest(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
+    let text = read(&dir.join(MANIFEST))?;
+    let signature = String::from_utf8(read(&dir.join(SIGNATURE))?)
+        .with_context(|| format!("{SIGNATURE} is not text"))?;
+    let signature =
+        measure::unhex(signature.trim())
+            .and_then(|b| Signature::from_slice(&b).ok())
+            .with_context(|| format!("{SIGNATURE} is malformed: expected 128 hex digits"))?;
+    if builder.verify_strict(&signed_bytes(&text), &signature).is_err() {
         bail!(
-            "{MANIFEST} is not signed by the builder {}: another builder's, or altered",
+            "{MANIFEST} is not signed by the builder {}: it was altered, or another builder \
+             signed it",
             measure::hex(builder.as_bytes())
         );
     }
@@ -70,14 +108,23 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
         "{MANIFEST}: expected the format {FORMAT}, found {}",
         manifest.format
     );
-    let image = format!("basalt-{}.img", manifest.machine);
+    Ok(manifest)
+}
+
+fn image_name(manifest: &Manifest) -> String {
+    format!("basalt-{}.img", manifest.machine)
+}
+
+/// Requires that every file of the manifest has the signed hash.
+fn verify_files(dir: &Path, manifest: &Manifest) -> Result<()> {
+    let image = image_name(manifest);
     let packed = format!("{image}.xz");
     for (name, expected) in &manifest.outputs {
         ensure!(
             !name.contains('/') && name != "..",
             "{MANIFEST} names a file outside of its folder: {name}"
         );
-        // Whoever fetched one form of the image need not have the other.
+        // One form of the image is enough.
         let other = if *name == image { &packed } else { &image };
         if (*name == image || *name == packed)
             && !dir.join(name).exists()
@@ -86,29 +133,35 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
         {
             continue;
         }
-        let found = file_hash(&dir.join(name))
-            .with_context(|| format!("cannot read {}", dir.join(name).display()))?;
+        let path = dir.join(name);
+        let found = file_hash(&path).with_context(|| format!("cannot read {}", path.display()))?;
         ensure!(
             found == *expected,
             "{name} is altered: expected SHA-256 {expected}, found {found}"
         );
     }
-    let measurements: Measurements = serde_json::from_slice(&read("measurements.json")?)
-        .context("measurements.json is malformed")?;
+    Ok(())
+}
+
+/// Requires that the predicted measurements belong to this image and are consistent.
+fn verify_measurements(dir: &Path, manifest: &Manifest) -> Result<Measurements> {
+    let measurements: Measurements = serde_json::from_slice(&read(&dir.join(MEASUREMENTS))?)
+        .with_context(|| format!("{MEASUREMENTS} is malformed"))?;
     ensure!(
-        manifest.outputs.contains_key("measurements.json"),
-        "{MANIFEST} does not cover measurements.json"
+        manifest.outputs.contains_key(MEASUREMENTS),
+        "{MANIFEST} does not cover {MEASUREMENTS}"
     );
     ensure!(
         measurements.machine == manifest.machine,
-        "measurements.json is for {}, not for {}",
+        "{MEASUREMENTS} is for {}, not for {}",
         measurements.machine,
         manifest.machine
     );
     let (found, expected) =
         ((&measurements.variant, &measurements.version), (&manifest.variant, &manifest.version));
-    ensure!(found == expected, "measurements.json is of {found:?}, the manifest of {expected:?}");
-    ensure!(manifest.outputs.contains_key(&image), "{MANIFEST} covers no {image}");
+    ensure!(found == expected, "{MEASUREMENTS} is of {found:?}, the manifest of {expected:?}");
+    let image = image_name(manifest);
+    ensure!(manifest.outputs.contains_key(&image), "{MANIFEST} does not cover {image}");
     for board in &measurements.boards {
         let again = Board::predict(
             &board.board,
@@ -116,31 +169,40 @@ pub fn verify(dir: &Path, builder: &VerifyingKey) -> Result<Manifest> {
         );
         ensure!(
             again == *board,
-            "measurements.json: the registers of {} do not follow from its events",
+            "{MEASUREMENTS}: the registers of {} do not follow from its events",
             board.board
         );
     }
-    let policies = Policies::read(&read(policy::FILE)?).with_context(|| policy::FILE.to_owned())?;
+    Ok(measurements)
+}
+
+/// Requires that each board has a signed policy, without which its nodes would be locked.
+fn verify_policies(dir: &Path, manifest: &Manifest, measurements: &Measurements) -> Result<()> {
+    let policies = Policies::parse(&read(&dir.join(policy::FILE_NAME))?)
+        .with_context(|| policy::FILE_NAME.to_owned())?;
     ensure!(
-        manifest.outputs.contains_key(policy::FILE),
+        manifest.outputs.contains_key(policy::FILE_NAME),
         "{MANIFEST} does not cover {}",
-        policy::FILE
+        policy::FILE_NAME
     );
     let signer = PublicKey::from_hex(&policies.signer)?;
     for board in &measurements.boards {
-        let signed = policies.find(&signer, &board.platform());
+        let signed = policies.find(&signer, &board.platform_pcr());
         signed.with_context(|| {
-            format!("{}: a node on {} would have no root key", policy::FILE, board.board)
+            format!("{}: a node on {} would have no root key", policy::FILE_NAME, board.board)
         })?;
     }
-    Ok(manifest)
+    Ok(())
 }
 
 fn file_hash(path: &Path) -> std::io::Result<String> {
     sha256(std::fs::File::open(path)?)
 }
 
-/// SHA-256 of all that comes, in lower-case hex.
+/// Returns the SHA-256 of everything that a reader gives, in lower-case hex.
+///
+/// # Errors
+/// Returns the reader's errors.
 pub fn sha256(mut from: impl Read) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 16];
@@ -162,7 +224,7 @@ mod tests {
         SigningKey::from_bytes(&[n; 32])
     }
 
-    fn folder(change: impl Fn(&mut Manifest, &mut Measurements)) -> tempfile::TempDir {
+    fn image_dir(change: impl Fn(&mut Manifest, &mut Measurements)) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         let put = |name: &str, data: &[u8]| std::fs::write(dir.path().join(name), data).unwrap();
         let board = Board::predict("b", &[Event::new(14, "variant", "prod virt")]);
@@ -182,15 +244,15 @@ mod tests {
             tools: BTreeMap::new(),
         };
         put(
-            policy::FILE,
-            Policies::sign(&policy::Signer::of_builder(&[1; 32]), &measurements.boards)
+            policy::FILE_NAME,
+            Policies::sign(&policy::Signer::from_builder_key(&[1; 32]), &measurements.boards)
                 .text()
                 .as_bytes(),
         );
         change(&mut manifest, &mut measurements);
         put("basalt-virt.img", b"image");
         put("measurements.json", &serde_json::to_vec(&measurements).unwrap());
-        for name in ["basalt-virt.img", "measurements.json", policy::FILE] {
+        for name in ["basalt-virt.img", "measurements.json", policy::FILE_NAME] {
             manifest.outputs.insert(name.into(), file_hash(&dir.path().join(name)).unwrap());
         }
         let text = serde_json::to_vec(&manifest).unwrap();
@@ -199,13 +261,13 @@ mod tests {
         dir
     }
 
-    fn says(dir: &Path) -> String {
+    fn rejection(dir: &Path) -> String {
         format!("{:#}", verify(dir, &key(1).verifying_key()).unwrap_err())
     }
 
     #[test]
-    fn what_the_builder_signed_is_believed_and_nothing_else() {
-        let dir = folder(|_, _| {});
+    fn accepts_what_the_builder_signed_and_rejects_every_change() {
+        let dir = image_dir(|_, _| {});
         verify(dir.path(), &key(1).verifying_key()).unwrap();
         let other = verify(dir.path(), &key(2).verifying_key()).unwrap_err().to_string();
         assert!(other.contains("not signed by the builder"), "{other}");
@@ -214,20 +276,20 @@ mod tests {
             ("measurements.json", "measurements.json is altered"),
             (MANIFEST, "not signed"),
         ] {
-            let dir = folder(|_, _| {});
+            let dir = image_dir(|_, _| {});
             let path = dir.path().join(name);
             let mut data = std::fs::read(&path).unwrap();
             data[2] ^= 1;
             std::fs::write(&path, data).unwrap();
-            assert!(says(dir.path()).contains(problem), "{}", says(dir.path()));
+            assert!(rejection(dir.path()).contains(problem), "{}", rejection(dir.path()));
             std::fs::remove_file(&path).unwrap();
-            assert!(says(dir.path()).contains("cannot read"));
+            assert!(rejection(dir.path()).contains("cannot read"));
         }
     }
 
     #[test]
-    fn one_form_of_the_image_is_enough_and_none_is_not() {
-        let packed = folder(|m, _| {
+    fn requires_one_form_of_the_image() {
+        let packed = image_dir(|m, _| {
             _ = m
                 .outputs
                 .insert("basalt-virt.img.xz".into(), measure::hex(&Sha256::digest(b"packed")))
@@ -239,36 +301,39 @@ mod tests {
         std::fs::remove_file(&image).unwrap();
         verify(packed.path(), &key(1).verifying_key()).unwrap();
         std::fs::write(&xz, b"other").unwrap();
-        assert!(says(packed.path()).contains("basalt-virt.img.xz is altered"));
+        assert!(rejection(packed.path()).contains("basalt-virt.img.xz is altered"));
         std::fs::remove_file(&xz).unwrap();
-        assert!(says(packed.path()).contains("cannot read"));
-        // What the builder did not sign does not stand for what he did.
-        let alone = folder(|_, _| {});
+        assert!(rejection(packed.path()).contains("cannot read"));
+        // A form that the builder did not sign does not replace the signed one.
+        let alone = image_dir(|_, _| {});
         std::fs::rename(
             alone.path().join("basalt-virt.img"),
             alone.path().join("basalt-virt.img.xz"),
         )
         .unwrap();
-        assert!(says(alone.path()).contains("cannot read"));
+        assert!(rejection(alone.path()).contains("cannot read"));
     }
 
     #[test]
-    fn a_signed_contradiction_is_seen() {
+    fn rejects_signed_contradictions() {
         assert!(
-            says(folder(|m, _| m.machine = "rpi4".into()).path())
+            rejection(image_dir(|m, _| m.machine = "rpi4".into()).path())
                 .contains("is for virt, not for rpi4")
         );
         assert!(
-            says(folder(|m, _| m.format = "other".into()).path()).contains("expected the format")
+            rejection(image_dir(|m, _| m.format = "other".into()).path())
+                .contains("expected the format")
         );
-        let wrong = folder(|_, m| _ = m.boards[0].pcrs.insert("14".into(), "00".into()));
-        assert!(says(wrong.path()).contains("do not follow"));
-        let other = folder(|_, m| {
+        let wrong = image_dir(|_, m| _ = m.boards[0].pcrs.insert("14".into(), "00".into()));
+        assert!(rejection(wrong.path()).contains("do not follow"));
+        let other = image_dir(|_, m| {
             m.boards[0] = Board::predict("b", &[Event::new(14, "variant", "debug virt")])
         });
-        assert!(says(other.path()).contains("a node on b would have no root key"));
-        assert!(says(folder(|m, _| m.version = "1".into()).path()).contains("the manifest of"));
-        let outside = folder(|m, _| _ = m.outputs.insert("../x".into(), String::new()));
-        assert!(says(outside.path()).contains("outside"));
+        assert!(rejection(other.path()).contains("a node on b would have no root key"));
+        assert!(
+            rejection(image_dir(|m, _| m.version = "1".into()).path()).contains("the manifest of")
+        );
+        let outside = image_dir(|m, _| _ = m.outputs.insert("../x".into(), String::new()));
+        assert!(rejection(outside.path()).contains("outside"));
     }
 }

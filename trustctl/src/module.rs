@@ -1,22 +1,22 @@
-//! An owner's specs for modules, sent to a node.
+//! An owner's operations on the modules of a node.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
+use api::owner::Module;
 use deployment::{DesiredState, Spec};
-use serde_json::{Value, json};
 
 use crate::client::Client;
 use crate::keys::Owner;
 
-/// Sends the blobs of an image: an OCI layout as one tar.
-pub fn push(client: &Client, archive: &Path) -> Result<Value> {
-    client.upload("/v1/images", archive)
-}
-
-/// Signs a spec with the owner's key and sends it.
-pub fn send(
+/// Signs a spec with the owner's key and sends it. The generation is the present time in
+/// milliseconds since 1970.
+///
+/// # Errors
+/// Returns an error if the module file is invalid, if the owner's key cannot be read, or if the
+/// node rejects the spec.
+pub fn send_spec(
     client: &Client,
     keys: &Path,
     module: &str,
@@ -25,45 +25,41 @@ pub fn send(
 ) -> Result<()> {
     let generation = u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?;
     let spec = Spec { desired, module: module.to_owned(), generation, toml: toml.to_owned() };
-    // What the node would refuse is said here, before anything is sent.
-    spec.settings().map_err(|problem| anyhow::anyhow!(problem))?;
-    let signed = Owner::load(keys)?.sign(&spec)?;
-    client.put(&format!("/v1/modules/{module}"), &json!(signed))?;
+    // The node would reject an invalid module file, too; nothing has to be sent to find that out.
+    spec.settings()?;
+    client.apply_spec(module, &Owner::load(keys)?.sign(&spec)?)?;
     Ok(())
 }
 
-/// What a node says of one module.
-pub fn view(client: &Client, name: &str) -> Result<Value> {
-    let answer = client.get("/v1/modules")?;
-    let found = answer["modules"].as_array().into_iter().flatten().find(|m| m["name"] == name);
-    let names = || {
-        answer["modules"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .filter_map(|m| m["name"].as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
-    match found {
-        Some(module) => Ok(module.clone()),
-        None => bail!("the node has no module {name}; it has: {}", names()),
+/// Returns one module of the node.
+///
+/// # Errors
+/// Returns an error that lists the node's modules if this is not one of them, and the errors of
+/// [`Client::modules`].
+pub fn find(client: &Client, name: &str) -> Result<Module> {
+    let modules = client.modules()?.modules;
+    let names: Vec<String> = modules.iter().map(|module| module.name.clone()).collect();
+    match modules.into_iter().find(|module| module.name == name) {
+        Some(module) => Ok(module),
+        None => bail!("the node has no module {name}; it has: {}", names.join(", ")),
     }
 }
 
-/// The module's file as it is in force.
-pub fn current(client: &Client, name: &str) -> Result<String> {
-    Ok(view(client, name)?["toml"]
-        .as_str()
-        .context("the node does not show the module's file")?
-        .to_owned())
+/// Returns the module file that is in effect.
+///
+/// # Errors
+/// Returns the errors of [`find`].
+pub fn current_file(client: &Client, name: &str) -> Result<String> {
+    Ok(find(client, name)?.toml)
 }
 
-/// The module's file of the version before.
-pub fn previous(client: &Client, name: &str) -> Result<String> {
-    let view = view(client, name)?;
-    Ok(view["previous"]["toml"]
-        .as_str()
-        .with_context(|| format!("the node keeps no earlier version of {name} that was healthy"))?
-        .to_owned())
+/// Returns the module file of the version that a rollback returns to.
+///
+/// # Errors
+/// Returns the errors of [`find`], and an error if there is no such version.
+pub fn previous_file(client: &Client, name: &str) -> Result<String> {
+    let previous = find(client, name)?.previous;
+    let previous =
+        previous.with_context(|| format!("the node has no earlier healthy version of {name}"))?;
+    Ok(previous.toml)
 }

@@ -1,20 +1,24 @@
-//! A group of nodes, each of which has to be what it should be.
+//! Attestation of a group of nodes, of which a quorum must be as expected.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context as _, Result, ensure};
 use serde::Deserialize;
 
-use crate::appraisal::{self, Expected, Verdict};
+use crate::appraisal::{self, AttestationResult, ReferenceValues};
 use crate::client::Address;
+use crate::endorsement::Endorsement;
+use crate::image;
 
-/// The group's file. Paths in it are from its folder.
+/// File that describes a group (docs/attestation.md). Its paths are relative to its folder.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Group {
-    /// How many must hold; more than half of them if it is not said.
+    /// Number of nodes that must be as expected; by default more than half.
     quorum: Option<usize>,
-    /// Certificates of manufacturers of TPMs.
+    /// Folder with certificates of TPM manufacturers.
     #[serde(default)]
     ek_ca: Option<PathBuf>,
     #[serde(default)]
@@ -24,34 +28,39 @@ pub struct Group {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 struct Peer {
-    /// `HOST:PORT`
+    /// `HOST:PORT`.
     address: String,
-    /// measurements.json of its image
+    /// `measurements.json` of its image.
     expect: PathBuf,
-    /// node.toml of its boot partition
+    /// `node.toml` of its boot partition.
     #[serde(default)]
     settings: Option<PathBuf>,
-    /// Name of its TPM
+    /// Name of its TPM.
     #[serde(default)]
     tpm: Option<String>,
 }
 
-/// What came of asking one.
-pub struct Asked {
+/// Result of attesting one node of a group.
+pub struct PeerResult {
+    /// Address as the file has it.
     pub address: String,
-    pub verdict: Result<Verdict>,
+    /// Result of the appraisal, or the reason why the node does not count.
+    pub result: Result<AttestationResult>,
 }
 
 impl Group {
+    /// Reads a group's file.
+    ///
     /// # Errors
-    /// That the file cannot be read, or says what cannot be meant.
+    /// Returns an error if the file cannot be read or is malformed, if the quorum is out of range,
+    /// or if a node is listed twice.
     pub fn read(path: &Path) -> Result<Self> {
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         let group: Self = toml::from_str(&text)
             .with_context(|| format!("{} is not a list of nodes", path.display()))?;
         let n = group.node.len();
-        ensure!(n > 0, "{}: no [[node]]", path.display());
+        ensure!(n > 0, "{}: expected at least one [[node]]", path.display());
         ensure!(
             (1..=n).contains(&group.quorum()),
             "{}: quorum: expected 1 to {n}, found {}",
@@ -59,12 +68,12 @@ impl Group {
             group.quorum()
         );
         for (at, peer) in group.node.iter().enumerate() {
-            let twice = group.node[..at]
+            let is_listed = group.node[..at]
                 .iter()
                 .any(|p| p.address == peer.address || p.tpm.is_some() && p.tpm == peer.tpm);
             ensure!(
-                !twice,
-                "{}: {} is there twice, by its address or its TPM",
+                !is_listed,
+                "{}: {} is listed twice, by its address or its TPM",
                 path.display(),
                 peer.address
             );
@@ -72,54 +81,59 @@ impl Group {
         Ok(group)
     }
 
+    /// Returns the number of nodes that must be as expected.
     pub fn quorum(&self) -> usize {
         self.quorum.unwrap_or(self.node.len() / 2 + 1)
     }
 
-    /// Asks all of them at the same time; `path` is the group's file.
-    pub fn ask(&self, path: &Path, keys: &Path) -> Vec<Asked> {
+    /// Attests all nodes concurrently; `path` is the group's file, `keys` the folder of keys.
+    pub fn attest(&self, path: &Path, keys: &Path) -> Vec<PeerResult> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let ask = |peer: &Peer| -> Result<Verdict> {
-            let address: Address = peer.address.parse().map_err(anyhow::Error::msg)?;
-            let expected = Expected {
-                measurements: Some(Expected::image(
-                    &folder.join(&peer.expect),
-                    peer.settings.as_ref().map(|p| folder.join(p)).as_deref(),
-                )?),
-                authorities: self.ek_ca.as_ref().map(|dir| folder.join(dir)),
-                tpm: peer.tpm.clone(),
-            };
-            appraisal::find_out(&address, keys, &expected)?.1
+        let join = |thread: ScopedJoinHandle<'_, Result<AttestationResult>>| {
+            thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("the attestation panicked")))
         };
-        let mut asked: Vec<Asked> = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                self.node.iter().map(|peer| (peer, scope.spawn(move || ask(peer)))).collect();
-            let answer = |thread: std::thread::ScopedJoinHandle<'_, Result<Verdict>>| {
-                thread.join().unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked")))
-            };
+        let mut results: Vec<PeerResult> = std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .node
+                .iter()
+                .map(|peer| (peer, scope.spawn(move || self.attest_peer(peer, folder, keys))))
+                .collect();
             threads
                 .into_iter()
-                .map(|(peer, thread)| Asked {
+                .map(|(peer, thread)| PeerResult {
                     address: peer.address.clone(),
-                    verdict: answer(thread),
+                    result: join(thread),
                 })
                 .collect()
         });
-        // One TPM is one voice, however many addresses it has.
-        let mut seen = std::collections::BTreeSet::new();
-        for one in &mut asked {
-            let name = one
-                .verdict
-                .as_ref()
-                .ok()
-                .and_then(|v| v.endorsement.as_ref())
-                .map(crate::endorsement::Endorsement::name);
-            if let Some(name) = name.filter(|name| !seen.insert(name.clone())) {
-                one.verdict = Err(anyhow::anyhow!(
-                    "it is the same TPM as another node's of this list: {name}"
-                ));
-            }
+        reject_repeated_tpms(&mut results);
+        results
+    }
+
+    fn attest_peer(&self, peer: &Peer, folder: &Path, keys: &Path) -> Result<AttestationResult> {
+        let address: Address = peer.address.parse()?;
+        let settings = peer.settings.as_ref().map(|path| folder.join(path));
+        let measurements =
+            image::read_measurements(&folder.join(&peer.expect), settings.as_deref());
+        let reference = ReferenceValues {
+            measurements: Some(measurements?),
+            authorities: self.ek_ca.as_ref().map(|dir| folder.join(dir)),
+            tpm: peer.tpm.clone(),
+        };
+        appraisal::attest_anonymously_first(&address, keys, &reference)?.1
+    }
+}
+
+/// Rejects all but the first node with the same TPM: a TPM counts once, however many addresses it
+/// has.
+fn reject_repeated_tpms(results: &mut [PeerResult]) {
+    let mut names = BTreeSet::new();
+    for peer in results {
+        let endorsement = peer.result.as_ref().ok().and_then(|result| result.endorsement.as_ref());
+        let Some(name) = endorsement.map(Endorsement::name) else { continue };
+        if !names.insert(name.clone()) {
+            peer.result =
+                Err(anyhow::anyhow!("another node of this list has the same TPM: {name}"));
         }
-        asked
     }
 }

@@ -1,40 +1,49 @@
-//! Statements at the end of a log, and what its Merkle tree is made of.
+//! Log entries of a log file: reading them, appending one, and the leaves of the log's Merkle tree.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use ledger::merkle::{Hash, leaf};
+use ledger::merkle::{Hash, leaf_hash};
 use ledger::{ImageStatement, LogEntry, SigningKey, Statement, Status};
 
-/// The statements of a log, nothing of them checked.
+/// Parses the entries of a log without verifying them.
+///
+/// # Errors
+/// Returns an error that names the first line that is not a log entry.
 pub fn entries(log: &str) -> Result<Vec<LogEntry>> {
-    let lines = ledger::parts(log).0.lines().enumerate();
+    let lines = ledger::split_checkpoint(log).0.lines().enumerate();
     lines
         .map(|(n, line)| {
             serde_json::from_str(line)
-                .with_context(|| format!("line {} of the log is not a statement", n + 1))
+                .with_context(|| format!("line {} of the log is not a log entry", n + 1))
         })
         .collect()
 }
 
-/// The log with one more statement, which is told its place. A checkpoint of the shorter log is
-/// left out.
+/// Returns the log with one more entry, signed with `key`. `statement` gets the entry's sequence
+/// number. A checkpoint is removed, because it covers the shorter log.
+///
+/// # Errors
+/// Returns the errors of [`entries`].
 pub fn append(
     log: &str,
     ledger: &str,
     key: &SigningKey,
     statement: impl FnOnce(u64) -> Statement,
 ) -> Result<String> {
-    let before = ledger::parts(log).0;
+    let before = ledger::split_checkpoint(log).0;
     let seq = entries(before)?.last().map_or(0, |e| e.statement.seq()) + 1;
     let mut entry = LogEntry::new(statement(seq));
     entry.sign(ledger, key);
     Ok(format!("{before}{}\n", entry.line()))
 }
 
-/// The log with one more statement: good from an hour ago, so that a node's clock may be behind,
-/// until a day from now.
-pub fn appended(
+/// Returns the log with one more entry for an image. It is valid from an hour ago, because a node's
+/// clock may be behind, until a day from now.
+///
+/// # Errors
+/// Returns the errors of [`append`] and [`now`].
+pub fn append_image(
     log: &str,
     digest: &str,
     status: Status,
@@ -54,22 +63,28 @@ pub fn appended(
     })
 }
 
-/// The leaves of the log's Merkle tree. Under another ledger's name they would be others, and no
-/// signature would hold.
+/// Returns the leaves of the log's Merkle tree. They depend on the ledger's name, as the signatures
+/// do.
+///
+/// # Errors
+/// Returns an error that names the first line that is missing or has an invalid signature.
 pub fn leaves(log: &str, ledger: &str) -> Result<Vec<Hash>> {
-    let leaf_of = |(n, entry): (usize, &LogEntry)| {
+    let leaf = |(n, entry): (usize, &LogEntry)| {
         anyhow::ensure!(
             entry.statement.seq() == n as u64 + 1,
-            "line {}: statements are missing or in another order",
+            "line {}: log entries are missing or out of order",
             n + 1
         );
-        entry.holds(ledger).map_err(|problem| anyhow::anyhow!("line {}: {problem}", n + 1))?;
-        Ok(leaf(&entry.statement.signed_bytes(ledger)))
+        entry.verify_signatures(ledger).with_context(|| format!("line {}", n + 1))?;
+        Ok(leaf_hash(&entry.statement.signed_bytes(ledger)))
     };
-    entries(log)?.iter().enumerate().map(leaf_of).collect()
+    entries(log)?.iter().enumerate().map(leaf).collect()
 }
 
-/// Seconds since 1970.
+/// Returns the time in seconds since 1970.
+///
+/// # Errors
+/// Returns an error if the clock is before 1970.
 pub fn now() -> Result<u64> {
     Ok(SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs())
 }

@@ -1,6 +1,7 @@
-//! What nodes of a chain say when things go wrong. Against real ones: `cargo xtask test chain`.
+//! The commands and the relay of a chain, with nodes whose answers are scripted. The tests with
+//! real nodes run with `cargo xtask test chain`.
 #![cfg(feature = "chain")]
-// Helpers of tests may unwrap as tests may.
+// Helpers of tests may unwrap, as the tests themselves may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -9,27 +10,29 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ledger::ethereum::types::Hex;
-use ledger::ethereum::{Approval, Hash};
+use ledger::ethereum::{ApprovalLevel, Hash};
 use serde_json::{Value, json};
-use trustctl::chain::registry::{self, wait_final};
-use trustctl::chain::serve::{PATH, serve};
-use trustctl::chain::{Beacon, Execution, Registry, Relay, Signer, pin};
+use trustctl::chain::{
+    BUNDLE_PATH, BeaconNode, ExecutionNode, Receipt, Registry, Relay, Signer, pin, serve,
+    wait_until_final,
+};
 
 type Answers = Arc<dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync>;
 
-/// A node that answers by a script: JSON-RPC by its method, anything else by its path. What it was
-/// asked.
-struct Scripted {
+/// A node whose answers are scripted, by the method of a JSON-RPC call or by the path of another
+/// request.
+struct ScriptedNode {
     url: String,
-    asked: Arc<Mutex<Vec<(String, Value)>>>,
+    /// Method or path, and parameters, of each request.
+    requests: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
-impl Scripted {
+impl ScriptedNode {
     fn start(answers: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
-        let asked = Arc::new(Mutex::new(Vec::new()));
-        let (answers, heard): (Answers, _) = (Arc::new(answers), asked.clone());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (answers, recorded): (Answers, _) = (Arc::new(answers), requests.clone());
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let mut reader = BufReader::new(stream.try_clone().unwrap());
@@ -51,9 +54,9 @@ impl Scripted {
                 let mut body = vec![0; length];
                 reader.read_exact(&mut body).unwrap();
                 let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                let what = body["method"].as_str().map_or(path, str::to_owned);
-                heard.lock().unwrap().push((what.clone(), body["params"].clone()));
-                let (status, value) = answers(&what, &body["params"]);
+                let name = body["method"].as_str().map_or(path, str::to_owned);
+                recorded.lock().unwrap().push((name.clone(), body["params"].clone()));
+                let (status, value) = answers(&name, &body["params"]);
                 let text = value.to_string();
                 let mut stream = stream;
                 let _ = write!(
@@ -63,15 +66,16 @@ impl Scripted {
                 );
             }
         });
-        Self { url, asked }
+        Self { url, requests }
     }
 
-    fn asked(&self, what: &str) -> Vec<Value> {
-        self.asked
+    /// Returns the parameters of the requests with this method or path.
+    fn requests(&self, wanted: &str) -> Vec<Value> {
+        self.requests
             .lock()
             .unwrap()
             .iter()
-            .filter(|(name, _)| name == what)
+            .filter(|(name, _)| name == wanted)
             .map(|(_, params)| params.clone())
             .collect()
     }
@@ -86,12 +90,13 @@ fn hash(n: u8) -> Hash {
 }
 
 fn code() -> Value {
-    let kept: Value = serde_json::from_str(include_str!("../../contracts/registry.json")).unwrap();
-    kept["code"].clone()
+    let compiled: Value =
+        serde_json::from_str(include_str!("../../contracts/registry.json")).unwrap();
+    compiled["code"].clone()
 }
 
-/// A node at which everything is in block 10 at once.
-fn usual(method: &str) -> (u16, Value) {
+/// Answers of a node that includes every transaction at once, in block 10.
+fn regular_answer(method: &str) -> (u16, Value) {
     result(match method {
         "eth_getCode" => code(),
         "eth_call" => json!("0x"),
@@ -111,20 +116,20 @@ fn usual(method: &str) -> (u16, Value) {
 }
 
 #[test]
-fn a_signer_of_somebody_elses_is_told_the_whole_transaction() {
-    let node = Scripted::start(|method, _| usual(method));
-    let execution = Execution::new(&node.url);
-    let signer = Signer::Rpc { signer: Execution::new(&node.url), from: Hex([9; 20]) };
+fn gives_an_external_signer_the_whole_transaction() {
+    let node = ScriptedNode::start(|method, _| regular_answer(method));
+    let execution = ExecutionNode::new(&node.url);
+    let signer = Signer::Rpc { signer: ExecutionNode::new(&node.url), from: Hex([9; 20]) };
     let registry = Registry { node: &execution, address: Hex([3; 20]) };
-    let mined = registry.approve(&signer, &hash(1), Approval::Proof, 4_000_000_000).unwrap();
-    assert_eq!((mined.block, mined.changed, mined.hash), (10, false, hash(7)));
-    let sent = &node.asked("eth_sendTransaction")[0][0];
+    let receipt = registry.approve(&signer, &hash(1), ApprovalLevel::Proof, 4_000_000_000).unwrap();
+    assert_eq!((receipt.block, receipt.changed, receipt.transaction), (10, false, hash(7)));
+    let sent = &node.requests("eth_sendTransaction")[0][0];
     assert_eq!(sent["from"], json!(Hex([9; 20])));
     assert_eq!(
         (&sent["to"], &sent["value"], &sent["chainId"]),
         (&json!(Hex([3; 20])), &json!("0x0"), &json!("0x7e7e"))
     );
-    // Twice the base fee and the tip, of which no node may ask more than 100 gwei.
+    // Twice the base fee, and the priority fee, which is at most 100 gwei whatever a node suggests.
     assert_eq!(
         (&sent["maxPriorityFeePerGas"], &sent["maxFeePerGas"]),
         (&json!("0x174876e800"), &json!("0x174876e8c8"))
@@ -132,33 +137,33 @@ fn a_signer_of_somebody_elses_is_told_the_whole_transaction() {
     let data = sent["data"].as_str().unwrap();
     assert_eq!(data.len(), 2 + 8 + 3 * 64);
     let gas = |sent: &Value| u64::from_str_radix(&sent["gas"].as_str().unwrap()[2..], 16).unwrap();
-    // Half more than was estimated, and room for a record: others may vote in between.
+    // One and a half of the estimate, and a record: another vote can be included before this one.
     assert_eq!(gas(sent), 0x11170 * 3 / 2 + 250_000);
-    // A contract's bytes are no votes: who deploys it need not have ten times what it costs.
+    // For a deployment the bytes of the contract do not add gas for other votes.
     let deployed = Registry::deploy(&execution, &signer, &[Hex([9; 20])], 1, 1);
-    assert!(deployed.is_err(), "this node gives no address");
-    assert_eq!(gas(&node.asked("eth_sendTransaction")[1][0]), 0x11170 * 3 / 2 + 100_000);
+    assert!(deployed.is_err(), "the receipt has no address");
+    assert_eq!(gas(&node.requests("eth_sendTransaction")[1][0]), 0x11170 * 3 / 2 + 100_000);
     assert!(data.ends_with(&format!("{:064x}{:064x}", 2, 4_000_000_000u64)), "{data}");
 }
 
 #[test]
-fn final_is_the_transaction_and_not_the_number_of_a_block() {
-    // It is in block 10, which is given up; then it comes into block 12.
+fn waits_for_the_transaction_and_not_for_the_first_block_number() {
+    // The transaction is in block 10, which is abandoned, and then in block 12.
     let step = Arc::new(Mutex::new(0));
     let at = step.clone();
-    let node = Scripted::start(move |method, params| {
+    let node = ScriptedNode::start(move |method, params| {
         let mut step = at.lock().unwrap();
         match (method, params[0].as_str()) {
             ("eth_getTransactionReceipt", _) => {
                 *step += 1;
+                let included = |block: &str| {
+                    let one = "0x1";
+                    json!({ "blockNumber": block, "status": one, "gasUsed": one, "logs": [] })
+                };
                 let block = match *step {
-                    1 => {
-                        json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1", "logs": [] })
-                    }
+                    1 => included("0xa"),
                     2 => Value::Null,
-                    _ => {
-                        json!({ "blockNumber": "0xc", "status": "0x1", "gasUsed": "0x1", "logs": [] })
-                    }
+                    _ => included("0xc"),
                 };
                 result(block)
             }
@@ -171,62 +176,69 @@ fn final_is_the_transaction_and_not_the_number_of_a_block() {
             _ => result(json!({ "number": "0xd" })),
         }
     });
-    let mined = registry::Mined { hash: hash(7), block: 10, gas: 1, address: None, changed: true };
-    let mut heard = Vec::new();
-    let last = wait_final(&Execution::new(&node.url), mined, Duration::from_secs(60), |now| {
-        heard.push((now.wanted, now.finalized))
-    })
+    let sent = Receipt { transaction: hash(7), block: 10, gas: 1, contract: None, changed: true };
+    let mut reports = Vec::new();
+    let last = wait_until_final(
+        &ExecutionNode::new(&node.url),
+        sent,
+        Duration::from_secs(60),
+        |progress| reports.push((progress.block, progress.finalized)),
+    )
     .unwrap();
     assert_eq!((last.block, last.changed), (12, false));
-    assert_eq!(heard, [(10, 0), (10, 11), (12, 11), (12, 12)]);
+    assert_eq!(reports, [(10, 0), (10, 11), (12, 11), (12, 12)]);
 
-    let failed = Scripted::start(|method, _| match method {
+    let failed = ScriptedNode::start(|method, _| match method {
         "eth_getTransactionReceipt" => result(json!({ "blockNumber": "0xc", "status": "0x0" })),
-        _ => usual(method),
+        _ => regular_answer(method),
     });
-    let error = wait_final(&Execution::new(&failed.url), mined, Duration::from_secs(60), |_| ())
-        .unwrap_err()
-        .to_string();
+    let error =
+        wait_until_final(&ExecutionNode::new(&failed.url), sent, Duration::from_secs(60), |_| ())
+            .unwrap_err()
+            .to_string();
     assert!(error.contains("failed in block 12"), "{error}");
 }
 
 #[test]
-fn an_answer_that_is_none_is_an_error_and_says_which() {
-    for (status, answer, says) in [
+fn reports_answers_without_a_result_and_hides_keys_in_urls() {
+    for (status, answer, expected) in [
         (200, json!({ "error": "unauthorized" }), "unauthorized"),
         (401, json!({ "message": "no" }), "401"),
         (200, json!({ "id": 1 }), "without a result"),
         (200, json!({ "error": { "message": "reverted", "data": "0x1234" } }), "0x1234"),
         (500, json!({ "result": "0x1" }), "500"),
     ] {
-        let node = Scripted::start(move |_, _| (status, answer.clone()));
-        let error = Execution::new(&format!("{}/v3/KEY?key=KEY", node.url))
+        let node = ScriptedNode::start(move |_, _| (status, answer.clone()));
+        let error = ExecutionNode::new(&format!("{}/v3/KEY?key=KEY", node.url))
             .call("eth_chainId", json!([]))
             .unwrap_err();
         assert!(!format!("{error:#}").contains("KEY"), "{error:#}");
         let error = error.to_string();
-        assert!(error.contains(says), "{error}");
+        assert!(error.contains(expected), "{error}");
     }
-    let other = Scripted::start(|method, _| {
-        if method == "eth_getCode" { result(json!("0x6001")) } else { usual(method) }
+    let other = ScriptedNode::start(|method, _| {
+        if method == "eth_getCode" { result(json!("0x6001")) } else { regular_answer(method) }
     });
-    let execution = Execution::new(&other.url);
+    let execution = ExecutionNode::new(&other.url);
     let registry = Registry { node: &execution, address: Hex([3; 20]) };
     let signer = Signer::from_hex(&"1".repeat(64)).unwrap();
     assert!(
         registry.revoke(&signer, &hash(1)).unwrap_err().to_string().contains("is not the registry")
     );
-    assert!(other.asked("eth_sendRawTransaction").is_empty());
+    assert!(other.requests("eth_sendRawTransaction").is_empty());
 }
 
 fn spec(slots: &str) -> (u16, Value) {
-    let spec = json!({ "SLOTS_PER_EPOCH": slots, "EPOCHS_PER_SYNC_COMMITTEE_PERIOD": "8", "SYNC_COMMITTEE_SIZE": "32", "SECONDS_PER_SLOT": "12" });
+    let spec = json!({
+        "SLOTS_PER_EPOCH": slots, "EPOCHS_PER_SYNC_COMMITTEE_PERIOD": "8",
+        "SYNC_COMMITTEE_SIZE": "32", "SECONDS_PER_SLOT": "12",
+    });
     (200, json!({ "data": spec }))
 }
 
 #[test]
-fn a_relay_tells_strangers_nothing_of_its_nodes_and_takes_no_nonsense() {
-    let node = Scripted::start(|path, _| {
+fn a_relay_hides_its_nodes_and_rejects_malformed_requests() {
+    let node = ScriptedNode::start(|path, _| {
         if path.ends_with("/config/spec") { spec("8") } else { (404, json!({ "message": "no" })) }
     });
     let secret = format!("{}/KEY-OF-AN-ACCOUNT", node.url);
@@ -242,21 +254,24 @@ fn a_relay_tells_strangers_nothing_of_its_nodes_and_takes_no_nonsense() {
         let mut answer = agent.get(format!("{url}{path}")).call().unwrap();
         (answer.status().as_u16(), answer.body_mut().read_to_string().unwrap())
     };
-    let (status, text) = get(&format!("{PATH}?period=1"));
+    let (status, text) = get(&format!("{BUNDLE_PATH}?period=1"));
     assert!(
         status == 502 && !text.contains("KEY-OF-AN-ACCOUNT") && !text.contains("127.0.0.1"),
         "{status} {text}"
     );
-    assert_eq!(get(PATH).0, 400);
-    assert_eq!(get(&format!("{PATH}?period=x")).0, 400);
+    assert_eq!(get(BUNDLE_PATH).0, 400);
+    assert_eq!(get(&format!("{BUNDLE_PATH}?period=x")).0, 400);
     assert_eq!(get("/").0, 404);
-    assert_eq!(agent.post(format!("{url}{PATH}?period=1")).send_empty().unwrap().status(), 404);
+    assert_eq!(
+        agent.post(format!("{url}{BUNDLE_PATH}?period=1")).send_empty().unwrap().status(),
+        404
+    );
 }
 
 #[test]
-fn a_network_of_other_sizes_is_not_pinned() {
-    let execution = Scripted::start(|method, _| usual(method));
-    let beacon = Scripted::start(|path, _| match path {
+fn rejects_a_network_of_unknown_sizes() {
+    let execution = ScriptedNode::start(|method, _| regular_answer(method));
+    let beacon = ScriptedNode::start(|path, _| match path {
         "/eth/v1/beacon/genesis" => {
             (200, json!({ "data": { "genesis_validators_root": hash(1), "genesis_time": "1" } }))
         }
@@ -266,15 +281,16 @@ fn a_network_of_other_sizes_is_not_pinned() {
         "/eth/v1/config/spec" => spec("16"),
         _ => (200, json!({ "data": {} })),
     });
-    let error = pin(&Beacon::new(&beacon.url), &Execution::new(&execution.url), Hex([3; 20]), &[])
-        .unwrap_err()
-        .to_string();
+    let error =
+        pin(&BeaconNode::new(&beacon.url), &ExecutionNode::new(&execution.url), Hex([3; 20]), &[])
+            .unwrap_err()
+            .to_string();
     assert!(error.contains("neither the sizes"), "{error}");
 }
 
 #[test]
-fn who_votes_on_the_same_day_votes_for_the_same_and_the_others_are_told_how() {
-    let node = Scripted::start(|method, _| usual(method));
+fn votes_of_one_day_have_one_expiry_which_the_command_prints_for_others() {
+    let node = ScriptedNode::start(|method, _| regular_answer(method));
     let dir = tempfile::tempdir().unwrap();
     let run = |args: &[&str]| {
         let output = std::process::Command::new(env!("CARGO_BIN_EXE_trustctl"))
@@ -290,12 +306,12 @@ fn who_votes_on_the_same_day_votes_for_the_same_and_the_others_are_told_how() {
     let contract = format!("0x{}", "03".repeat(20));
     let approve =
         ["chain", "approve", &digest, "--contract", &contract, "--days", "10", "--no-wait"];
-    let (status, _, said) = run(&approve);
-    assert!(status == 1 && said.contains("trustctl key new chain"), "{said}");
+    let (status, _, error) = run(&approve);
+    assert!(status == 1 && error.contains("trustctl key new chain"), "{error}");
     assert_eq!(run(&["key", "new", "chain"]).0, 0);
-    let (status, said, _) = run(&approve);
-    assert_eq!(status, 0, "{said}");
-    let until: u64 = said
+    let (status, output, _) = run(&approve);
+    assert_eq!(status, 0, "{output}");
+    let until: u64 = output
         .lines()
         .find_map(|line| line.split_once("--until "))
         .unwrap()
@@ -320,8 +336,8 @@ fn who_votes_on_the_same_day_votes_for_the_same_and_the_others_are_told_how() {
     ]);
     let again: Value = serde_json::from_str(&again).unwrap();
     assert_eq!((&again["changed"], &again["final"]), (&json!(false), &json!(true)));
-    assert_eq!(node.asked("eth_sendRawTransaction").len(), 2);
-    // What is no address or no digest is wrong usage; what is in the way of sending is not sent.
+    assert_eq!(node.requests("eth_sendRawTransaction").len(), 2);
+    // A malformed digest or address, and a missing option, are wrong usage: nothing is sent.
     assert_eq!(run(&["chain", "revoke", "sha256:12", "--contract", &contract]).0, 2);
     assert_eq!(run(&["chain", "revoke", &digest, "--contract", "0x12"]).0, 2);
     assert_eq!(run(&["relay", "--contract", &contract]).0, 2);

@@ -1,8 +1,8 @@
 //! The trust engine of a Basalt node.
 //!
-//! It alone speaks to the TPM (after init's handover) and to the Docker Engine; it lets the engine
-//! run what the ledger approves, records what it does in PCR 15, and gives modules their
-//! cryptography.
+//! It alone accesses the TPM (after init's handover) and the Docker Engine. It lets the engine run
+//! only what the ledger approves, records in PCR 15 what it does, and computes cryptography for
+//! modules. ARCHITECTURE.md describes its parts.
 #![forbid(unsafe_code)]
 
 pub mod admission;
@@ -18,198 +18,214 @@ pub mod settings;
 pub mod tpm;
 pub mod util;
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use axum::Router;
 use tokio::net::UnixListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
-use crate::admission::{log_sources, relays};
-use crate::engine::inventory;
-use crate::images::fetch;
+use crate::admission::Admission;
+use crate::admission::log_sources::LogPoller;
+use crate::admission::relays::RelayPoller;
+use crate::audit::Audit;
+use crate::engine::Tickets;
+use crate::engine::inventory::Inventory;
+use crate::images::fetch::{Fetcher, RegistryClient, STALL_TIMEOUT};
+use crate::images::store::Store;
 use crate::keys::derive::RootKey;
-use crate::keys::root_key::{self, VaultError};
+use crate::keys::error::VaultError;
+use crate::keys::node_secret;
+use crate::keys::root_key::RootKeyVault;
 use crate::module_api::{Shared, Sockets};
-use crate::owner_api::access::Doors;
-use crate::owner_api::common::Base;
+use crate::modules::{Dependencies, Modules};
+use crate::owner_api::access::RoleRouter;
+use crate::owner_api::state::{NodeState, OwnerState};
 use crate::owner_api::tls::TlsListener;
-use crate::owner_api::{attest, locked as locked_api, routes};
+use crate::owner_api::{attest, locked, routes};
 use crate::settings::Settings;
+use crate::tpm::Tpm;
+use crate::util::error_chain::error_chain;
 
-const ANSWERED_WITHIN: Duration = Duration::from_secs(1);
+/// Time between the unlocking of a node and its restart, in which the client that unlocked it gets
+/// its answer.
+const ANSWER_DELAY: Duration = Duration::from_secs(1);
 
-/// Runs until it is told to stop.
+/// Runs trustd until it receives SIGTERM, or until a locked node is unlocked.
+///
+/// # Errors
+/// A part of trustd cannot be started or ended. No container can start then, because the engine
+/// asks trustd's authorization plugin for every request.
 pub async fn run(settings: Settings) -> Result<()> {
-    let boot: config::Boot = read(&settings.etc.join("boot.toml"))?;
+    let boot: config::Boot = parse_file(&settings.etc.join("boot.toml"))?;
     let machine = config::Machine::from_command_line(
         &std::fs::read_to_string("/proc/cmdline").context("cannot read /proc/cmdline")?,
     )?;
     for dir in [settings.data.join("modules"), settings.data.join("tls"), settings.run.clone()] {
-        std::fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        std::fs::create_dir_all(&dir)
+            .with_context(|| format!("cannot create {}", dir.display()))?;
     }
-    let tpm = tpm::Tpm::open(&settings.tcti).await.context("the TPM")?;
+    let tpm = Tpm::open(&settings.tcti).await.context("cannot open the TPM")?;
     let audit = Arc::new(
-        audit::Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data)
-            .await?,
+        Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data).await?,
     );
-    let own = settings::own(&settings.own, audit.platform())?;
-    let node = config::node(&text(&settings.etc.join("node.toml"))?, own.as_deref())?;
+    let own = settings::read_owner_settings(&settings.owner_settings, audit.platform_records())?;
+    let node = config::parse_node(&read_text(&settings.etc.join("node.toml"))?, own.as_deref())?;
     let tls_dir = settings.data.join("tls");
-    let secret = root_key::of_this_tpm(&tpm, &tls_dir.join("node.sealed")).await?;
-    let tls =
-        TlsListener::bind(&node.api, &node.owner.certificates, &tls_dir, &secret.own()).await?;
-    let vault = root_key::Vault::new(
+    let secret = node_secret::open(&tpm, &tls_dir.join("node.sealed")).await?;
+    let owners = &node.owner.certificates;
+    let tls = TlsListener::bind(&node.api, owners, &tls_dir, &secret.derive_own_keys()).await?;
+    let vault = RootKeyVault::new(
         tpm.clone(),
-        audit.platform_register(),
+        audit.platform_pcr(),
         &boot,
         &node.keys,
         &settings.data,
         &settings.policies,
     )?;
-    let opened = vault.open().await;
-    let base = Arc::new(Base {
+    let root = vault.open().await;
+    let state = Arc::new(NodeState {
         boot,
         machine: machine.name,
         audit,
         vault,
-        init: settings.init.clone(),
+        init_socket: settings.init_socket.clone(),
         certificate: tls.fingerprint.clone(),
-        opened: tokio::sync::Notify::new(),
+        unlock: Notify::new(),
     });
-    match opened {
-        Ok(root) => open(settings, node, tpm, root, base, tls).await,
-        Err(VaultError::Locked(why)) => locked(&settings, &why.to_string(), base, tls).await,
-        Err(error) => Err(error).context("the root key"),
+    match root {
+        Ok(root) => run_unlocked(settings, node, tpm, root, state, tls).await,
+        Err(VaultError::Locked(reason)) => {
+            run_locked(&settings, &error_chain(&reason), state, tls).await
+        }
+        Err(error) => Err(error).context("cannot open the root key"),
     }
 }
 
-/// A node that has its root key.
-async fn open(
+/// Runs a node that has its root key.
+async fn run_unlocked(
     settings: Settings,
     node: config::Node,
-    tpm: tpm::Tpm,
+    tpm: Tpm,
     root: RootKey,
-    base: Arc<Base>,
+    state: Arc<NodeState>,
     tls: TlsListener,
 ) -> Result<()> {
-    let (root, built) = (Arc::new(root), base.boot.built);
-    let approvals = Arc::new(
-        admission::Approvals::open(
-            &node,
-            &settings.etc,
-            &settings.data,
-            built,
-            tpm.clone(),
-            root.clone(),
-        )
-        .await?,
+    let (root, built) = (Arc::new(root), state.boot.built);
+    let admission = Arc::new(
+        Admission::open(&node, &settings.etc, &settings.data, built, tpm.clone(), root.clone())
+            .await?,
     );
-    let tickets = Arc::new(engine::Tickets::default());
-    engine::serve(tickets.clone(), &settings.plugin)?;
+    let tickets = Arc::new(Tickets::default());
+    engine::serve_plugin(tickets.clone(), &settings.plugin_socket)?;
     let fetcher = fetcher(&node, &settings.data)?;
-    let sources = log_sources::Sources::new(&node, &settings.boot_log, fetcher.client().clone())
-        .map_err(anyhow::Error::msg)?;
-    let sources = Arc::new(sources);
-    let relays =
-        Arc::new(relays::Relays::new(&node, fetcher.client().clone()).map_err(anyhow::Error::msg)?);
-    let started = Arc::new(inventory::Ledger::open(&settings.run)?);
+    let registry = fetcher.client().clone();
+    let log_sources = Arc::new(LogPoller::new(&node, &settings.boot_log, registry.clone())?);
+    let relays = Arc::new(RelayPoller::new(&node, registry)?);
+    let inventory = Arc::new(Inventory::open(&settings.run)?);
+    let audit = state.audit.clone();
     let shared =
-        Shared { tpm, root, audit: base.audit.clone(), started, ledger: approvals.identity() };
-    let modules = Arc::new(modules::Modules::open(modules::Parts {
-        approvals: approvals.clone(),
-        audit: base.audit.clone(),
+        Shared { tpm, root, audit: audit.clone(), inventory, ledger: admission.identity() };
+    let api_port = node.api.listen.parse::<SocketAddr>().map(|address| address.port());
+    let modules = Arc::new(Modules::open(Dependencies {
+        admission: admission.clone(),
+        audit,
         fetcher,
         sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets: tickets.clone(),
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),
-        taken: node
-            .api
-            .listen
-            .parse::<std::net::SocketAddr>()
-            .map(|a| a.port())
-            .into_iter()
-            .collect(),
+        reserved_ports: api_port.into_iter().collect(),
     })?);
-    let this = routes::Node {
-        base: base.clone(),
+    let router = routes::router(Arc::new(OwnerState {
+        node: state.clone(),
         modules: modules.clone(),
-        approvals: approvals.clone(),
-        sources: sources.clone(),
+        admission: admission.clone(),
+        log_sources: log_sources.clone(),
         relays: relays.clone(),
         tickets,
-    };
-    let router = routes::router(Arc::new(this));
-    tokio::spawn(modules.clone().keep());
+    }));
+    tokio::spawn(modules.clone().run());
     let woken = modules.clone();
-    tokio::spawn(sources.keep(approvals.clone(), move || woken.wake()));
-    tokio::spawn(relays.keep(approvals, move || modules.wake()));
-    serve(&settings, router, base, tls, std::future::pending()).await
+    tokio::spawn(log_sources.poll_forever(admission.clone(), move || woken.wake()));
+    tokio::spawn(relays.poll_forever(admission, move || modules.wake()));
+    serve(&settings, router, state, tls, std::future::pending()).await
 }
 
-/// A node that must not run modules yet. It ends when that may be over, and is started again.
-async fn locked(settings: &Settings, why: &str, base: Arc<Base>, tls: TlsListener) -> Result<()> {
-    println!("LOCKED: no module runs, and what needs the root key is refused: {why}");
-    // Whoever asks the engine for anything is refused too.
-    engine::serve(Arc::default(), &settings.plugin)?;
-    let until = async {
+/// Runs a locked node, which runs no modules. Returns when the node may be unlocked, so that init
+/// starts trustd again.
+async fn run_locked(
+    settings: &Settings,
+    reason: &str,
+    state: Arc<NodeState>,
+    tls: TlsListener,
+) -> Result<()> {
+    logging::warn!(
+        "LOCKED: no module runs, and calls that need the root key are rejected: {reason}"
+    );
+    // Without tickets, the plugin denies every request to the engine.
+    engine::serve_plugin(Arc::default(), &settings.plugin_socket)?;
+    let unlocked = async {
         loop {
-            base.opened.notified().await;
-            match base.vault.open().await {
+            state.unlock.notified().await;
+            match state.vault.open().await {
                 Ok(_) => {
-                    println!("the root key is there: trustd starts again");
-                    // Whoever brought it is answered first.
-                    return tokio::time::sleep(ANSWERED_WITHIN).await;
+                    logging::info!("the root key is there; trustd restarts");
+                    return tokio::time::sleep(ANSWER_DELAY).await;
                 }
-                Err(error) => println!("LOCKED: {error}"),
+                Err(error) => logging::warn!("LOCKED: {}", error_chain(&error)),
             }
         }
     };
-    serve(settings, locked_api::router(base.clone(), why), base.clone(), tls, until).await
+    serve(settings, locked::router(state.clone(), reason), state.clone(), tls, unlocked).await
 }
 
+/// Serves the owner's API until SIGTERM or the end of `until`.
 async fn serve(
     settings: &Settings,
-    router: axum::Router,
-    base: Arc<Base>,
+    owner: Router,
+    state: Arc<NodeState>,
     tls: TlsListener,
     until: impl Future<Output = ()>,
 ) -> Result<()> {
-    let doors = Doors { owner: router.clone(), stranger: attest::router(base) };
     let path = settings.run.join("api.sock");
     let _ = std::fs::remove_file(&path);
     let local = UnixListener::bind(&path)
         .with_context(|| format!("cannot listen on {}", path.display()))?;
-    let mut end = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let roles = RoleRouter { owner: owner.clone(), anonymous: attest::anonymous_router(state) };
+    let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
-        served = axum::serve(local, router).into_future() => served.context("the local API ended"),
-        served = axum::serve(tls, doors).into_future() => served.context("the API ended"),
-        _ = end.recv() => Ok(()),
+        result = axum::serve(local, owner).into_future() => result.context("the local API ended"),
+        result = axum::serve(tls, roles).into_future() => result.context("the TLS API ended"),
+        _ = terminated.recv() => Ok(()),
         () = until => Ok(()),
     }
 }
 
-/// Where images come from, and where they are kept.
-pub fn fetcher(node: &config::Node, data: &Path) -> Result<fetch::Fetcher> {
-    let store = images::store::Store::open(
-        &data.join("store"),
-        node.store.quota_mib << 20,
-        oci::Limits::default(),
-    )?;
-    let client = fetch::Client::new(&node.registries, fetch::PATIENCE)?;
+/// Creates the fetcher of images, with the blob store below `data`.
+///
+/// # Errors
+/// The store cannot be opened, or node.toml has an invalid registry.
+pub fn fetcher(node: &config::Node, data: &Path) -> Result<Fetcher> {
+    let quota_bytes = node.store.quota_mib << 20;
+    let store = Store::open(&data.join("store"), quota_bytes, oci::Limits::default())?;
+    let client = RegistryClient::new(&node.registries, STALL_TIMEOUT)?;
     let architecture = match std::env::consts::ARCH {
         "aarch64" => "arm64",
         "x86_64" => "amd64",
         other => other,
     };
-    Ok(fetch::Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture)))
+    Ok(Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture)))
 }
 
-fn read<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
-    Ok(config::parse(&path.to_string_lossy(), &text(path)?)?)
+fn parse_file<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T> {
+    Ok(config::parse(&path.to_string_lossy(), &read_text(path)?)?)
 }
 
-fn text(path: &Path) -> Result<String> {
+fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
 }

@@ -1,4 +1,4 @@
-//! Where things are: fixed on a node, elsewhere in tests.
+//! Locations of files and sockets: fixed on a node, chosen by tests elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -6,84 +6,90 @@ use anyhow::{Context as _, Result, ensure};
 use measure::{Event, NODE_SETTINGS, PLATFORM_PCR, Record};
 use sha2::{Digest as _, Sha256};
 
+/// Locations of everything that trustd reads, writes and connects to.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// boot.toml, node.toml, modules/, ledger.jsonl of the image.
+    /// Folder of the image's settings: boot.toml, node.toml, modules/, ledger.jsonl.
     pub etc: PathBuf,
-    /// The owner's settings from the boot partition, where there are any.
-    pub own: PathBuf,
-    /// A log from the boot partition, where there is one: nobody vouches for it but its signatures.
+    /// Settings of the node from the boot partition, if there are any.
+    pub owner_settings: PathBuf,
+    /// Log from the boot partition, if there is one. Only its signatures vouch for it.
     pub boot_log: PathBuf,
-    /// Policies for the root key from the boot partition, where there are any: the TPM checks their
+    /// Policies for the root key from the boot partition, if there are any. The TPM verifies their
     /// signatures.
     pub policies: PathBuf,
-    /// What lasts: ledger, keys, audit log, uploaded modules.
+    /// Folder with data that outlives boots: ledger, keys, audit log, specs, images.
     pub data: PathBuf,
-    /// What lasts until the next boot.
+    /// Folder with data that lasts until the next boot.
     pub run: PathBuf,
-    /// One folder a module, mounted into its container.
+    /// Folder with one folder per module, which is mounted into the module's container.
     pub modules: PathBuf,
     /// init's log of the platform's events.
     pub platform_log: PathBuf,
-    pub engine: PathBuf,
-    pub init: PathBuf,
+    /// Socket of the engine's API.
+    pub engine_socket: PathBuf,
+    /// Socket of init.
+    pub init_socket: PathBuf,
+    /// TCTI configuration of the TPM.
     pub tcti: String,
-    /// Where the engine asks for leave: the socket of its authorization plugin.
-    pub plugin: PathBuf,
-    /// The control groups, to be searched for what runs without the engine's knowledge; and those
-    /// that services have.
-    pub groups: Option<PathBuf>,
-    pub services: Vec<String>,
+    /// Socket of the engine's authorization plugin, which trustd serves.
+    pub plugin_socket: PathBuf,
+    /// Root of the control groups, which is searched for processes that the engine does not know.
+    pub cgroup_root: Option<PathBuf>,
+    /// Control groups of the services, relative to the root.
+    pub service_cgroups: Vec<String>,
 }
 
 impl Settings {
-    /// On a node.
-    pub fn node() -> Self {
+    /// Returns the locations on a node.
+    pub fn on_node() -> Self {
         Self {
             etc: "/etc/basalt".into(),
-            own: "/run/config/node.toml".into(),
+            owner_settings: "/run/config/node.toml".into(),
             boot_log: "/run/config/ledger.jsonl".into(),
             policies: "/run/config/policies.json".into(),
             data: "/data/trustd".into(),
             run: "/run/trustd".into(),
             modules: "/run/modules".into(),
             platform_log: "/run/measure/platform.log".into(),
-            engine: "/run/engine/docker.sock".into(),
-            init: "/run/control/init.sock".into(),
+            engine_socket: "/run/engine/docker.sock".into(),
+            init_socket: "/run/control/init.sock".into(),
             tcti: "device:/dev/tpmrm0".into(),
-            plugin: "/run/trustd/authz.sock".into(),
-            groups: Some("/sys/fs/cgroup".into()),
-            services: services(Path::new("/etc/basalt/services")),
+            plugin_socket: "/run/trustd/authz.sock".into(),
+            cgroup_root: Some("/sys/fs/cgroup".into()),
+            service_cgroups: list_service_cgroups(Path::new("/etc/basalt/services")),
         }
     }
 }
 
-/// The control groups that init gives its services (init/src/launch.rs), and its own.
-fn services(dir: &Path) -> Vec<String> {
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let names = names
+/// Returns the control groups that init gives to its services (init/src/launch.rs), and its own.
+fn list_service_cgroups(services: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(services).into_iter().flatten().flatten();
+    let names = entries
         .filter_map(|entry| entry.file_name().to_str()?.strip_suffix(".toml").map(str::to_owned));
-    // trustd is outside of what the TPM is denied to.
+    // trustd is outside of `node`, below which the TPM is denied.
     let groups = names.map(|name| if name == "trustd" { name } else { format!("node/{name}") });
     groups.chain(["node/init".to_owned()]).collect()
 }
 
-/// The owner's settings from the boot partition, if there are any: those that init measured and no
-/// others.
+/// Returns the settings of the node from the boot partition, or `None` if there are none. Rejects
+/// settings that init did not measure, because root can write to the file under /run. `platform`
+/// is the log that replays to the TPM's register.
 ///
-/// init leaves them under /run, where whoever is root can write; `platform` is the log that replays
-/// to the TPM's register.
-pub fn own(path: &Path, platform: &[Record]) -> Result<Option<String>> {
+/// # Errors
+/// Fails if the file cannot be read, or if its content is not the measured one.
+pub fn read_owner_settings(path: &Path, platform: &[Record]) -> Result<Option<String>> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => Some(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
     let digest = Sha256::digest(text.as_deref().unwrap_or_default().as_bytes()).into();
-    let found = Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &digest);
+    let expected = Event::from_digest(PLATFORM_PCR, NODE_SETTINGS, &digest);
     ensure!(
-        platform.iter().any(|record| record.event() == found),
-        "{} is not what was measured: this boot's event {NODE_SETTINGS} is of another file; restart the node",
+        platform.iter().any(|record| record.event() == expected),
+        "{} was changed after it was measured: this boot's event {NODE_SETTINGS} has the digest of \
+         other content; reboot the node",
         path.display()
     );
     Ok(text)
@@ -94,27 +100,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_measured_settings_are_gone_by() {
+    fn only_measured_settings_are_accepted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("node.toml");
         let log = |bytes: &[u8]| {
-            vec![Record::new(
-                0,
-                &Event::of_digest(PLATFORM_PCR, NODE_SETTINGS, &Sha256::digest(bytes).into()),
-            )]
+            let digest = Sha256::digest(bytes).into();
+            vec![Record::new(0, &Event::from_digest(PLATFORM_PCR, NODE_SETTINGS, &digest))]
         };
-        assert_eq!(own(&path, &log(b"")).unwrap(), None);
-        assert!(own(&path, &log(b"a")).is_err(), "taken away");
+        let read = |platform: &[Record]| read_owner_settings(&path, platform);
+        assert_eq!(read(&log(b"")).unwrap(), None);
+        assert!(read(&log(b"a")).is_err(), "the file was removed");
         std::fs::write(&path, "a").unwrap();
-        assert_eq!(own(&path, &log(b"a")).unwrap().as_deref(), Some("a"));
-        assert!(
-            own(&path, &log(b"")).unwrap_err().to_string().contains("not what was measured"),
-            "put there"
-        );
-        assert!(own(&path, &[]).is_err());
-        assert!(
-            own(dir.path(), &log(b"")).is_err(),
-            "what cannot be read is not what is not there"
-        );
+        assert_eq!(read(&log(b"a")).unwrap().as_deref(), Some("a"));
+        let error = read(&log(b"")).unwrap_err().to_string();
+        assert!(error.contains("was changed after it was measured"), "{error}");
+        assert!(read(&[]).is_err(), "nothing was measured");
+        let unreadable = read_owner_settings(dir.path(), &log(b""));
+        assert!(unreadable.is_err(), "a file that cannot be read does not count as absent");
     }
 }

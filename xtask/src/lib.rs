@@ -1,25 +1,17 @@
-//! Basalt's build system. `cargo xtask help` lists the commands; each is a file under `cmd/`.
+//! Basalt's build system. `cargo xtask help` lists the commands.
+//!
+//! The layers, each of which imports only those above it in this list:
+//!
+//! - `engine`: cache, build graph, sandbox; knows no image.
+//! - `lint`: checks of the repository's own text.
+//! - `image`: descriptions of machines, recipes and keys; file formats.
+//! - `rules`: how each kind of step is built, one file per rule.
+//! - `qemu`: starts a finished image in an emulated machine.
+//! - `cmd`: the commands, one file each.
 
-pub mod bmap;
-pub mod class;
 pub mod cmd;
-pub mod config;
-pub mod console;
-pub mod drives;
-pub mod elf;
-pub mod fetch;
-pub mod firmware;
-pub mod hash;
-pub mod keys;
-pub mod layers;
-pub mod lock;
-pub mod machine;
-pub mod mirror;
-pub mod paths;
-pub mod plan;
-pub mod progress;
+pub mod engine;
+pub mod image;
+pub mod lint;
 pub mod qemu;
-pub mod recipe;
-pub mod sandbox;
-pub mod store;
-pub mod tree;
+pub mod rules;

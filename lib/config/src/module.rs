@@ -1,60 +1,80 @@
+//! `/etc/basalt/modules/NAME.toml`: containers that the node runs.
+
 use serde::{Deserialize, Serialize};
 
-/// `/etc/basalt/modules/NAME.toml`: a container that trustd runs once its image is approved.
+use crate::error::{check_distinct, check_range};
+use crate::{ConfigProblem, Image, ImageBuild, ImageSource, InvalidValue};
+
+/// `/etc/basalt/modules/NAME.toml`: a container that the node runs once its image is approved.
 ///
-/// Everything that is not written here is denied: there is no key for privileges, devices, host
-/// paths or host namespaces.
+/// Everything that the file does not mention is denied: there is no key for privileges, devices,
+/// host paths or host namespaces.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", try_from = "RawModule", into = "RawModule")]
 pub struct Module {
+    /// Image of the container.
     pub image: Image,
+    /// Arguments that replace the image's command.
     pub command: Vec<String>,
+    /// Variables `NAME=VALUE` that are added to the environment.
     pub environment: Vec<String>,
+    /// Network of the container.
     pub network: Network,
-    /// Modules on the bridge with which it shares a network of two. Both must name each other.
+    /// Modules that share a network with this module, one network for each pair. Both modules must
+    /// name each other.
     pub peers: Vec<String>,
+    /// Ports of the node that are forwarded to the module.
     pub ports: Vec<Port>,
+    /// Persistent folders.
     pub volumes: Vec<Volume>,
+    /// Memory limit in MiB.
     pub memory_mib: u64,
-    /// Of one core: 100 is one core, 150 one and a half.
+    /// Processor limit in percent of one core: 150 is one and a half cores.
     pub cpu_percent: u32,
+    /// Greatest number of processes and threads.
     pub pids: u32,
+    /// Health check.
     pub health: Health,
-    /// Modules that must run and be healthy before this one is started.
+    /// Modules that must run and be healthy before this module is started.
     pub needs: Vec<String>,
-    /// How long it gets to end by itself before it is killed, in seconds.
+    /// Time in seconds between the request to stop and the kill.
     pub stop_within_s: u32,
-    /// What the module may ask its socket for.
+    /// Calls that the module may make on its socket.
     pub access: Access,
 }
 
-/// What a module may ask its socket for, and how often.
+/// Calls that a module may make on its socket, and their rate.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Access {
+    /// Allowed groups of calls, sorted.
     pub crypto: Vec<CryptoUse>,
-    pub keys_bound_to: BoundTo,
+    /// Identity that the module's keys are derived from.
+    pub keys_bound_to: KeyBinding,
+    /// Rate limits.
     pub quota: Quota,
 }
 
-/// Who has the same keys after an upgrade.
+/// Identity that a module's keys are derived from, which decides whether an upgrade keeps them.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
-pub enum BoundTo {
-    /// Every image that the same ledger's approvers approve and that runs under this module's name.
+pub enum KeyBinding {
+    /// Name of the module and the ledger's approvers. All approved images of this name have the
+    /// same keys.
     #[default]
     Approvers,
-    /// This image alone.
+    /// Name of the module and the digest of its image. Every image has keys of its own.
     Image,
 }
 
-/// Calls a second, in the long run; four seconds' worth may come at once. A call in a batch counts
-/// as one.
+/// Rate limits of a module's calls. The limits hold on average: four seconds' worth of calls may
+/// come at once. Each call of a batch counts.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Quota {
+    /// Calls in a second.
     pub calls_per_s: u32,
-    /// Those for which the TPM has to work.
+    /// Calls in a second that use the TPM.
     pub tpm_calls_per_s: u32,
 }
 
@@ -64,60 +84,37 @@ impl Default for Quota {
     }
 }
 
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(untagged, rename_all = "kebab-case")]
-pub enum Image {
-    /// On a node: what must be approved, and where it comes from.
-    Node(Source),
-    /// In the repository: what the build makes the archive from.
-    Ship(Ship),
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Source {
-    /// Of the manifest, or of an index that lists one for this node's platform.
-    pub digest: String,
-    /// Where it can be fetched: `HOST[:PORT]/REPOSITORY`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub registry: Option<String>,
-    /// An archive on the node's read-only root.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub archive: Option<String>,
-}
-
-/// An image that the build puts into the root partition.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-#[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Ship {
-    /// A program of image/recipes/programs, alone in an image of one layer.
-    pub program: String,
-}
-
+/// Network of a module.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Network {
     /// No network at all.
     None,
-    /// A bridge of its own, from which the outside can be reached.
+    /// A bridge that only this module is attached to, with access to the outside.
     Bridge,
 }
 
-/// A port of the node that leads to one of the module.
+/// Port of the node that is forwarded to the module.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Port {
+    /// Port number on the node.
     pub node: u16,
+    /// Port number in the container.
     pub module: u16,
+    /// Transport protocol.
     #[serde(default)]
     pub protocol: Protocol,
 }
 
+/// Transport protocol of a port.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Protocol {
+    /// Transmission Control Protocol.
     #[default]
     Tcp,
+    /// User Datagram Protocol.
     Udp,
 }
 
@@ -130,28 +127,30 @@ impl std::fmt::Display for Protocol {
     }
 }
 
-/// A folder of the module's own that lasts. Where it lies on the node is trustd's affair.
+/// Persistent folder of a module. trustd chooses its place on the node.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Volume {
+    /// Name of the volume, unique in the module.
     pub name: String,
-    /// Where the module sees it.
+    /// Mount point in the container.
     pub path: String,
 }
 
-/// When a module counts as healthy.
+/// Health check of a module.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
 pub struct Health {
-    /// Run in the container; healthy once it ends with 0.
+    /// Command that is run in the container. The module is healthy once it exits with 0.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
-    /// Healthy once this TCP port of the module accepts a connection.
+    /// TCP port of the module. The module is healthy once it accepts a connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
-    /// With neither: healthy once it has run this long, in seconds.
+    /// Time in seconds after which a running module without command and port counts as healthy.
     pub stays_s: u32,
-    /// The deadline, in seconds from the start. An upgrade that misses it is rolled back.
+    /// Time in seconds from the start within which the module must become healthy. An upgrade that
+    /// fails to is rolled back.
     pub within_s: u32,
 }
 
@@ -161,18 +160,22 @@ impl Default for Health {
     }
 }
 
+/// Group of calls that a module may make.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "kebab-case")]
 pub enum CryptoUse {
-    /// Proofs of the module's own keys, verification of anybody's, and a statement of the TPM about
-    /// its keys.
+    /// VRF proofs with the module's keys, verification with any key, and TPM statements about the
+    /// module's keys.
     Vrf,
+    /// Random bytes.
     Random,
+    /// Hashes.
     Hash,
+    /// HMACs with the module's keys.
     Hmac,
-    /// Signatures with the module's own keys, and verification of anybody's.
+    /// Signatures with the module's keys, and verification with any key.
     Sign,
-    /// Secrets that only this module on this node can read again.
+    /// Secrets that only this module on this node can unseal.
     Seal,
     /// Quotes of the node's TPM.
     Quote,
@@ -185,24 +188,24 @@ struct RawModule {
     command: Vec<String>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     environment: Vec<String>,
-    #[serde(default = "no_network")]
+    #[serde(default = "default_network")]
     network: Network,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     peers: Vec<String>,
-    #[serde(default = "default_memory")]
+    #[serde(default = "default_memory_mib")]
     memory_mib: u64,
-    #[serde(default = "default_cpu")]
+    #[serde(default = "default_cpu_percent")]
     cpu_percent: u32,
     #[serde(default = "default_pids")]
     pids: u32,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     needs: Vec<String>,
-    #[serde(default = "default_stop")]
+    #[serde(default = "default_stop_within_s")]
     stop_within_s: u32,
     #[serde(default)]
     crypto: Vec<CryptoUse>,
     #[serde(default)]
-    keys_bound_to: BoundTo,
+    keys_bound_to: KeyBinding,
     #[serde(default)]
     quota: Quota,
     #[serde(default)]
@@ -212,20 +215,20 @@ struct RawModule {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     volumes: Vec<Volume>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    image: Option<Source>,
+    image: Option<ImageSource>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    ship: Option<Ship>,
+    build: Option<ImageBuild>,
 }
 
-fn no_network() -> Network {
+fn default_network() -> Network {
     Network::None
 }
 
-fn default_memory() -> u64 {
+fn default_memory_mib() -> u64 {
     64
 }
 
-fn default_cpu() -> u32 {
+fn default_cpu_percent() -> u32 {
     100
 }
 
@@ -233,142 +236,99 @@ fn default_pids() -> u32 {
     64
 }
 
-fn default_stop() -> u32 {
+fn default_stop_within_s() -> u32 {
     10
 }
 
-fn within<T: PartialOrd + std::fmt::Display>(
-    what: &str,
-    range: std::ops::RangeInclusive<T>,
-    found: &T,
-) -> Result<(), String> {
-    if range.contains(found) {
-        return Ok(());
-    }
-    Err(format!("{what}: expected {} to {}, found {found}", range.start(), range.end()))
-}
+/// Folders of a container that a volume must neither be in nor cover.
+const RESERVED_PATHS: [&str; 5] = ["/run/basalt", "/proc", "/sys", "/dev", "/tmp"];
 
-fn distinct<T: PartialEq + std::fmt::Debug>(
-    what: &str,
-    list: impl Iterator<Item = T>,
-) -> Result<(), String> {
-    let mut seen = Vec::new();
-    for item in list {
-        if seen.contains(&item) {
-            return Err(format!("{what}: {item:?} is there twice"));
-        }
-        seen.push(item);
-    }
-    Ok(())
-}
-
-impl Source {
-    fn check(&self) -> Result<(), String> {
-        crate::valid_digest(&self.digest).map_err(|e| format!("image.digest: {e}"))?;
-        if self.registry.is_some() && self.archive.is_some() {
-            return Err("image: either registry or archive".into());
-        }
-        match &self.registry {
-            Some(registry) => {
-                repository(registry).map(drop).map_err(|e| format!("image.registry: {e}"))
-            }
-            None => Ok(()),
-        }
-    }
-}
-
-/// Host and repository of `HOST[:PORT]/REPOSITORY` (OCI distribution-spec, "Pulling manifests": the
-/// form of `<name>`).
-pub fn repository(text: &str) -> Result<(&str, &str), String> {
-    let wrong = |why: &str| {
-        format!("expected HOST[:PORT]/REPOSITORY without tag or digest, found {text:?} ({why})")
-    };
-    let (host, name) = text.split_once('/').ok_or_else(|| wrong("no repository"))?;
-    crate::node::valid_host(host).map_err(|why| wrong(&why))?;
-    let part = |p: &str| {
-        !p.is_empty()
-            && p.bytes().all(|b| {
-                b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'_' | b'-')
-            })
-            && p.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && p.ends_with(|c: char| c.is_ascii_alphanumeric())
-    };
-    if name.len() > 255 || !name.split('/').all(part) {
-        return Err(wrong("the repository is not one"));
-    }
-    Ok((host, name))
-}
-
-/// A folder in the container that may be given to a volume.
-fn mount_point(path: &str) -> Result<(), String> {
-    const TAKEN: [&str; 5] = ["/run/basalt", "/proc", "/sys", "/dev", "/tmp"];
+fn check_mount_point(path: &str) -> Result<(), InvalidValue> {
     let normal = path.len() > 1
         && path.starts_with('/')
         && path[1..].split('/').all(|p| !p.is_empty() && p != "." && p != "..")
         && path.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b':' | b',' | b'\\'));
-    let taken = TAKEN
-        .iter()
-        .any(|t| path == *t || path.strip_prefix(t).is_some_and(|rest| rest.starts_with('/')));
-    // Above one of them, it would cover it.
-    let above =
-        TAKEN.iter().any(|t| t.strip_prefix(path).is_some_and(|rest| rest.starts_with('/')));
-    if normal && !taken && !above {
+    let below = |path: &str, folder: &str| {
+        path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+    };
+    let reserved = RESERVED_PATHS.iter().any(|r| path == *r || below(path, r) || below(r, path));
+    if normal && !reserved {
         return Ok(());
     }
-    Err(format!(
-        "expected an absolute path that is neither below nor above {}, found {path:?}",
-        TAKEN.join(", ")
-    ))
+    let reserved = RESERVED_PATHS.join(", ");
+    let expected = format!("an absolute path that is neither below nor above {reserved}");
+    Err(InvalidValue::text(expected, path))
+}
+
+impl RawModule {
+    fn check(&self) -> Result<(), ConfigProblem> {
+        check_range("memory-mib", 6..=1 << 20, &self.memory_mib)?;
+        check_range("cpu-percent", 1..=6400, &self.cpu_percent)?;
+        check_range("pids", 1..=4096, &self.pids)?;
+        check_range("stop-within-s", 1..=600, &self.stop_within_s)?;
+        check_range("quota.calls-per-s", 1..=1_000_000, &self.quota.calls_per_s)?;
+        check_range("quota.tpm-calls-per-s", 0..=1000, &self.quota.tpm_calls_per_s)?;
+        check_range("health.within-s", 1..=3600, &self.health.within_s)?;
+        check_range("health.stays-s", 0..=self.health.within_s, &self.health.stays_s)?;
+        if !self.health.command.is_empty() && self.health.port.is_some() {
+            return Err(InvalidValue::new("command or port", "both").at("health"));
+        }
+        if let Some(bad) = self.environment.iter().find(|e| !e.contains('=') || e.contains('\0')) {
+            return Err(InvalidValue::text("NAME=VALUE", bad).at("environment"));
+        }
+        for (key, list) in [("peers", &self.peers), ("needs", &self.needs)] {
+            for name in list {
+                crate::check_name(name).map_err(|e| e.at(key))?;
+            }
+            check_distinct(key, list.iter())?;
+        }
+        for volume in &self.volumes {
+            crate::check_name(&volume.name).map_err(|e| e.at("volumes.name"))?;
+            check_mount_point(&volume.path).map_err(|e| e.at("volumes.path"))?;
+        }
+        check_distinct("volumes.name", self.volumes.iter().map(|v| &v.name))?;
+        check_distinct("volumes.path", self.volumes.iter().map(|v| &v.path))?;
+        self.check_ports()
+    }
+
+    fn check_ports(&self) -> Result<(), ConfigProblem> {
+        check_distinct("ports", self.ports.iter().map(|p| (p.node, p.protocol)))?;
+        if self.ports.iter().any(|p| p.node == 0 || p.module == 0) {
+            return Err(InvalidValue::new("1 to 65535", 0).at("ports"));
+        }
+        let users = [
+            ("peers", !self.peers.is_empty()),
+            ("ports", !self.ports.is_empty()),
+            ("health.port", self.health.port.is_some()),
+        ];
+        match users.into_iter().find(|(_, used)| *used) {
+            Some((user, _)) if self.network == Network::None => {
+                let expected = format!("\"bridge\", because of {user}");
+                Err(InvalidValue::new(expected, "\"none\"").at("network"))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl TryFrom<RawModule> for Module {
-    type Error = String;
+    type Error = ConfigProblem;
 
-    fn try_from(raw: RawModule) -> Result<Self, String> {
-        let image = match (raw.image, raw.ship) {
+    fn try_from(raw: RawModule) -> Result<Self, ConfigProblem> {
+        raw.check()?;
+        let reject = |found| {
+            let expected = "a digest in [image], or the program to build in [build]";
+            Err(InvalidValue::new(expected, found).at("image"))
+        };
+        let image = match (raw.image, raw.build) {
             (Some(source), None) => {
                 source.check()?;
-                Image::Node(source)
+                Image::Source(source)
             }
-            (None, Some(ship)) => Image::Ship(ship),
-            _ => return Err(
-                "a module has either [image] (its digest) or [ship] (what the build makes it from)"
-                    .into(),
-            ),
+            (None, Some(build)) => Image::Build(build),
+            (Some(_), Some(_)) => return reject("both"),
+            (None, None) => return reject("neither"),
         };
-        within("memory-mib", 6..=1 << 20, &raw.memory_mib)?;
-        within("cpu-percent", 1..=6400, &raw.cpu_percent)?;
-        within("pids", 1..=4096, &raw.pids)?;
-        within("stop-within-s", 1..=600, &raw.stop_within_s)?;
-        within("health.within-s", 1..=3600, &raw.health.within_s)?;
-        within("health.stays-s", 0..=raw.health.within_s, &raw.health.stays_s)?;
-        if !raw.health.command.is_empty() && raw.health.port.is_some() {
-            return Err("health: either command or port".into());
-        }
-        if let Some(bad) = raw.environment.iter().find(|e| !e.contains('=') || e.contains('\0')) {
-            return Err(format!("environment: expected NAME=VALUE, found {bad:?}"));
-        }
-        for (what, list) in [("peers", &raw.peers), ("needs", &raw.needs)] {
-            list.iter()
-                .try_for_each(|name| crate::valid_name(name).map_err(|e| format!("{what}: {e}")))?;
-            distinct(what, list.iter())?;
-        }
-        for volume in &raw.volumes {
-            crate::valid_name(&volume.name).map_err(|e| format!("volumes.name: {e}"))?;
-            mount_point(&volume.path).map_err(|e| format!("volumes.path: {e}"))?;
-        }
-        distinct("volumes", raw.volumes.iter().map(|v| &v.name))?;
-        distinct("volumes", raw.volumes.iter().map(|v| &v.path))?;
-        distinct("ports", raw.ports.iter().map(|p| (p.node, p.protocol)))?;
-        if raw.ports.iter().any(|p| p.node == 0 || p.module == 0) {
-            return Err("ports: expected 1 to 65535, found 0".into());
-        }
-        let networked = !raw.peers.is_empty() || !raw.ports.is_empty() || raw.health.port.is_some();
-        if networked && raw.network == Network::None {
-            return Err("peers, ports and health.port need network = \"bridge\"".into());
-        }
-        within("quota.calls-per-s", 1..=1_000_000, &raw.quota.calls_per_s)?;
-        within("quota.tpm-calls-per-s", 0..=1000, &raw.quota.tpm_calls_per_s)?;
         let mut crypto = raw.crypto;
         crypto.sort();
         crypto.dedup();
@@ -393,9 +353,9 @@ impl TryFrom<RawModule> for Module {
 
 impl From<Module> for RawModule {
     fn from(m: Module) -> Self {
-        let (image, ship) = match m.image {
-            Image::Node(source) => (Some(source), None),
-            Image::Ship(ship) => (None, Some(ship)),
+        let (image, build) = match m.image {
+            Image::Source(source) => (Some(source), None),
+            Image::Build(build) => (None, Some(build)),
         };
         Self {
             command: m.command,
@@ -414,20 +374,26 @@ impl From<Module> for RawModule {
             ports: m.ports,
             volumes: m.volumes,
             image,
-            ship,
+            build,
         }
     }
 }
 
 impl Module {
-    /// A module's name is its file's; it becomes a container's name and a folder's.
-    pub fn valid_name(name: &str) -> Result<(), String> {
-        crate::valid_name(name)
+    /// Checks the name of a module, which is the name of its file, of its container and of its
+    /// folder.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`InvalidValue`] unless the name has 1 to 32 characters a-z, 0-9 and `-`, with no
+    /// `-` first or last.
+    pub fn check_name(name: &str) -> Result<(), InvalidValue> {
+        crate::check_name(name)
     }
 
-    /// Whether two of it can run beside each other during an upgrade: what it holds alone (a port
-    /// of the node, a folder) must be let go first.
-    pub fn shares_nothing(&self) -> bool {
+    /// Reports whether the old and the new version can run concurrently during an upgrade. They
+    /// cannot if the module has exclusive resources: a port of the node or a volume.
+    pub fn can_run_concurrently(&self) -> bool {
         self.ports.is_empty() && self.volumes.is_empty()
     }
 }
@@ -441,7 +407,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_schema_cannot_say_is_refused() {
+    fn keys_outside_of_the_schema_and_invalid_values_are_rejected() {
         parse::<Module>("m", &file("", "")).unwrap();
         for key in [
             "privileged = true",
@@ -492,13 +458,16 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_module_comes_back_as_it_was() {
+    fn serializing_and_parsing_a_module_changes_nothing() {
         let text = file(
-            "network = \"bridge\"\npeers = [\"db\"]\nneeds = [\"db\"]\ncpu-percent = 50\nkeys-bound-to = \"image\"\ncrypto = [\"seal\", \"quote\"]",
-            "registry = \"registry.example.org:5000/team/app\"\n[quota]\ncalls-per-s = 5\n[health]\nport = 80\n[[ports]]\nnode = 8080\nmodule = 80\n[[volumes]]\nname = \"state\"\npath = \"/var/lib/app\"",
+            "network = \"bridge\"\npeers = [\"db\"]\nneeds = [\"db\"]\ncpu-percent = 50\n\
+             keys-bound-to = \"image\"\ncrypto = [\"seal\", \"quote\"]",
+            "registry = \"registry.example.org:5000/team/app\"\n[quota]\ncalls-per-s = 5\n\
+             [health]\nport = 80\n[[ports]]\nnode = 8080\nmodule = 80\n\
+             [[volumes]]\nname = \"state\"\npath = \"/var/lib/app\"",
         );
         let module = parse::<Module>("m", &text).unwrap();
-        assert!(!module.shares_nothing());
+        assert!(!module.can_run_concurrently());
         assert_eq!(parse::<Module>("m", &toml::to_string(&module).unwrap()).unwrap(), module);
     }
 }

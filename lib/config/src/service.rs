@@ -1,35 +1,42 @@
+//! `/etc/basalt/services/NAME.toml`: the programs that init supervises.
+
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
-/// `/etc/basalt/services/NAME.toml`: a program that init starts and watches.
+/// `/etc/basalt/services/NAME.toml`: a program that init starts and supervises.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
 pub struct Service {
+    /// Path of the program and its arguments.
     pub exec: Vec<String>,
+    /// Variables that are added to the environment.
     #[serde(default)]
-    pub environment: std::collections::BTreeMap<String, String>,
+    pub environment: BTreeMap<String, String>,
     /// Services that must be ready before this one is started.
     #[serde(default)]
     pub needs: Vec<String>,
-    /// User and group id; root when absent.
+    /// User and group ID; root if absent.
     #[serde(default)]
     pub user: Option<u32>,
-    /// The only service that may open the TPM.
+    /// Access to the TPM. Exactly one service has it.
     #[serde(default)]
     pub tpm: bool,
+    /// Condition under which the service counts as ready.
     pub ready: Ready,
-    /// How long it may take to become ready, in seconds.
+    /// Longest time from start to ready, in seconds.
     pub ready_within_s: u64,
-    /// Files that an earlier run may have left and that keep a new one from starting.
+    /// Files of an earlier run that would prevent a new start; init removes them first.
     #[serde(default)]
     pub stale_files: Vec<String>,
 }
 
-/// How init knows that a service can be used.
+/// Condition under which a service counts as ready.
 #[derive(Debug, Clone, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Ready {
-    /// Something listens on this Unix socket.
+    /// The Unix socket at this path accepts a connection.
     Socket(String),
-    /// This file exists.
+    /// The file at this path exists.
     File(String),
 }

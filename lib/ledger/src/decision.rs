@@ -1,58 +1,111 @@
-/// What the ledger says of an image.
+//! The decision about one image, as a value.
+
+/// Decision of the ledger about one image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Decision {
-    Allow(Evidence),
+    /// The image may run.
+    Allow(ImageApproval),
+    /// The image must not run.
     Deny(Reason),
 }
 
-/// Why an image may run: the statement that says so.
+/// Approval that allows an image to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Evidence {
+pub struct ImageApproval {
+    /// Digest of the image's manifest.
     pub digest: String,
+    /// Sequence number of the log entry that approved the image.
     pub seq: u64,
+    /// First second since 1970 at which the approval is no longer valid.
     pub exp: u64,
+    /// Number of approvers that signed the log entry.
     pub signers: usize,
-    /// Where a chain is asked for: its record too.
-    pub chain: Option<ChainEvidence>,
+    /// Approval in the chain's registry, if the node requires one.
+    pub chain: Option<ChainApproval>,
 }
 
-/// What the chain's registry says of an approved image.
+/// Approval of an image in the chain's registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ChainEvidence {
-    /// The final execution block.
+pub struct ChainApproval {
+    /// Number of the finalized execution block that has the record.
     pub block: u64,
-    /// The record's sequence in the registry.
+    /// Sequence number of the record.
     pub seq: u64,
+    /// First second since 1970 at which the approval is no longer valid.
     pub not_after: u64,
 }
 
-/// Why the chain does not let an image run.
+/// Reason why the chain does not let an image run. Times are in seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ChainReason {
+    /// The node has not applied a bundle yet.
     #[error(
-        "the chain was not followed yet: no relay gave a bundle that holds (`trustctl status` names them)"
+        "no relay has given a valid bundle yet; `trustctl status` shows the problem of each relay"
     )]
     NotFollowed,
-    #[error("the chain was not asked for it yet; the relays are asked now")]
+    /// No applied bundle had a record of the image.
+    #[error("the relays have not been asked for it yet; they are asked now")]
     NotAsked,
+    /// A finalized block proves that the registry has no record of the image.
     #[error(
-        "the registry did not have it at block {block}: its approvers did not approve it there (`trustctl chain approve`)"
+        "the registry had no record of it at block {block}: its approvers must approve it there \
+         (`trustctl chain approve`)"
     )]
-    Absent { block: u64 },
+    Absent {
+        /// Number of the execution block.
+        block: u64,
+    },
+    /// The registry revoked the image, in a finalized or an attested block.
     #[error("the registry had it revoked at block {block} (record {seq}); a revocation is final")]
-    Revoked { seq: u64, block: u64 },
+    Revoked {
+        /// Sequence number of the record.
+        seq: u64,
+        /// Number of the execution block.
+        block: u64,
+    },
+    /// The approval in the registry expired.
     #[error(
-        "its approval in the registry (record {seq}) expired: it held until {not_after}, now is {now}; approve it again"
+        "its approval in the registry (record {seq}) expired: it was valid until {not_after}, now \
+         is {now}; approve it again"
     )]
-    Expired { seq: u64, not_after: u64, now: u64 },
-    #[error("the registry had it as clear at block {block}, this node asks for proof")]
-    NoProof { block: u64 },
+    Expired {
+        /// Sequence number of the record.
+        seq: u64,
+        /// Expiry of the approval.
+        not_after: u64,
+        /// Time of the decision.
+        now: u64,
+    },
+    /// The node requires an approval with proof.
+    #[error("the registry had it as clear at block {block}, but this node requires proof")]
+    NoProof {
+        /// Number of the execution block.
+        block: u64,
+    },
+    /// The finalized block that the decision would be based on is too old.
     #[error(
-        "the chain's newest final block that is known of it, {block}, is of {time}, now is {now}, at most {max_age} s may lie between; are the relays reached?"
+        "the newest finalized block with its record, {block}, is from {time}, now is {now}, at \
+         most {max_age} s may lie between them; check that the relays are reachable"
     )]
-    Stale { block: u64, time: u64, now: u64, max_age: u64 },
-    #[error("the clock is not set: it says {now}, a block of {floor} is final already")]
-    Clock { now: u64, floor: u64 },
+    Stale {
+        /// Number of the execution block.
+        block: u64,
+        /// Time of the block's slot.
+        time: u64,
+        /// Time of the decision.
+        now: u64,
+        /// Greatest age of the block in seconds.
+        max_age: u64,
+    },
+    /// The clock is before a block that is already finalized.
+    #[error("the clock is not set: it shows {now}, but a block of {floor} is already finalized")]
+    Clock {
+        /// Time of the decision.
+        now: u64,
+        /// Earliest possible time.
+        floor: u64,
+    },
+    /// The state of the chain cannot be used, for this reason.
     #[error("{0}")]
     Unusable(String),
 }
@@ -73,37 +126,94 @@ impl ChainReason {
     }
 }
 
-/// Why an image may not run.
+/// Reason why an image must not run. Times are in seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Reason {
-    #[error("{digest} is not in the ledger: nobody approved it (`trustctl approve {digest}`)")]
-    Unknown { digest: String },
-    #[error("{digest} was revoked by statement {seq}; a revocation is final")]
-    Revoked { digest: String, seq: u64 },
+    /// No log entry names the image.
     #[error(
-        "the approval of {digest} (statement {seq}) expired: it held until {exp}, now is {now}; approve it again"
+        "{digest} is not in the ledger: approvers must approve it (`trustctl approve {digest}`)"
     )]
-    Expired { digest: String, seq: u64, exp: u64, now: u64 },
+    Unknown {
+        /// Digest of the image's manifest.
+        digest: String,
+    },
+    /// A log entry revoked the image.
+    #[error("{digest} was revoked by log entry {seq}; a revocation is final")]
+    Revoked {
+        /// Digest of the image's manifest.
+        digest: String,
+        /// Sequence number of the log entry.
+        seq: u64,
+    },
+    /// The approval expired.
     #[error(
-        "the approval of {digest} (statement {seq}) holds from {iat}, now is {now}; is the clock right?"
+        "the approval of {digest} (log entry {seq}) expired: it was valid until {exp}, now is \
+         {now}; approve it again"
     )]
-    NotYet { digest: String, seq: u64, iat: u64, now: u64 },
+    Expired {
+        /// Digest of the image's manifest.
+        digest: String,
+        /// Sequence number of the log entry.
+        seq: u64,
+        /// Expiry of the approval.
+        exp: u64,
+        /// Time of the decision.
+        now: u64,
+    },
+    /// The approval is not valid yet.
     #[error(
-        "the clock is not set: it says {now}, which is before {floor}, when this node's image was built or its ledger was witnessed"
+        "the approval of {digest} (log entry {seq}) is valid from {iat}, now is {now}; check the \
+         clock"
     )]
-    Clock { now: u64, floor: u64 },
+    NotYet {
+        /// Digest of the image's manifest.
+        digest: String,
+        /// Sequence number of the log entry.
+        seq: u64,
+        /// Start of the approval's validity.
+        iat: u64,
+        /// Time of the decision.
+        now: u64,
+    },
+    /// The clock is before the image's build or before the time of the witnesses.
     #[error(
-        "the ledger is too old: enough witnesses saw it at {witnessed}, now is {now}, at most {max_age} s may lie between; trustctl log cosign, then push"
+        "the clock is not set: it shows {now}, which is before {floor}, when this node's image was \
+         built or its ledger was witnessed"
     )]
-    Stale { witnessed: u64, now: u64, max_age: u64 },
+    Clock {
+        /// Time of the decision.
+        now: u64,
+        /// Earliest possible time.
+        floor: u64,
+    },
+    /// The witnesses cosigned the log too long ago.
+    #[error(
+        "the ledger is too old: enough witnesses saw it at {witnessed}, now is {now}, at most \
+         {max_age} s may lie between them; run `trustctl log cosign`, then `trustctl log push`"
+    )]
+    Stale {
+        /// Time that enough witnesses confirm.
+        witnessed: u64,
+        /// Time of the decision.
+        now: u64,
+        /// Greatest age of the cosignatures in seconds.
+        max_age: u64,
+    },
+    /// The node has no usable log, for this reason.
     #[error("the ledger cannot be used: {0}")]
     Ledger(String),
-    #[error("the chain does not let {digest} run: {reason}")]
-    Chain { digest: String, reason: ChainReason },
+    /// The chain does not let the image run.
+    #[error("the chain does not allow {digest}: {reason}")]
+    Chain {
+        /// Digest of the image's manifest.
+        digest: String,
+        /// Reason of the chain.
+        reason: ChainReason,
+    },
 }
 
 impl Reason {
-    /// A short name that stays the same while the reason does.
+    /// Returns the code of the reason, which does not depend on its numbers (docs/ledger.md).
     pub fn code(&self) -> &'static str {
         match self {
             Self::Unknown { .. } => "unknown",

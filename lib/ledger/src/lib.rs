@@ -1,18 +1,19 @@
-//! Which image digests are approved.
+//! Decides which image digests are approved.
 //!
 //! Invariants:
-//! - A decision is a value. Unknown, unreadable, too old, too few signatures: all are `Deny` with a
-//!   reason.
-//! - Only signed bytes decide. A line that is not the canonical form of what it says is refused, so
-//!   nothing unsigned can ride along.
-//! - The sequence has no gaps and, against a [`HighWater`], never goes back nor forks.
+//! - A decision is a value. Anything unknown, unreadable, too old or signed by too few keys is
+//!   [`Decision::Deny`] with a reason.
+//! - Only signed bytes decide. A line that is not in canonical form is rejected, so that a log
+//!   cannot carry unsigned data.
+//! - Sequence numbers have no gaps. Compared with a [`HighWaterMark`], a log neither goes back nor
+//!   forks.
 //! - A revocation is final.
-//! - Where a node asks for witnesses, a log that too few of them saw, or saw too long ago, allows
-//!   nothing.
-//! - No I/O, no clock, no unsafe.
+//! - If a node requires witnesses, a log that too few of them cosigned recently allows nothing.
+//! - The crate has no I/O, no clock and no unsafe code.
 //!
-//! The format is specified in docs/ledger.md.
+//! docs/ledger.md specifies the format.
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 mod checkpoint;
 mod decision;
@@ -22,13 +23,18 @@ mod log;
 pub mod merkle;
 mod note;
 mod statement;
+mod trust_policy;
+mod witness;
 
-pub use checkpoint::{Checkpoint, Witnessing, cosignatures};
-pub use decision::{ChainEvidence, ChainReason, Decision, Evidence, Reason};
-pub use log::{HighWater, Log, LogError, TrustPolicy, longer, parts};
-pub use note::{NoteKey, Role};
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use decision::{ChainApproval, ChainReason, Decision, ImageApproval, Reason};
+pub use log::{EntryError, HighWaterMark, Log, LogError, longer_copy, split_checkpoint};
+pub use note::{NoteError, NoteKey, NoteKeyError, Role};
 pub use statement::{
-    ApproversStatement, Change, ImageStatement, LogEntry, Signature, Statement, Status,
+    ApproversStatement, Change, ImageStatement, LogEntry, Signature, SignatureError, Statement,
+    Status,
 };
+pub use trust_policy::{TrustPolicy, TrustPolicyError};
+pub use witness::{WitnessPolicy, WitnessPolicyError, valid_cosignatures};
 
 pub use ed25519_dalek::{SigningKey, VerifyingKey};

@@ -1,59 +1,72 @@
+//! The entries of a log: statements and the signatures of approvers.
+
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// What approvers say: of one image, or of who they are from here on.
+/// Statement that approvers sign.
 #[derive(Serialize, Debug, Clone, PartialEq, Eq)]
 #[serde(untagged)]
 pub enum Statement {
+    /// Approves or revokes an image.
     Image(ImageStatement),
+    /// Replaces the approvers.
     Approvers(ApproversStatement),
 }
 
-/// The fields are in the order of the canonical form.
+/// Approval or revocation of one image. The fields are in the order of the canonical form.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct ImageStatement {
-    /// Of the image's manifest: `sha256:` and 64 hex digits.
+    /// Digest of the image's manifest: `sha256:` and 64 hex digits.
     pub digest: String,
-    /// First moment (seconds since 1970, UTC) at which it does not hold any more.
+    /// First second since 1970 (UTC) at which the statement is no longer valid.
     pub exp: u64,
-    /// When it was made; it does not hold before.
+    /// Time of the statement in seconds since 1970 (UTC). It is not valid before.
     pub iat: u64,
-    /// Its place in the log: 1, 2, 3, …
+    /// Sequence number of the log entry: 1, 2, 3, …
     pub seq: u64,
+    /// Effect of the statement.
     pub status: Status,
 }
 
+/// Effect of an [`ImageStatement`].
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
+    /// The image may run.
     Approved,
+    /// The image must never run again.
     Revoked,
 }
 
-/// The approvers of all later statements. As many of those before as an approval needs must sign
-/// it.
+/// Replacement of the approvers for all later log entries. It needs as many signatures of the
+/// current approvers as an approval. The fields are in the order of the canonical form.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct ApproversStatement {
     /// Ed25519 public keys, hex.
     pub approvers: Vec<String>,
+    /// Time of the statement in seconds since 1970 (UTC).
     pub iat: u64,
+    /// Sequence number of the log entry: 1, 2, 3, …
     pub seq: u64,
+    /// Tag that distinguishes the statement from an [`ImageStatement`].
     pub status: Change,
-    /// How many of them an approval needs.
+    /// Number of signatures that an approval needs.
     pub threshold: usize,
 }
 
+/// Tag of an [`ApproversStatement`].
 #[derive(Serialize, Deserialize, Debug, Clone, Copy, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum Change {
+    /// The statement replaces the approvers.
     Approvers,
 }
 
 impl<'de> Deserialize<'de> for Statement {
-    /// By its status, so that an error speaks of what it was meant to be.
+    /// Selects the kind by the member `status`, so that an error names the members of that kind.
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
         if value.get("status").and_then(|s| s.as_str()) == Some("approvers") {
@@ -64,24 +77,8 @@ impl<'de> Deserialize<'de> for Statement {
     }
 }
 
-/// One line of the log.
-#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct LogEntry {
-    pub signatures: Vec<Signature>,
-    pub statement: Statement,
-}
-
-#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
-#[serde(deny_unknown_fields)]
-pub struct Signature {
-    /// The approver's Ed25519 public key, hex.
-    pub key: String,
-    /// The signature (RFC 8032) over [`Statement::signed_bytes`], hex.
-    pub sig: String,
-}
-
 impl Statement {
+    /// Returns the sequence number.
     pub fn seq(&self) -> u64 {
         match self {
             Self::Image(s) => s.seq,
@@ -89,10 +86,10 @@ impl Statement {
         }
     }
 
-    /// What is signed: a fixed purpose, the ledger's name, and the canonical JSON, so that a
-    /// signature counts nowhere else.
+    /// Returns the bytes that approvers sign: a fixed purpose, the ledger's name and the canonical
+    /// JSON. A signature therefore counts for no other purpose and no other ledger.
     pub fn signed_bytes(&self, ledger: &str) -> Vec<u8> {
-        format!("basalt-ledger-v1\n{ledger}\n{}", canonical(self)).into_bytes()
+        format!("basalt-ledger-v1\n{ledger}\n{}", canonical_json(self)).into_bytes()
     }
 }
 
@@ -102,12 +99,61 @@ impl From<ImageStatement> for Statement {
     }
 }
 
+impl From<ApproversStatement> for Statement {
+    fn from(statement: ApproversStatement) -> Self {
+        Self::Approvers(statement)
+    }
+}
+
+/// One line of a log.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct LogEntry {
+    /// Signatures of approvers over the statement.
+    pub signatures: Vec<Signature>,
+    /// The signed statement.
+    pub statement: Statement,
+}
+
+/// Signature of one approver.
+#[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Signature {
+    /// The approver's Ed25519 public key, hex.
+    pub key: String,
+    /// Signature (RFC 8032) over [`Statement::signed_bytes`], hex.
+    pub sig: String,
+}
+
+/// Reason why a signature of a log entry is rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// A key signed the same entry twice.
+    #[error("the approver {key:?} signed twice")]
+    Repeated {
+        /// The approver's public key, hex.
+        key: String,
+    },
+    /// The signature does not verify, or its key is not that of a current approver.
+    #[error(
+        "the signature by {key:?} is invalid for the ledger {ledger:?}, or its key is not that of \
+         a current approver"
+    )]
+    Invalid {
+        /// Public key that the signature names, hex.
+        key: String,
+        /// Name of the ledger.
+        ledger: String,
+    },
+}
+
 impl LogEntry {
+    /// Makes an entry without signatures.
     pub fn new(statement: impl Into<Statement>) -> Self {
         Self { signatures: Vec::new(), statement: statement.into() }
     }
 
-    /// Adds the signature of one approver; a second one by the same key changes nothing.
+    /// Adds the signature of one approver, unless the entry already has one by the same key.
     pub fn sign(&mut self, ledger: &str, key: &SigningKey) {
         let public = measure::hex(key.verifying_key().as_bytes());
         if self.signatures.iter().all(|s| s.key != public) {
@@ -116,61 +162,54 @@ impl LogEntry {
         }
     }
 
-    /// How many of these approvers signed. Every signature is by one of them, holds, and is there
-    /// once: nothing else may stand in a line.
-    pub(crate) fn signers(
+    /// Verifies that each signature is by another one of `approvers`, and returns their number.
+    pub(crate) fn count_signers(
         &self,
         ledger: &str,
         approvers: &[VerifyingKey],
-    ) -> Result<usize, String> {
+    ) -> Result<usize, SignatureError> {
         let bytes = self.statement.signed_bytes(ledger);
         for (n, signature) in self.signatures.iter().enumerate() {
-            if self.signatures[..n].iter().any(|s| s.key == signature.key) {
-                return Err(format!("the approver {:?} signed twice", signature.key));
+            let key = &signature.key;
+            if self.signatures[..n].iter().any(|s| s.key == *key) {
+                return Err(SignatureError::Repeated { key: key.clone() });
             }
-            let approver = approvers.iter().find(|a| measure::hex(a.as_bytes()) == signature.key);
+            let approver = approvers.iter().find(|a| measure::hex(a.as_bytes()) == *key);
             let raw: Option<[u8; 64]> =
                 measure::unhex(&signature.sig).and_then(|b| b.try_into().ok());
-            let holds = approver.zip(raw).is_some_and(|(a, raw)| {
+            let valid = approver.zip(raw).is_some_and(|(a, raw)| {
                 a.verify_strict(&bytes, &ed25519_dalek::Signature::from_bytes(&raw)).is_ok()
             });
-            if !holds {
-                return Err(format!(
-                    "the signature by {:?} is not one of an approver of that moment for the ledger {ledger:?}",
-                    signature.key
-                ));
+            if !valid {
+                let (key, ledger) = (key.clone(), ledger.to_owned());
+                return Err(SignatureError::Invalid { key, ledger });
             }
         }
         Ok(self.signatures.len())
     }
 
-    /// Whether every signature is by the key that it names, for this ledger: not yet that the key
-    /// is an approver's.
+    /// Verifies each signature for this ledger with the key that it names. Does not verify that
+    /// the keys are those of approvers.
     ///
     /// # Errors
-    /// The first signature that is not.
-    pub fn holds(&self, ledger: &str) -> Result<(), String> {
+    ///
+    /// Returns [`SignatureError`] for the first signature that is invalid or repeated.
+    pub fn verify_signatures(&self, ledger: &str) -> Result<(), SignatureError> {
         let keys = self.signatures.iter().filter_map(|s| {
             VerifyingKey::from_bytes(&measure::unhex(&s.key)?.try_into().ok()?).ok()
         });
-        self.signers(ledger, &keys.collect::<Vec<_>>()).map(drop)
+        self.count_signers(ledger, &keys.collect::<Vec<_>>()).map(drop)
     }
 
-    /// The line of the log, without its newline.
+    /// Returns the line of the log, without its newline.
     pub fn line(&self) -> String {
-        canonical(self)
+        canonical_json(self)
     }
 }
 
-impl From<ApproversStatement> for Statement {
-    fn from(statement: ApproversStatement) -> Self {
-        Self::Approvers(statement)
-    }
-}
-
-/// JSON without white space, members in the order of their names (which is the order of the fields
-/// above), ASCII strings only.
-fn canonical<T: Serialize>(value: &T) -> String {
-    // Strings, numbers and lists of them always serialise.
+/// Serialises to JSON without white space. The members are sorted by name, because the fields of
+/// the types above are.
+fn canonical_json<T: Serialize>(value: &T) -> String {
+    // Types of strings, numbers and lists always serialise.
     serde_json::to_string(value).unwrap_or_default()
 }

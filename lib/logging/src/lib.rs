@@ -2,7 +2,7 @@
 //!
 //! Invariants:
 //! - A record is one line of at most [`MAX_LINE_BYTES`] bytes: control characters are escaped and
-//!   the rest of a longer message is cut off.
+//!   the rest of a longer message is cut off. No more of a message than that is held in memory.
 //! - The crate has no clock and does no I/O. A program installs a [`Logger`], which supplies both.
 //!
 //! A line has the form `[  12.345] INFO trustd::audit: module-started …`: seconds since the kernel
@@ -212,7 +212,27 @@ pub fn log(level: Level, target: &str, message: fmt::Arguments<'_>) {
     let Some(logger) = LOGGER.get().filter(|logger| level <= logger.max_level) else { return };
     let target = target.strip_prefix("basalt_").unwrap_or(target);
     let time = (logger.now)();
-    (logger.write)(&Line { time, level, target, message: &message.to_string() });
+    let mut text = BoundedText::default();
+    // An error means that the text is full. The line then ends with the mark of a cut-off line.
+    let _ = text.write_fmt(message);
+    (logger.write)(&Line { time, level, target, message: &text.0 });
+}
+
+/// Text of at most [`MAX_LINE_BYTES`] bytes. Writing more is an error and keeps the start.
+#[derive(Default)]
+struct BoundedText(String);
+
+impl fmt::Write for BoundedText {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let left = MAX_LINE_BYTES - self.0.len();
+        if text.len() <= left {
+            self.0.push_str(text);
+            return Ok(());
+        }
+        let end = (0..=left).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+        self.0.push_str(&text[..end]);
+        Err(fmt::Error)
+    }
 }
 
 /// Logs a line at a level given as an expression: `log!(target: TARGET, LEVEL, FORMAT, ARGS…)`.
@@ -313,6 +333,19 @@ mod tests {
             assert!(text.len() > MAX_LINE_BYTES - 4, "{} bytes", text.len());
             assert!(text.ends_with(TRUNCATED), "{text}");
         }
+    }
+
+    #[test]
+    fn a_long_message_is_not_held_in_memory() {
+        for part in ["x", "ö", "\u{1f600}"] {
+            let mut text = BoundedText::default();
+            assert!(write!(text, "a{}", part.repeat(5000)).is_err());
+            assert!((MAX_LINE_BYTES - 3..=MAX_LINE_BYTES).contains(&text.0.len()));
+            assert!(line(&text.0).to_string().ends_with(TRUNCATED), "{part}");
+        }
+        let mut text = BoundedText::default();
+        write!(text, "{}", "x".repeat(MAX_LINE_BYTES)).unwrap();
+        assert_eq!(text.0.len(), MAX_LINE_BYTES);
     }
 
     #[test]

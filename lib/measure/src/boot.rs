@@ -1,3 +1,5 @@
+//! Boot events, and their prediction for the boards of an image.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -7,21 +9,26 @@ use sha2::{Digest as _, Sha256};
 use crate::log::{Record, compare};
 use crate::{Digest, Event, MODULES_PCR, PLATFORM_PCR, Pcr, hex};
 
-/// What is true of a boot, either predicted from an image or found on a machine.
-pub struct BootFacts<'a> {
+/// Components of a boot that are measured, predicted from an image or read from a machine.
+pub struct BootComponents<'a> {
+    /// Variant of the image.
     pub variant: &'a str,
+    /// Name of the machine.
     pub machine: &'a str,
-    /// As /proc/cmdline shows it; see [`own_words`].
+    /// Kernel command line in the form of /proc/cmdline; see [`strip_firmware_parameters`].
     pub command_line: &'a str,
+    /// Digest of the device tree; see [`crate::device_tree_digest`].
     pub device_tree: Digest,
     /// Digest of the list of files on the boot partition: firmware, its settings, kernel, device
-    /// trees. Without [`SETTINGS`], [`LEDGER`] and [`POLICIES`].
+    /// trees. [`SETTINGS_PATH`], [`LEDGER_PATH`] and [`POLICIES_PATH`] are not in the list.
     pub boot_partition: Digest,
-    /// Digest of [`SETTINGS`], or of nothing where there is no such file.
+    /// Digest of the file [`SETTINGS_PATH`]; [`empty_settings_digest`] if there is none.
     pub node_settings: Digest,
     /// Root hash of the dm-verity tree, in hex as on the kernel command line.
     pub verity_root: &'a str,
+    /// Digest of the program init.
     pub init: Digest,
+    /// Digest of the program trustd.
     pub trustd: Digest,
     /// Digest of the list of the engine's binaries.
     pub engine: Digest,
@@ -29,25 +36,31 @@ pub struct BootFacts<'a> {
     pub configuration: Digest,
 }
 
-/// What the owner may put on the boot partition; an event of its own, so that all others stay those
-/// of the image.
-pub const SETTINGS: &str = "/boot/node.toml";
+/// Settings of one node on the boot partition. They have an event of their own, so that the other
+/// events are the same on all nodes with the image.
+pub const SETTINGS_PATH: &str = "/boot/node.toml";
+/// Kind of the event for the settings of the node.
 pub const NODE_SETTINGS: &str = "node-settings";
-/// In bytes. Settings are a few lines; what is larger is something else.
-pub const LARGEST_SETTINGS: u64 = 1 << 16;
+/// Greatest size of the file [`SETTINGS_PATH`], which has a few lines.
+pub const MAX_SETTINGS_BYTES: u64 = 1 << 16;
 
-/// A log of approvals on the boot partition. Not measured: it holds by its own signatures or not at
-/// all.
-pub const LEDGER: &str = "/boot/ledger.jsonl";
-/// In bytes; init keeps it in memory.
-pub const LARGEST_LEDGER: u64 = 16 << 20;
+/// Log of approvals on the boot partition. It is not measured, because its signatures protect it.
+pub const LEDGER_PATH: &str = "/boot/ledger.jsonl";
+/// Greatest size of the file [`LEDGER_PATH`], which init holds in memory.
+pub const MAX_LEDGER_BYTES: u64 = 16 << 20;
 
-/// Whether Windows or macOS puts this on a FAT partition that it sees, without being asked; as a
-/// path inside of the partition.
+/// Policies that authorise boots to unseal the root key (lib/policy). They are not measured,
+/// because their signatures protect them.
+pub const POLICIES_PATH: &str = "/boot/policies.json";
+/// Greatest size of the file [`POLICIES_PATH`].
+pub const MAX_POLICIES_BYTES: u64 = 1 << 16;
+
+/// Reports whether a path, relative to the boot partition, is metadata that Windows or macOS writes
+/// to every FAT partition.
 ///
-/// It is not measured: nobody could predict it. The board's firmware reads none of these names by
-/// itself, and config.txt, which could point to one, is measured.
-pub fn left_by_a_computer(path: &Path) -> bool {
+/// Such files are not measured, because they cannot be predicted. The firmware of the boards does
+/// not read them by itself, and config.txt, which could refer to one, is measured.
+pub fn is_desktop_metadata(path: &Path) -> bool {
     const FOLDERS: [&str; 6] = [
         "system volume information",
         "$recycle.bin",
@@ -68,42 +81,37 @@ pub fn left_by_a_computer(path: &Path) -> bool {
     }
 }
 
-/// Policies that let boots unseal (lib/policy). Not measured, for the same reason.
-pub const POLICIES: &str = "/boot/policies.json";
-/// In bytes.
-pub const LARGEST_POLICIES: u64 = 1 << 16;
-
-/// What is measured where the owner put nothing there.
-pub fn no_settings() -> Digest {
+/// Returns the digest that is measured for a boot partition without [`SETTINGS_PATH`].
+pub fn empty_settings_digest() -> Digest {
     Sha256::digest([]).into()
 }
 
-/// The one list of boot events, in the order in which they are extended.
-pub fn boot_events(facts: &BootFacts<'_>) -> Vec<Event> {
+/// Returns all boot events in the order in which they are extended.
+pub fn boot_events(components: &BootComponents<'_>) -> Vec<Event> {
     let p = PLATFORM_PCR;
     vec![
-        Event::new(p, "variant", format!("{} {}", facts.variant, facts.machine)),
-        Event::new(p, "kernel-command-line", own_words(facts.command_line)),
-        Event::of_digest(p, "device-tree", &facts.device_tree),
-        Event::of_digest(p, "boot-partition", &facts.boot_partition),
-        Event::of_digest(p, NODE_SETTINGS, &facts.node_settings),
-        Event::new(p, "verity-root", facts.verity_root),
-        Event::of_digest(p, "init", &facts.init),
-        Event::of_digest(p, "trustd", &facts.trustd),
-        Event::of_digest(p, "engine", &facts.engine),
-        Event::of_digest(p, "configuration", &facts.configuration),
-        // Closes what the platform may say, in both registers: what follows in PCR 15 is trustd's.
+        Event::new(p, "variant", format!("{} {}", components.variant, components.machine)),
+        Event::new(p, "kernel-command-line", strip_firmware_parameters(components.command_line)),
+        Event::from_digest(p, "device-tree", &components.device_tree),
+        Event::from_digest(p, "boot-partition", &components.boot_partition),
+        Event::from_digest(p, NODE_SETTINGS, &components.node_settings),
+        Event::new(p, "verity-root", components.verity_root),
+        Event::from_digest(p, "init", &components.init),
+        Event::from_digest(p, "trustd", &components.trustd),
+        Event::from_digest(p, "engine", &components.engine),
+        Event::from_digest(p, "configuration", &components.configuration),
+        // The handover ends the events of init in both PCRs. All later events of PCR 15 are
+        // trustd's.
         Event::new(p, "handover", ""),
         Event::new(MODULES_PCR, "handover", ""),
     ]
 }
 
-/// Words that the Raspberry Pi's firmware puts on the kernel command line before those of
-/// cmdline.txt.
+/// Kernel parameters that the firmware of the Raspberry Pi inserts before those of cmdline.txt.
 ///
-/// They differ from board to board (an address, memory sizes) or set what this kernel does not
-/// have.
-const FIRMWARE_WORDS: [&str; 11] = [
+/// They differ from board to board (a MAC address, memory sizes), or belong to drivers that this
+/// kernel lacks.
+const FIRMWARE_PARAMETERS: [&str; 11] = [
     "8250.nr_uarts=",
     "bcm2708_fb.",
     "coherent_pool=",
@@ -117,45 +125,53 @@ const FIRMWARE_WORDS: [&str; 11] = [
     "vc_mem.mem_size=",
 ];
 
-/// The command line without what firmware puts in front of it, and without white space at its ends.
+/// Strips the parameters that the firmware inserts at the start of a kernel command line, and white
+/// space at both ends.
 ///
-/// Only in front: behind the image's own first word nothing is left out. A word is left out only if
-/// it is plain: the kernel takes more for the end of a word than a space (byte a0, a quote), and
-/// nothing may hide there.
-pub fn own_words(command_line: &str) -> &str {
+/// Nothing after the first parameter of the image is stripped. A parameter is stripped only if it
+/// consists of plain characters, because the kernel also splits parameters at other characters than
+/// a space (byte a0, a quote) and an attacker could hide a parameter there.
+pub fn strip_firmware_parameters(command_line: &str) -> &str {
     let mut rest = command_line.trim_matches([' ', '\n']);
     loop {
         let (word, behind) = rest.split_once(' ').unwrap_or((rest, ""));
         let plain = word.bytes().all(|b| b.is_ascii_alphanumeric() || b"._=:,-".contains(&b));
-        if !plain || !FIRMWARE_WORDS.iter().any(|prefix| word.starts_with(prefix)) {
+        if !plain || !FIRMWARE_PARAMETERS.iter().any(|prefix| word.starts_with(prefix)) {
             return rest;
         }
         rest = behind.trim_start_matches(' ');
     }
 }
 
-/// `measurements.json`: what an image will measure when it boots untouched.
+/// `measurements.json`: the measurements of an unmodified image.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Measurements {
+    /// Name of the machine.
     pub machine: String,
+    /// Variant of the image.
     pub variant: String,
+    /// Version of the release.
     pub version: String,
-    /// One for each board that the image is for: their device trees differ.
+    /// Measurements of each board that the image supports. Their device trees differ.
     pub boards: Vec<Board>,
 }
 
-/// What one board will measure.
+/// Measurements of one board.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Board {
+    /// Name of the board.
     pub board: String,
+    /// Boot events.
     pub events: Vec<Record>,
-    /// Values after the last event; PCR 15 then goes on with what trustd does.
+    /// Values of the PCRs after the last boot event, as hex, by number. PCR 15 continues with the
+    /// events of trustd.
     pub pcrs: BTreeMap<String, String>,
 }
 
 impl Board {
+    /// Computes the records and PCR values of these events.
     pub fn predict(board: &str, events: &[Event]) -> Self {
         let mut pcrs: BTreeMap<u32, Pcr> = BTreeMap::new();
         for event in events {
@@ -168,18 +184,18 @@ impl Board {
         }
     }
 
-    /// The same image started with another device tree, as emulated boards are.
+    /// Returns the measurements of the image with another device tree, as on an emulated board.
     pub fn with_device_tree(&self, digest: &Digest) -> Self {
         self.with("device-tree", digest)
     }
 
-    /// The same image with settings of the node's own: the bytes of [`SETTINGS`].
+    /// Returns the measurements of the image with this content of [`SETTINGS_PATH`].
     pub fn with_settings(&self, file: &[u8]) -> Self {
         self.with(NODE_SETTINGS, &Sha256::digest(file).into())
     }
 
-    /// PCR 14 at the end of the boot, from the events.
-    pub fn platform(&self) -> Pcr {
+    /// Computes the value of PCR 14 at the end of the boot from the events.
+    pub fn platform_pcr(&self) -> Pcr {
         let mut register = Pcr::default();
         for event in self.events.iter().map(Record::event).filter(|event| event.pcr == PLATFORM_PCR)
         {
@@ -191,15 +207,15 @@ impl Board {
     fn with(&self, kind: &str, digest: &Digest) -> Self {
         let events: Vec<Event> = self.events.iter().map(Record::event).collect();
         let replaced =
-            |e: Event| if e.kind == kind { Event::of_digest(e.pcr, kind, digest) } else { e };
+            |e: Event| if e.kind == kind { Event::from_digest(e.pcr, kind, digest) } else { e };
         Self::predict(&self.board, &events.into_iter().map(replaced).collect::<Vec<_>>())
     }
 }
 
 impl Measurements {
-    /// The board that this log is of: the one that it agrees with longest.
-    pub fn board_of(&self, log: &[Record]) -> Option<&Board> {
-        // The first of equals: the board that the machine's file names first.
+    /// Returns the board whose events match the most records at the start of the log.
+    pub fn closest_board(&self, log: &[Record]) -> Option<&Board> {
+        // If several boards match equally, the one that the machine's file lists first wins.
         self.boards
             .iter()
             .rev()
@@ -207,13 +223,15 @@ impl Measurements {
     }
 }
 
-/// The root hash in a kernel command line's `dm-mod.create=` (kernel:
-/// Documentation/admin-guide/device-mapper/dm-init.rst).
+/// Returns the dm-verity root hash in the parameter `dm-mod.create=` of a kernel command line
+/// (kernel: Documentation/admin-guide/device-mapper/dm-init.rst). Returns `None` unless the line
+/// creates exactly one device, with a verity table and SHA-256.
 ///
-/// The verity target's table is: version, data device, hash device, two block sizes, two block
-/// numbers, algorithm, root hash, salt.
+/// The fields of the verity table are: version, data device, hash device, two block sizes, two
+/// block numbers, algorithm, root hash, salt.
 pub fn verity_root(command_line: &str) -> Option<&str> {
-    // A second table could replace the first; the kernel takes `_` for `-` in a parameter's name.
+    // A second table could replace the first. In names of parameters, `_` and `-` are the same to
+    // the kernel.
     if command_line.replace('_', "-").matches("dm-mod.create=").count() != 1 {
         return None;
     }
@@ -232,22 +250,27 @@ pub fn verity_root(command_line: &str) -> Option<&str> {
 mod tests {
     use std::path::Path;
 
-    use super::{left_by_a_computer, own_words, verity_root};
+    use super::{is_desktop_metadata, strip_firmware_parameters, verity_root};
 
     #[test]
-    fn only_words_of_the_firmware_in_front_are_left_out() {
+    fn only_firmware_parameters_at_the_start_are_stripped() {
         let own = "console=ttyAMA0,115200 quiet root=/dev/dm-0";
-        let firmware = "coherent_pool=1M 8250.nr_uarts=0 snd_bcm2835.enable_hdmi=0 smsc95xx.macaddr=DC:A6:32:00:00:01 vc_mem.mem_base=0x3ec00000  ";
-        assert_eq!(own_words(&format!("{own} \n")), own);
-        assert_eq!(own_words(&format!("{firmware}{own}\n")), own);
+        let firmware = "coherent_pool=1M 8250.nr_uarts=0 snd_bcm2835.enable_hdmi=0 \
+                        smsc95xx.macaddr=DC:A6:32:00:00:01 vc_mem.mem_base=0x3ec00000  ";
+        assert_eq!(strip_firmware_parameters(&format!("{own} \n")), own);
+        assert_eq!(strip_firmware_parameters(&format!("{firmware}{own}\n")), own);
         for added in [
             format!("init=/bin/sh {own}"),
             format!("{firmware}init=/bin/sh {own}"),
             format!("{own} coherent_pool=1M"),
         ] {
-            assert_eq!(own_words(&added), added.trim_start_matches(firmware), "seen");
+            assert_eq!(
+                strip_firmware_parameters(&added),
+                added.trim_start_matches(firmware),
+                "kept"
+            );
         }
-        // What the kernel would read as more than one word.
+        // The kernel splits these into more than one parameter.
         for hidden in [
             "vc_mem.mem_base=\u{e0}mitigations=off",
             "vc_mem.mem_base=\"",
@@ -255,24 +278,24 @@ mod tests {
             "coherent_pool=1M\u{a0}init=/x",
         ] {
             let line = format!("{hidden} {own}");
-            assert_eq!(own_words(&line), line, "seen");
+            assert_eq!(strip_firmware_parameters(&line), line, "kept");
         }
-        assert_eq!(own_words("coherent_pool=1M"), "");
-        assert_eq!(own_words(""), "");
+        assert_eq!(strip_firmware_parameters("coherent_pool=1M"), "");
+        assert_eq!(strip_firmware_parameters(""), "");
     }
 
     #[test]
-    fn what_computers_leave_is_known_by_name_only() {
-        for left in [
+    fn desktop_metadata_is_recognised_by_path() {
+        for metadata in [
             "System Volume Information/WPSettings.dat",
             "._node.toml",
             ".fseventsd/0000",
             ".DS_Store",
             "$RECYCLE.BIN/a/b",
         ] {
-            assert!(left_by_a_computer(Path::new(left)), "{left}");
+            assert!(is_desktop_metadata(Path::new(metadata)), "{metadata}");
         }
-        for kept in [
+        for other in [
             "config.txt",
             "System Volume Information",
             "overlays/._x",
@@ -280,15 +303,16 @@ mod tests {
             ".fseventsdx/y",
             "node.toml",
         ] {
-            assert!(!left_by_a_computer(Path::new(kept)), "{kept}");
+            assert!(!is_desktop_metadata(Path::new(other)), "{other}");
         }
     }
 
     #[test]
-    fn the_root_hash_is_found_only_in_one_verity_table() {
+    fn the_root_hash_is_read_only_from_a_single_verity_table() {
         let hash = "a".repeat(64);
         let line = format!(
-            "quiet dm-mod.create=\"root,,,ro,0 80 verity 1 /dev/vda2 /dev/vda2 4096 4096 10 11 sha256 {hash} 00 1 panic_on_corruption\" root=/dev/dm-0"
+            "quiet dm-mod.create=\"root,,,ro,0 80 verity 1 /dev/vda2 /dev/vda2 4096 4096 10 11 \
+             sha256 {hash} 00 1 panic_on_corruption\" root=/dev/dm-0"
         );
         assert_eq!(verity_root(&line), Some(hash.as_str()));
         assert_eq!(verity_root(&line.replace("verity", "linear")), None);

@@ -1,18 +1,18 @@
-//! A digest of a flattened device tree that does not depend on what firmware fills in.
+//! Digest of a flattened device tree, independent of the values that firmware fills in.
 //!
-//! Boot firmware writes into the tree what differs from card to card or boot to boot: the command
-//! line (measured on its own), memory size, serial number, MAC addresses, random seeds. The digest
-//! covers every other node and property, so that the tree which a build ships and the one which the
-//! kernel got (/sys/firmware/fdt) have the same digest. Format: Devicetree Specification v0.4,
-//! chapter 5.
+//! Boot firmware writes values into the tree that differ from card to card or from boot to boot:
+//! the command line (which has its own event), memory size, serial number, MAC addresses, random
+//! seeds. The digest covers all other nodes and properties, so that the tree of the build and the
+//! tree that the kernel got (/sys/firmware/fdt) have the same digest. The format is specified in
+//! Devicetree Specification v0.4, chapter 5.
 
 use sha2::{Digest as _, Sha256};
 
 use crate::Digest;
 
-/// Nodes (with all below them) that firmware owns.
+/// Nodes that firmware owns, with all nodes below them.
 const FIRMWARE_NODES: [&str; 2] = ["/chosen", "/memory"];
-/// Properties that firmware owns, wherever they are.
+/// Properties that firmware owns in all nodes.
 const FIRMWARE_PROPERTIES: [&str; 5] =
     ["serial-number", "local-mac-address", "mac-address", "phandle", "linux,phandle"];
 
@@ -24,13 +24,17 @@ const NOP: u32 = 4;
 const END: u32 = 9;
 const MAX_DEPTH: usize = 64;
 
+/// Error of parsing a flattened device tree.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DeviceTreeError {
-    #[error("this is not a flattened device tree: expected magic d00dfeed, found {0:08x}")]
+    /// The data does not begin with the magic number.
+    #[error("not a flattened device tree: expected magic d00dfeed, found {0:08x}")]
     Magic(u32),
-    #[error("the device tree ends early: {0}")]
+    /// The data ends within the named part.
+    #[error("unexpected end of the device tree in the {0}")]
     Truncated(&'static str),
-    #[error("the device tree is malformed: {0}")]
+    /// The structure is invalid.
+    #[error("malformed device tree: {0}")]
     Malformed(&'static str),
 }
 
@@ -42,7 +46,12 @@ struct Reader<'a> {
     at: usize,
 }
 
-/// The digest over all nodes and properties that firmware does not own, sorted by path and name.
+/// Computes the digest over all nodes and properties that firmware does not own, sorted by path and
+/// name.
+///
+/// # Errors
+///
+/// Returns [`DeviceTreeError`] if the data is not a complete and valid device tree.
 pub fn device_tree_digest(blob: &[u8]) -> Result<Digest, DeviceTreeError> {
     let field = |n: usize| blob.get(n * 4..n * 4 + 4).map(be32).ok_or(Truncated("header"));
     let magic = field(0)?;
@@ -77,7 +86,7 @@ fn be32(bytes: &[u8]) -> u32 {
 type Line<'a> = (String, &'a str, &'a [u8]);
 
 impl<'a> Reader<'a> {
-    /// One line a property, and one with an empty name a node.
+    /// Returns one line per property, and one with an empty name per node.
     fn lines(&mut self) -> Result<Vec<Line<'a>>, DeviceTreeError> {
         let mut path: Vec<&str> = Vec::new();
         let mut lines = Vec::new();
@@ -88,10 +97,10 @@ impl<'a> Reader<'a> {
                 BEGIN_NODE if !closed => {
                     let name = self.name()?;
                     if path.is_empty() != name.is_empty() || path.len() >= MAX_DEPTH {
-                        return Err(Malformed("a node's name or depth"));
+                        return Err(Malformed("invalid name or depth of a node"));
                     }
                     path.push(name);
-                    if !owned(&path) {
+                    if !is_firmware_owned(&path) {
                         lines.push((path.join("/"), "", &[][..]));
                     }
                 }
@@ -100,21 +109,21 @@ impl<'a> Reader<'a> {
                     let name = self.word()? as usize;
                     let value = self.take(length)?;
                     let name =
-                        text(self.strings.get(name..).ok_or(Truncated("a property's name"))?)?;
+                        text(self.strings.get(name..).ok_or(Truncated("name of a property"))?)?;
                     if path.is_empty() {
-                        return Err(Malformed("a property outside of all nodes"));
+                        return Err(Malformed("property outside of all nodes"));
                     }
-                    if !owned(&path) && !FIRMWARE_PROPERTIES.contains(&name) {
+                    if !is_firmware_owned(&path) && !FIRMWARE_PROPERTIES.contains(&name) {
                         lines.push((path.join("/"), name, value));
                     }
                 }
                 END_NODE => {
-                    path.pop().ok_or(Malformed("a node that ends and never began"))?;
+                    path.pop().ok_or(Malformed("end of a node that never began"))?;
                     closed = path.is_empty();
                 }
                 END if closed => return Ok(lines),
-                END => return Err(Malformed("nodes that never end")),
-                _ => return Err(Malformed("an unknown token")),
+                END => return Err(Malformed("node without an end")),
+                _ => return Err(Malformed("unknown token")),
             }
         }
     }
@@ -139,12 +148,13 @@ impl<'a> Reader<'a> {
 }
 
 fn text(bytes: &[u8]) -> Result<&str, DeviceTreeError> {
-    let end = bytes.iter().position(|b| *b == 0).ok_or(Truncated("a name"))?;
-    std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed("a name that is not text"))
+    let end = bytes.iter().position(|b| *b == 0).ok_or(Truncated("name of a node or property"))?;
+    std::str::from_utf8(&bytes[..end]).map_err(|_| Malformed("name that is not UTF-8"))
 }
 
-fn owned(path: &[&str]) -> bool {
-    // path[0] is the root's empty name.
+/// Reports whether firmware owns a node.
+fn is_firmware_owned(path: &[&str]) -> bool {
+    // path[0] is the empty name of the root.
     path.get(1).is_some_and(|first| {
         let first = first.split('@').next().unwrap_or_default();
         FIRMWARE_NODES.iter().any(|node| node.strip_prefix('/') == Some(first))
@@ -199,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_firmware_owns_does_not_count_and_everything_else_does() {
+    fn the_digest_covers_everything_that_firmware_does_not_own() {
         let uart: Node<'_> = ("uart@1", vec![("reg", b"\0\0\0\x01"), ("status", b"okay\0")]);
         let base = device_tree_digest(&blob(std::slice::from_ref(&uart))).unwrap();
         let chosen: Node<'_> = ("chosen", vec![("bootargs", b"x\0")]);
@@ -213,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn every_truncation_and_every_flipped_byte_is_survived() {
+    fn truncated_trees_are_rejected_and_flipped_bits_cause_no_panic() {
         let good = blob(&[("uart@1", vec![("reg", b"\0\0\0\x01")])]);
         for end in 0..good.len() {
             assert!(device_tree_digest(&good[..end]).is_err(), "{end}");

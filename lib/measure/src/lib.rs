@@ -1,13 +1,15 @@
-//! What a boot measures: the list of events, their digests, the log and its replay.
+//! Measurements of a boot: the list of events, their digests, the event log and its replay.
 //!
 //! Invariants:
-//! - The same functions make the events for the predictor (`xtask`, from the files that it just
-//!   built) and for the extender (`init`, from what it finds on the running machine). Nobody else
-//!   makes boot events.
-//! - No I/O, no clock, no unsafe: bytes go in, values come out.
+//! - The same functions make the boot events for the predictor (`xtask`, from the files of the
+//!   build) and for the extender (`init`, from the running machine). No other code makes boot
+//!   events.
+//! - The crate has no I/O, no clock and no unsafe code: it maps bytes to values.
 //!
-//! The exact bytes are specified in docs/measurements.md.
+//! docs/measurements.md specifies the exact bytes.
+
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 mod boot;
 #[cfg(feature = "quote")]
@@ -24,32 +26,32 @@ mod quote;
 mod statement;
 
 pub use boot::{
-    Board, BootFacts, LARGEST_LEDGER, LARGEST_POLICIES, LARGEST_SETTINGS, LEDGER, Measurements,
-    NODE_SETTINGS, POLICIES, SETTINGS, boot_events, left_by_a_computer, no_settings, own_words,
-    verity_root,
+    Board, BootComponents, LEDGER_PATH, MAX_LEDGER_BYTES, MAX_POLICIES_BYTES, MAX_SETTINGS_BYTES,
+    Measurements, NODE_SETTINGS, POLICIES_PATH, SETTINGS_PATH, boot_events, empty_settings_digest,
+    is_desktop_metadata, strip_firmware_parameters, verity_root,
 };
 #[cfg(feature = "quote")]
-pub use credential::{Credential, Unlucky, make_credential};
+pub use credential::{Credential, InvalidEphemeralKey, make_credential};
 pub use devicetree::{DeviceTreeError, device_tree_digest};
 pub use event::Event;
-pub use files::{BadName, FileList};
+pub use files::{FileList, InvalidFileName};
 #[cfg(feature = "quote")]
 pub use keys::{KeyError, TpmKey};
-pub use log::{Divergence, LogError, Record, compare, parse_log, replay};
+pub use log::{Content, Divergence, LogError, Record, TaggedDigest, compare, parse_log, replay};
 pub use pcr::Pcr;
 #[cfg(feature = "quote")]
-pub use quote::{Quote, QuoteError, read_quote, verify_quote};
+pub use quote::{Quote, QuoteError, parse_quote, verify_quote};
 pub use statement::{AttestedStatement, AttestedStatementError};
 
 /// A SHA-256 digest.
 pub type Digest = [u8; 32];
 
-/// The PCR that init extends with the events of the platform.
+/// PCR that init extends with the events of the platform.
 pub const PLATFORM_PCR: u32 = 14;
-/// The PCR that trustd extends with what happens to modules.
+/// PCR that trustd extends with the events of modules.
 pub const MODULES_PCR: u32 = 15;
 
-/// Lower-case hex.
+/// Formats bytes as lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     bytes
@@ -59,7 +61,8 @@ pub fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The inverse of [`hex`]; upper case and odd lengths are refused.
+/// Parses lower-case hex. Returns `None` for any other text, such as upper case or an odd number of
+/// digits.
 pub fn unhex(text: &str) -> Option<Vec<u8>> {
     fn digit(c: u8) -> Option<u8> {
         match c {

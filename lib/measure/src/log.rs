@@ -1,5 +1,5 @@
-//! The log: one JSON record a line, after the TCG Canonical Event Log Format (version 1.0, section
-//! 5.2, JSON encoding), with a content type of our own.
+//! The event log: one JSON record per line in the TCG Canonical Event Log Format (version 1.0,
+//! section 5.2, JSON encoding), with the content type `basalt`.
 
 use std::collections::BTreeMap;
 
@@ -7,55 +7,101 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Event, Pcr, hex, unhex};
 
+/// One record of the log.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Record {
+    /// Number of the record.
     pub recnum: u64,
+    /// Number of the PCR that the event is extended into.
     pub pcr: u32,
+    /// Digest of the event, exactly one (SHA-256).
     pub digests: Vec<TaggedDigest>,
+    /// Content type, always `basalt`.
     pub content_type: String,
+    /// Kind and data of the event.
     pub content: Content,
 }
 
+/// Digest with its algorithm.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct TaggedDigest {
+    /// Name of the algorithm, always `sha256`.
     #[serde(rename = "hashAlg")]
     pub hash_alg: String,
+    /// Digest, hex.
     pub digest: String,
 }
 
+/// Kind and data of an event.
 #[derive(Serialize, Deserialize, Debug, Clone, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Content {
+    /// Kind of the event.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Data of the event.
     pub data: String,
 }
 
+/// Error of parsing or replaying a log.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum LogError {
+    /// A line is not a record.
     #[error("line {line} of the log is not a record: {reason}")]
-    NotARecord { line: usize, reason: String },
+    NotARecord {
+        /// Number of the line, from 1 on.
+        line: usize,
+        /// Message of the JSON parser.
+        reason: String,
+    },
+    /// A record has the wrong number.
     #[error(
-        "record {recnum} ({kind}): its number should be {expected}; records are missing or in another order"
+        "record {recnum} ({kind}): expected number {expected}; records are missing or out of order"
     )]
-    Order { recnum: u64, expected: u64, kind: String },
+    Order {
+        /// Number of the record.
+        recnum: u64,
+        /// Expected number.
+        expected: u64,
+        /// Kind of the event.
+        kind: String,
+    },
+    /// The digest of a record is not that of its content.
     #[error(
-        "record {recnum} ({kind}): the digest should be that of its content, {expected}; found {found}"
+        "record {recnum} ({kind}): expected the digest of the content, {expected}, found {found}"
     )]
-    Digest { recnum: u64, kind: String, expected: String, found: String },
+    Digest {
+        /// Number of the record.
+        recnum: u64,
+        /// Kind of the event.
+        kind: String,
+        /// Digest of the content, hex.
+        expected: String,
+        /// Digest in the record.
+        found: String,
+    },
+    /// A record has other digests or another content type.
     #[error(
         "record {recnum} ({kind}): expected exactly one SHA-256 digest and content type \"basalt\""
     )]
-    Form { recnum: u64, kind: String },
+    Format {
+        /// Number of the record.
+        recnum: u64,
+        /// Kind of the event.
+        kind: String,
+    },
 }
 
-/// Where two logs part.
+/// First difference between two logs.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Divergence {
+    /// Position of the difference.
     pub recnum: u64,
+    /// Expected record; `None` if the expected log ends here.
     pub expected: Option<Record>,
+    /// Record that was found; `None` if the log ends here.
     pub found: Option<Record>,
 }
 
@@ -78,6 +124,7 @@ impl std::fmt::Display for Divergence {
 }
 
 impl Record {
+    /// Creates the record of an event.
     pub fn new(recnum: u64, event: &Event) -> Self {
         Self {
             recnum,
@@ -88,18 +135,24 @@ impl Record {
         }
     }
 
+    /// Returns the event.
     pub fn event(&self) -> Event {
         Event::new(self.pcr, &self.content.kind, self.content.data.clone())
     }
 
-    /// One line of the log, with its newline.
+    /// Serializes the record as one line with its newline.
     pub fn line(&self) -> String {
-        // A record is made of strings and numbers only, which always serialise.
+        // Serializing strings and numbers cannot fail.
         serde_json::to_string(self).map(|text| text + "\n").unwrap_or_default()
     }
 }
 
-/// Parses a whole log. `first` is the number that its first record must have.
+/// Parses a log. `first` is the number that its first record must have.
+///
+/// # Errors
+///
+/// Returns [`LogError::NotARecord`] if a line is malformed, and [`LogError::Order`] if the records
+/// are not numbered consecutively.
 pub fn parse_log(text: &str, first: u64) -> Result<Vec<Record>, LogError> {
     let mut records = Vec::new();
     for (n, line) in text.lines().enumerate() {
@@ -118,8 +171,13 @@ pub fn parse_log(text: &str, first: u64) -> Result<Vec<Record>, LogError> {
     Ok(records)
 }
 
-/// The values that registers, all zero at first, have after these records. Every digest is
-/// recomputed from its content.
+/// Computes the PCR values after these records, starting from zero. The digests are recomputed from
+/// the contents.
+///
+/// # Errors
+///
+/// Returns [`LogError::Format`] if a record has other digests than one SHA-256 digest or another
+/// content type, and [`LogError::Digest`] if a digest does not match its content.
 pub fn replay<'a>(
     records: impl IntoIterator<Item = &'a Record>,
 ) -> Result<BTreeMap<u32, Pcr>, LogError> {
@@ -127,10 +185,10 @@ pub fn replay<'a>(
     for record in records {
         let kind = record.content.kind.clone();
         let [tagged] = record.digests.as_slice() else {
-            return Err(LogError::Form { recnum: record.recnum, kind });
+            return Err(LogError::Format { recnum: record.recnum, kind });
         };
         if tagged.hash_alg != "sha256" || record.content_type != "basalt" {
-            return Err(LogError::Form { recnum: record.recnum, kind });
+            return Err(LogError::Format { recnum: record.recnum, kind });
         }
         let digest = record.event().digest();
         if unhex(&tagged.digest).as_deref() != Some(&digest[..]) {
@@ -146,7 +204,8 @@ pub fn replay<'a>(
     Ok(pcrs)
 }
 
-/// The first record in which `found` differs from `expected`.
+/// Returns the first record in which `found` differs from `expected`, or `None` if the logs are
+/// equal.
 pub fn compare(expected: &[Record], found: &[Record]) -> Option<Divergence> {
     (0..expected.len().max(found.len())).find(|&n| expected.get(n) != found.get(n)).map(|n| {
         Divergence {
@@ -160,10 +219,10 @@ pub fn compare(expected: &[Record], found: &[Record]) -> Option<Divergence> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Board, BootFacts, Measurements, boot_events};
+    use crate::{Board, BootComponents, Measurements, boot_events};
 
     fn events() -> Vec<Event> {
-        boot_events(&BootFacts {
+        boot_events(&BootComponents {
             variant: "prod",
             machine: "virt",
             command_line: "console=ttyAMA0 \n",
@@ -193,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_compared_with_the_board_that_it_is_of() {
+    fn a_log_is_compared_with_the_closest_board() {
         let boards: Vec<Board> = [("a", 1u8), ("b", 2), ("c", 3)]
             .iter()
             .map(|(name, n)| Board {
@@ -208,23 +267,24 @@ mod tests {
             boards,
         };
         for board in &all.boards {
-            assert_eq!(all.board_of(&board.events).unwrap().board, board.board);
+            assert_eq!(all.closest_board(&board.events).unwrap().board, board.board);
         }
-        // Of none of them: the first is as good as any, and the difference is the device tree.
+        // If the device tree is of no board, all boards match equally and the first one is
+        // returned.
         let other = all.boards[0].with_device_tree(&[9; 32]);
-        let closest = all.board_of(&other.events).unwrap();
+        let closest = all.closest_board(&other.events).unwrap();
         assert_eq!(
             (closest.board.as_str(), compare(&closest.events, &other.events).unwrap().recnum),
             ("a", 2)
         );
-        // Of one of them, with something else altered.
+        // An altered later event does not change the closest board.
         let mut altered = all.boards[1].events.clone();
         altered[6].content.data.push('x');
-        assert_eq!(all.board_of(&altered).unwrap().board, "b");
+        assert_eq!(all.closest_board(&altered).unwrap().board, "b");
     }
 
     #[test]
-    fn every_altered_field_is_seen() {
+    fn alterations_of_any_record_are_detected() {
         let original = parse_log(&text(), 0).unwrap();
         for n in 0..original.len() {
             let mut kind = original.clone();
@@ -238,19 +298,19 @@ mod tests {
                 matches!(replay(&data), Err(LogError::Digest { recnum, .. }) if recnum == n as u64)
             );
             assert_eq!(compare(&original, &data).unwrap().recnum, n as u64);
-            let mut gone = original.clone();
-            gone.remove(n);
-            assert!(compare(&original, &gone).is_some());
+            let mut shorter = original.clone();
+            shorter.remove(n);
+            assert!(compare(&original, &shorter).is_some());
             if n + 1 < original.len() {
-                let lines: String = gone.iter().map(Record::line).collect();
+                let lines: String = shorter.iter().map(Record::line).collect();
                 assert!(matches!(parse_log(&lines, 0), Err(LogError::Order { .. })));
             }
         }
     }
 
     #[test]
-    fn the_digest_of_an_event_is_fixed() {
-        // printf 'basalt-event-v1\nvariant\nprod virt' | sha256sum
+    fn the_digest_of_an_event_has_the_specified_form() {
+        // Computed with: printf 'basalt-event-v1\nvariant\nprod virt' | sha256sum
         let event = Event::new(14, "variant", "prod virt");
         assert_eq!(
             hex(&event.digest()),
@@ -259,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_an_error_not_a_panic() {
+    fn malformed_lines_are_errors() {
         for junk in ["{}", "null", "{\"recnum\":0}", "\u{0}", "[]"] {
             assert!(matches!(parse_log(junk, 0), Err(LogError::NotARecord { line: 1, .. })));
         }

@@ -1,5 +1,5 @@
-//! Checks a TPM quote: structure (TPM 2.0 Library, Part 2, 10.12.8 TPMS_ATTEST), nonce, selection,
-//! digest and signature.
+//! Verification of TPM quotes: structure (TPM 2.0 Library, Part 2, 10.12.8 TPMS_ATTEST), qualifying
+//! data, PCR selection, digest and signature.
 
 use std::collections::BTreeMap;
 
@@ -8,39 +8,56 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Pcr, TpmKey};
 
+/// TPM_GENERATED_VALUE (Part 2, 6.2): marks structures that a TPM made.
 const GENERATED: u32 = 0xff54_4347;
 const ST_ATTEST_QUOTE: u16 = 0x8018;
 const ALG_SHA256: u16 = 0x000b;
 
+/// Error of parsing or verifying a quote.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum QuoteError {
-    #[error("the quote is malformed: {0}")]
+    /// The structure does not decode.
+    #[error("malformed quote: {0}")]
     Malformed(&'static str),
+    /// The structure lacks TPM_GENERATED_VALUE.
     #[error("the structure was not made by a TPM: expected magic ff544347, found {0:08x}")]
     NotGenerated(u32),
+    /// The structure is of another type.
     #[error("the structure is not a quote: expected type 8018, found {0:04x}")]
     NotAQuote(u16),
-    #[error("the quote is about something else: its qualifying data is not that of the statement")]
-    Nonce,
-    #[error("the quote covers other registers than the {0:?} that were asked for")]
+    /// The quote has other qualifying data.
+    #[error("the qualifying data of the quote is not the digest of the statement")]
+    QualifyingData,
+    /// The quote covers other PCRs.
+    #[error("the quote covers other PCRs than the requested ones, {0:?}")]
     Selection(Vec<u32>),
-    #[error("the registers do not have the quoted digest")]
-    Registers,
+    /// The PCR values do not have the quoted digest.
+    #[error("the PCR values do not match the quoted digest")]
+    PcrDigest,
+    /// The signature is not the attestation key's.
     #[error("the attestation key did not sign this quote")]
     Signature,
 }
 
-/// What a checked quote says beside the registers.
+/// Contents of a quote in addition to the PCRs (TPMS_CLOCK_INFO and firmwareVersion).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Quote {
-    /// Milliseconds the TPM has been powered.
+    /// Time that the TPM has been powered, in milliseconds.
     pub clock: u64,
+    /// Number of resets of the TPM.
     pub reset_count: u32,
+    /// Number of restarts and resumes since the last reset.
     pub restart_count: u32,
+    /// Version of the TPM's firmware.
     pub firmware_version: u64,
 }
 
-/// Checks that the TPM which holds `key` signed, with `qualifying` data, exactly these registers.
+/// Verifies that the TPM that has `key` signed exactly these PCR values with this qualifying data.
+///
+/// # Errors
+///
+/// Returns [`QuoteError::Signature`] if the key did not sign the structure, and the errors of
+/// [`parse_quote`].
 pub fn verify_quote(
     key: &TpmKey,
     attest: &[u8],
@@ -51,12 +68,17 @@ pub fn verify_quote(
     let key = VerifyingKey::from(key.point());
     let signature = Signature::from_slice(signature).map_err(|_| QuoteError::Signature)?;
     key.verify(attest, &signature).map_err(|_| QuoteError::Signature)?;
-    read_quote(attest, qualifying, pcrs)
+    parse_quote(attest, qualifying, pcrs)
 }
 
-/// What a TPMS_ATTEST says, if it is a quote about these registers with this qualifying data. Who
-/// signed it is another question.
-pub fn read_quote(
+/// Parses a quote (TPMS_ATTEST) of these PCR values with this qualifying data. The caller verifies
+/// the signature.
+///
+/// # Errors
+///
+/// Returns [`QuoteError`] if the structure is malformed, is not a quote, or covers other qualifying
+/// data, PCRs or values.
+pub fn parse_quote(
     attest: &[u8],
     qualifying: &[u8],
     pcrs: &BTreeMap<u32, Pcr>,
@@ -72,7 +94,7 @@ pub fn read_quote(
     }
     let _qualified_signer = r.sized()?;
     if r.sized()? != qualifying {
-        return Err(QuoteError::Nonce);
+        return Err(QuoteError::QualifyingData);
     }
     let quote = Quote {
         clock: r.u64()?,
@@ -83,9 +105,9 @@ pub fn read_quote(
             r.u64()?
         },
     };
-    let wanted: Vec<u32> = pcrs.keys().copied().collect();
-    if r.u32()? != 1 || r.u16()? != ALG_SHA256 || r.selection()? != wanted {
-        return Err(QuoteError::Selection(wanted));
+    let requested: Vec<u32> = pcrs.keys().copied().collect();
+    if r.u32()? != 1 || r.u16()? != ALG_SHA256 || r.selection()? != requested {
+        return Err(QuoteError::Selection(requested));
     }
     let quoted = r.sized()?;
     if !r.0.is_empty() {
@@ -96,7 +118,7 @@ pub fn read_quote(
         hasher.update(pcr.0);
     }
     if hasher.finalize()[..] != *quoted {
-        return Err(QuoteError::Registers);
+        return Err(QuoteError::PcrDigest);
     }
     Ok(quote)
 }
@@ -106,7 +128,7 @@ struct Reader<'a>(&'a [u8]);
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8], QuoteError> {
         let (head, tail) =
-            self.0.split_at_checked(n).ok_or(QuoteError::Malformed("it ends early"))?;
+            self.0.split_at_checked(n).ok_or(QuoteError::Malformed("unexpected end"))?;
         self.0 = tail;
         Ok(head)
     }
@@ -127,12 +149,13 @@ impl<'a> Reader<'a> {
         self.number(8)
     }
 
-    /// A TPM2B: two bytes of length, then so many.
+    /// Reads a TPM2B: a length of two bytes, and as many bytes.
     fn sized(&mut self) -> Result<&'a [u8], QuoteError> {
         let n = self.u16()?;
         self.take(usize::from(n))
     }
 
+    /// Reads a bitmap of PCRs and returns their numbers.
     fn selection(&mut self) -> Result<Vec<u32>, QuoteError> {
         let n = self.number(1)? as usize;
         let bits = self.take(n)?;
@@ -167,18 +190,18 @@ mod tests {
     }
 
     #[test]
-    fn a_good_quote_passes_and_each_defect_has_its_name() {
+    fn a_valid_quote_is_accepted_and_each_defect_has_its_own_error() {
         let key = SigningKey::from_slice(&[7; 32]).unwrap();
-        let public = TpmKey::of_point(key.verifying_key().to_sec1_point(false).as_bytes());
+        let public = TpmKey::from_point(key.verifying_key().to_sec1_point(false).as_bytes());
         let pcrs: BTreeMap<u32, Pcr> = [(14, Pcr([1; 32])), (15, Pcr([2; 32]))].into();
         let good = attest(b"nonce", &pcrs);
         let check = |attest: &[u8], pcrs: &BTreeMap<u32, Pcr>| {
             verify_quote(&public, attest, &sign(&key, attest), b"nonce", pcrs)
         };
         assert!(check(&good, &pcrs).is_ok());
-        assert_eq!(check(&attest(b"other", &pcrs), &pcrs), Err(QuoteError::Nonce));
+        assert_eq!(check(&attest(b"other", &pcrs), &pcrs), Err(QuoteError::QualifyingData));
         let other: BTreeMap<u32, Pcr> = [(14, Pcr([1; 32])), (15, Pcr([3; 32]))].into();
-        assert_eq!(check(&good, &other), Err(QuoteError::Registers));
+        assert_eq!(check(&good, &other), Err(QuoteError::PcrDigest));
         let fewer: BTreeMap<u32, Pcr> = [(14, Pcr([1; 32]))].into();
         assert_eq!(check(&good, &fewer), Err(QuoteError::Selection(vec![14])));
         let mut forged = good.clone();

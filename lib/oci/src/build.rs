@@ -1,22 +1,32 @@
+//! Construction of small images.
+
 use std::io::{self, Write as _};
 
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use crate::emit::{append, blob};
+use crate::export::{append, blob_path, header};
 
-/// A small image: one layer, one program.
+/// Contents of an image with one layer.
 pub struct BuiltImage<'a> {
-    /// As Go names it: `arm64`, `amd64`.
+    /// Architecture by its Go name, such as `arm64`.
     pub architecture: &'a str,
-    /// Path, mode and content of each file; parents are made.
+    /// Path, mode and content of each file.
     pub files: &'a [(&'a str, u32, &'a [u8])],
+    /// Paths of folders.
     pub folders: &'a [&'a str],
+    /// Command of the container.
     pub entrypoint: &'a [&'a str],
+    /// User of the process, `UID:GID`.
     pub user: &'a str,
 }
 
-/// The archive and the digest of its manifest: the same input gives the same bytes.
+/// Builds an image. Returns its archive and the digest of its manifest. The same input yields the
+/// same bytes.
+///
+/// # Errors
+///
+/// Returns an error if a path does not fit into a tar header.
 pub fn build(image: &BuiltImage<'_>) -> io::Result<(Vec<u8>, String)> {
     let layer = layer(image)?;
     let mut gz = flate2::GzBuilder::new().mtime(0).write(Vec::new(), flate2::Compression::new(6));
@@ -33,39 +43,41 @@ pub fn build(image: &BuiltImage<'_>) -> io::Result<(Vec<u8>, String)> {
     let manifest = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": digest(config.as_bytes()), "size": config.len() },
-        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", "digest": digest(&packed), "size": packed.len() }],
+        "config": descriptor("application/vnd.oci.image.config.v1+json", config.as_bytes()),
+        "layers": [descriptor("application/vnd.oci.image.layer.v1.tar+gzip", &packed)],
     })
     .to_string();
+    let manifest_type = "application/vnd.oci.image.manifest.v1+json";
     let index = json!({
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.index.v1+json",
-        "manifests": [{ "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest(manifest.as_bytes()), "size": manifest.len() }],
+        "manifests": [descriptor(manifest_type, manifest.as_bytes())],
     })
     .to_string();
     let mut tar = tar::Builder::new(Vec::new());
     append(&mut tar, "oci-layout", br#"{"imageLayoutVersion":"1.0.0"}"#)?;
     append(&mut tar, "index.json", index.as_bytes())?;
     for data in [manifest.as_bytes(), config.as_bytes(), &packed] {
-        append(&mut tar, &blob(&digest(data)), data)?;
+        append(&mut tar, &blob_path(&digest(data)), data)?;
     }
     Ok((tar.into_inner()?, digest(manifest.as_bytes())))
+}
+
+fn descriptor(media_type: &str, data: &[u8]) -> serde_json::Value {
+    json!({ "mediaType": media_type, "digest": digest(data), "size": data.len() })
 }
 
 fn layer(image: &BuiltImage<'_>) -> io::Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for folder in image.folders {
-        let mut header = tar::Header::new_ustar();
-        header.set_path(folder)?;
+        let mut header = header(folder, 0)?;
         header.set_entry_type(tar::EntryType::Directory);
-        header.set_size(0);
         header.set_mode(0o755);
-        header.set_mtime(0);
         header.set_cksum();
         tar.append(&header, io::empty())?;
     }
     for (path, mode, data) in image.files {
-        let mut header = crate::emit::header(path, data.len() as u64)?;
+        let mut header = header(path, data.len() as u64)?;
         header.set_mode(*mode);
         header.set_cksum();
         tar.append(&header, *data)?;

@@ -1,13 +1,15 @@
+//! Verification of blobs while they are read.
+
 use std::io::{self, Read};
 
 use sha2::{Digest as _, Sha256};
 
 use crate::OciError;
 
-/// Reads exactly `size` bytes and ends well only if their SHA-256 is the digest's.
+/// Reader that reports the end only if it read exactly `size` bytes with this SHA-256 digest.
 ///
-/// # Errors
-/// `InvalidData` with an [`OciError::Mismatch`] inside, in place of the end.
+/// Otherwise, the last read fails with an error of the kind `InvalidData` that contains
+/// [`OciError::Mismatch`].
 pub struct Checked<R> {
     from: R,
     digest: String,
@@ -17,6 +19,7 @@ pub struct Checked<R> {
 }
 
 impl<R: Read> Checked<R> {
+    /// Creates a reader for a blob with this digest (`sha256:` and hex) and size.
     pub fn new(from: R, digest: &str, size: u64) -> Self {
         Self { from, digest: digest.to_owned(), size, read: 0, hasher: Some(Sha256::new()) }
     }
@@ -31,7 +34,7 @@ impl<R: Read> Checked<R> {
                 self.mismatch(format!("{} bytes", self.size), format!("{} bytes", self.read))
             );
         }
-        // Asked again after the end: it was judged then.
+        // The digest was verified by an earlier call.
         let Some(hasher) = self.hasher.take() else { return Ok(0) };
         let found = format!("sha256:{}", measure::hex(&hasher.finalize()));
         if found != self.digest { Err(self.mismatch(self.digest.clone(), found)) } else { Ok(0) }
@@ -44,15 +47,15 @@ impl<R: Read> Read for Checked<R> {
             return Ok(0);
         }
         if self.read == self.size {
-            // One byte more than was said would be another blob.
+            // A further byte would make it another blob.
             return if self.hasher.is_some() && self.from.read(&mut [0])? != 0 {
                 Err(self.mismatch(format!("{} bytes", self.size), "more".into()))
             } else {
                 self.end()
             };
         }
-        let most = usize::try_from(self.size - self.read).unwrap_or(usize::MAX).min(buffer.len());
-        let n = self.from.read(&mut buffer[..most])?;
+        let len = usize::try_from(self.size - self.read).unwrap_or(usize::MAX).min(buffer.len());
+        let n = self.from.read(&mut buffer[..len])?;
         if n == 0 {
             return self.end();
         }

@@ -1,7 +1,7 @@
-//! JSON in which no object has the same key twice, not even in another case.
+//! Strict JSON: no object has two keys that differ only in case.
 //!
-//! The Docker Engine matches keys without regard to case and lets the last one win; with two of
-//! them, it could read something else than we do.
+//! The Docker Engine ignores the case of keys and uses the last value of a repeated key. It could
+//! therefore read another document than this crate.
 
 use std::fmt;
 
@@ -10,10 +10,11 @@ use serde_json::{Map, Value};
 
 const MAX_DEPTH: usize = 32;
 
-pub(crate) fn parse(bytes: &[u8]) -> Result<Value, String> {
+/// Parses JSON and rejects repeated keys and deep nesting.
+pub(crate) fn parse(bytes: &[u8]) -> Result<Value, serde_json::Error> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let value = Strict { depth: 0 }.deserialize(&mut deserializer).map_err(|e| e.to_string())?;
-    deserializer.end().map_err(|e| e.to_string())?;
+    let value = Strict { depth: 0 }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
     Ok(value)
 }
 
@@ -25,7 +26,7 @@ struct Strict {
 impl Strict {
     fn deeper<E: Error>(self) -> Result<Self, E> {
         if self.depth == MAX_DEPTH {
-            Err(E::custom("nested too deeply"))
+            Err(E::custom(format_args!("expected at most {MAX_DEPTH} levels of nesting")))
         } else {
             Ok(Self { depth: self.depth + 1 })
         }
@@ -86,7 +87,7 @@ impl<'de> Visitor<'de> for Strict {
         while let Some(key) = map.next_key::<String>()? {
             if !folded.insert(key.to_uppercase().to_lowercase()) {
                 return Err(A::Error::custom(format!(
-                    "the key {key:?} is there twice (upper and lower case are the same to the engine)"
+                    "the key {key:?} occurs twice (the engine ignores the case of keys)"
                 )));
             }
             object.insert(key, map.next_value_seed(inner)?);
@@ -100,7 +101,7 @@ mod tests {
     use super::parse;
 
     #[test]
-    fn keys_that_the_engine_would_merge_are_refused() {
+    fn keys_that_differ_only_in_case_are_rejected() {
         assert!(parse(br#"{"a":[1,{"b":null}],"c":-1.5}"#).is_ok());
         for bad in [
             &br#"{"a":1,"a":2}"#[..],

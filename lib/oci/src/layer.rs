@@ -1,3 +1,5 @@
+//! Layers: unpacking and checks of their members.
+
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::{Component, Path};
 
@@ -5,17 +7,22 @@ use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 use sha2::{Digest as _, Sha256};
 
-use crate::{Descriptor, Limits, OciError, Source};
+use crate::failure_tracker::FailureTracker;
+use crate::{Descriptor, Limits, OciError};
 
-/// How a layer is packed, told from its first bytes as the engine tells it.
+/// Compression of a layer, recognised by its first bytes as in the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
+    /// A plain tar archive.
     None,
+    /// gzip (RFC 1952).
     Gzip,
+    /// Zstandard (RFC 8878).
     Zstd,
 }
 
-const KINDS: [(&str, Compression); 6] = [
+/// Media types of layers with their compression.
+const LAYER_TYPES: [(&str, Compression); 6] = [
     ("application/vnd.oci.image.layer.v1.tar", Compression::None),
     ("application/vnd.docker.image.rootfs.diff.tar", Compression::None),
     ("application/vnd.oci.image.layer.v1.tar+gzip", Compression::Gzip),
@@ -23,55 +30,64 @@ const KINDS: [(&str, Compression); 6] = [
     ("application/vnd.oci.image.layer.v1.tar+zstd", Compression::Zstd),
     ("application/vnd.docker.image.rootfs.diff.tar.zstd", Compression::Zstd),
 ];
-/// More than zstd's own tools ask of an unpacker without being told to (`zstd --long` beyond 27).
-const LARGEST_WINDOW: u64 = 8 << 20;
+/// Greatest window of a Zstandard frame, which the decoder holds in memory. RFC 8878, section
+/// 3.1.1.1.2, recommends that decoders support this size and that encoders do not exceed it.
+const MAX_WINDOW_BYTES: u64 = 8 << 20;
 
-/// A layer as manifest and config describe it.
+/// Description of a layer in manifest and config.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layer {
+    /// Digest of the blob.
     pub digest: String,
+    /// Size of the blob in bytes.
     pub size: u64,
+    /// Compression of the blob.
     pub compression: Compression,
-    /// Of the unpacked bytes.
+    /// Digest of the unpacked layer.
     pub diff_id: String,
 }
 
-/// What unpacking a layer showed.
+/// Properties of a layer, found by unpacking it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
+pub struct LayerInfo {
+    /// Compression of the blob.
     pub compression: Compression,
+    /// Digest of the unpacked layer.
     pub diff_id: String,
+    /// Size of the unpacked layer in bytes.
     pub unpacked: u64,
 }
 
 impl Layer {
-    pub(crate) fn new(described: Descriptor, diff_id: &str) -> Result<Self, OciError> {
-        let Descriptor { digest, size, kind } = described;
-        let Some((_, compression)) = KINDS.into_iter().find(|(name, _)| *name == kind) else {
+    /// Creates a layer from its descriptor in the manifest and its diff ID in the config.
+    pub(crate) fn new(descriptor: Descriptor, diff_id: &str) -> Result<Self, OciError> {
+        let Descriptor { digest, size, kind } = descriptor;
+        let Some((_, compression)) = LAYER_TYPES.into_iter().find(|(name, _)| *name == kind) else {
             return Err(OciError::Layer {
                 digest,
                 problem: format!(
-                    "media type {kind:?}; known are {:?}",
-                    KINDS.map(|(name, _)| name)
+                    "media type: expected one of {:?}, found {kind:?}",
+                    LAYER_TYPES.map(|(name, _)| name)
                 ),
             });
         };
         Ok(Self { digest, size, compression, diff_id: diff_id.to_owned() })
     }
 
-    /// What manifests call a layer that is packed so.
+    /// Returns the OCI media type of the layer.
     pub(crate) fn media_type(&self) -> &'static str {
-        KINDS
+        LAYER_TYPES
             .into_iter()
             .find(|(_, compression)| *compression == self.compression)
             .map_or("", |(name, _)| name)
     }
 
-    /// Whether unpacking it showed what manifest and config say of it.
+    /// Checks the properties of the unpacked layer against manifest and config.
     ///
     /// # Errors
-    /// What is otherwise.
-    pub fn judge(&self, facts: &Facts) -> Result<(), OciError> {
+    ///
+    /// Returns [`OciError::Mismatch`] for the first property that differs.
+    pub fn check(&self, info: &LayerInfo) -> Result<(), OciError> {
         let mismatch = |what, expected: String, found: String| {
             if expected == found {
                 Ok(())
@@ -79,19 +95,19 @@ impl Layer {
                 Err(OciError::Mismatch { what, digest: self.digest.clone(), expected, found })
             }
         };
-        mismatch("the unpacked layer", self.diff_id.clone(), facts.diff_id.clone())?;
+        mismatch("the unpacked layer", self.diff_id.clone(), info.diff_id.clone())?;
         mismatch(
-            "the packing of the layer",
+            "the compression of the layer",
             format!("{:?}", self.compression),
-            format!("{:?}", facts.compression),
+            format!("{:?}", info.compression),
         )
     }
 }
 
 impl OciError {
-    /// Names the layer that a problem was found in.
+    /// Adds the digest of the layer to an error of [`inspect`].
     #[must_use]
-    pub fn of(self, digest: &str) -> Self {
+    pub fn in_layer(self, digest: &str) -> Self {
         match self {
             Self::Layer { problem, .. } => Self::Layer { digest: digest.to_owned(), problem },
             other => other,
@@ -99,29 +115,31 @@ impl OciError {
     }
 }
 
-/// Unpacks a layer without keeping it, and looks at every member's name.
+/// Unpacks a layer, discards the data, and checks the names of all members.
 ///
 /// # Errors
-/// What is wrong with the layer; a bomb ends at the limit.
-pub fn inspect(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
-    let mut source = Source::new(packed);
-    let looked = look(&mut source, limits);
-    if looked.as_ref().is_err_and(|error| !matches!(error, OciError::Limit { .. }))
+///
+/// Returns [`OciError::Layer`] if the layer is malformed or has a member that is not allowed,
+/// [`OciError::Limit`] as soon as it unpacks to too many bytes, and the errors of `packed`.
+pub fn inspect(packed: impl Read, limits: &Limits) -> Result<LayerInfo, OciError> {
+    let mut source = FailureTracker::new(packed);
+    let result = read_layer(&mut source, limits);
+    if result.as_ref().is_err_and(|error| !matches!(error, OciError::Limit { .. }))
         && !source.failed
     {
-        // Whether the blob is the right one is known at its end, and says more than what is odd
-        // about its content.
+        // The end of the blob shows whether it has the right digest. A mismatch is the better
+        // error.
         io::copy(&mut source, &mut io::sink())?;
     }
-    match looked {
+    match result {
         Err(OciError::Io(error)) if !source.failed => {
-            Err(bad(format!("it cannot be unpacked: {error}")))
+            Err(reject(format!("cannot unpack: {error}")))
         }
-        looked => looked,
+        result => result,
     }
 }
 
-fn look(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
+fn read_layer(packed: impl Read, limits: &Limits) -> Result<LayerInfo, OciError> {
     let mut packed = BufReader::with_capacity(1 << 16, packed);
     let start = packed.fill_buf()?;
     let compression = match start {
@@ -136,22 +154,18 @@ fn look(packed: impl Read, limits: &Limits) -> Result<Facts, OciError> {
         }
         Compression::Zstd => unpack(&mut Frames::new(&mut packed), limits)?,
     };
-    // Whatever a decoder left unread belongs to the blob, and only its end says whether the blob
-    // was the right one.
+    // Bytes that the decoder left unread are part of the blob. Its digest is verified at its end.
     if io::copy(&mut packed, &mut io::sink())? != 0 {
-        return Err(OciError::Layer {
-            digest: String::new(),
-            problem: "bytes follow the packed data".into(),
-        });
+        return Err(reject("bytes follow the compressed data".into()));
     }
-    Ok(Facts { compression, diff_id, unpacked })
+    Ok(LayerInfo { compression, diff_id, unpacked })
 }
 
 fn unpack(stream: &mut impl Read, limits: &Limits) -> Result<(String, u64), OciError> {
     let mut hashed =
         Hashed { stream, hasher: Sha256::new(), limit: limits.unpacked, left: limits.unpacked };
     walk(&mut hashed, limits)?;
-    // What follows the tar's end counts for the digest too.
+    // The digest also covers the bytes after the end of the tar archive.
     io::copy(&mut hashed, &mut io::sink())?;
     Ok((
         format!("sha256:{}", measure::hex(&hashed.hasher.finalize())),
@@ -159,25 +173,25 @@ fn unpack(stream: &mut impl Read, limits: &Limits) -> Result<(String, u64), OciE
     ))
 }
 
-fn bad(problem: String) -> OciError {
+fn reject(problem: String) -> OciError {
     OciError::Layer { digest: String::new(), problem }
 }
 
-/// Zstandard frames one after the other (RFC 8878, section 3), as the engine unpacks them.
+/// Decoder of consecutive Zstandard frames (RFC 8878, section 3), as in the engine.
 struct Frames<R> {
     source: R,
     decoder: FrameDecoder,
-    within: bool,
+    in_frame: bool,
 }
 
 impl<R: io::BufRead> Frames<R> {
     fn new(source: R) -> Self {
         let mut decoder = FrameDecoder::new();
-        decoder.set_max_window_size(LARGEST_WINDOW);
-        Self { source, decoder, within: false }
+        decoder.set_max_window_size(MAX_WINDOW_BYTES);
+        Self { source, decoder, in_frame: false }
     }
 
-    /// Goes to the next frame that holds data; false at the end.
+    /// Moves to the next frame with data; returns `false` at the end.
     fn next_frame(&mut self) -> io::Result<bool> {
         while !self.source.fill_buf()?.is_empty() {
             match self.decoder.reset(&mut self.source) {
@@ -201,7 +215,7 @@ impl<R: io::BufRead> Frames<R> {
 impl<R: io::BufRead> Read for Frames<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         while !buffer.is_empty() {
-            if self.within {
+            if self.in_frame {
                 while self.decoder.can_collect() == 0 && !self.decoder.is_finished() {
                     let one = BlockDecodingStrategy::UptoBlocks(1);
                     self.decoder
@@ -213,8 +227,8 @@ impl<R: io::BufRead> Read for Frames<R> {
                     return Ok(n);
                 }
             }
-            self.within = self.next_frame()?;
-            if !self.within {
+            self.in_frame = self.next_frame()?;
+            if !self.in_frame {
                 return Ok(0);
             }
         }
@@ -222,18 +236,17 @@ impl<R: io::BufRead> Read for Frames<R> {
     }
 }
 
-/// Long names and attributes come as members of their own, which are read whole: so much is enough
-/// for any honest one.
-const LONGEST_EXTENSION: u64 = 64 * 1024;
+/// Greatest size of a member with a long name or attributes, which is read into memory.
+const MAX_EXTENSION_BYTES: u64 = 64 * 1024;
 
 fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
     let mut tar = tar::Archive::new(stream);
-    // The target of a link that is named beside the next member.
+    // Target of a link, given by an extension for the next member.
     let mut long_target: Option<String> = None;
     for (n, entry) in tar.entries()?.raw(true).enumerate() {
         let mut entry = entry?;
         if n >= limits.members {
-            return Err(bad(format!("more than {} members", limits.members)));
+            return Err(reject(format!("more than {} members", limits.members)));
         }
         let kind = entry.header().entry_type();
         if kind.is_gnu_longname()
@@ -243,13 +256,15 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
         {
             for (key, value) in extension(&mut entry, kind)? {
                 match key.as_str() {
-                    "path" => inside(Path::new(&value))
-                        .map_err(|why| bad(format!("the long name {value:?}: {why}")))?,
+                    "path" => check_path(Path::new(&value))
+                        .map_err(|reason| reject(format!("long name {value:?}: {reason}")))?,
                     "linkpath" => long_target = Some(value),
-                    // Somebody who goes by these reads other members than somebody who does not.
-                    "size" => return Err(bad("a member's size is given beside it".into())),
+                    // Readers disagree about these, and would see different members.
+                    "size" => {
+                        return Err(reject("an extension sets the size of a member".into()));
+                    }
                     other if other.starts_with("GNU.sparse") => {
-                        return Err(bad("a member is sparse".into()));
+                        return Err(reject("a member is sparse".into()));
                     }
                     _ => {}
                 }
@@ -257,18 +272,19 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
             continue;
         }
         let path = entry.path()?;
-        inside(&path).map_err(|why| bad(format!("member {:?}: {why}", path.display())))?;
+        check_path(&path)
+            .map_err(|reason| reject(format!("member {:?}: {reason}", path.display())))?;
         if kind.is_character_special() || kind.is_block_special() || kind.is_gnu_sparse() {
-            return Err(bad(format!("member {:?} is a device or sparse", path.display())));
+            return Err(reject(format!("member {:?} is a device or sparse", path.display())));
         }
-        // Symbolic links may point anywhere: they are followed inside the container.
+        // Symbolic links may have any target, because they are resolved inside the container.
         let long_target = long_target.take();
         if kind.is_hard_link() {
             let short = entry.link_name()?.unwrap_or_default().into_owned();
             for target in std::iter::once(short).chain(long_target.map(Into::into)) {
-                inside(&target).map_err(|why| {
-                    bad(format!(
-                        "member {:?} links to {:?}: {why}",
+                check_path(&target).map_err(|reason| {
+                    reject(format!(
+                        "member {:?} links to {:?}: {reason}",
                         path.display(),
                         target.display()
                     ))
@@ -279,15 +295,14 @@ fn walk(stream: &mut impl Read, limits: &Limits) -> Result<(), OciError> {
     Ok(())
 }
 
-/// What is said beside a member: one name as a whole (GNU), or `LENGTH KEY=VALUE` records (POSIX
-/// pax).
+/// Reads an extension for the next member: a name (GNU), or records `LENGTH KEY=VALUE` (POSIX pax).
 fn extension(
     entry: &mut tar::Entry<'_, impl Read>,
     kind: tar::EntryType,
 ) -> Result<Vec<(String, String)>, OciError> {
-    if entry.size() > LONGEST_EXTENSION {
-        return Err(bad(format!(
-            "a name or attribute of {} bytes; {LONGEST_EXTENSION} are allowed",
+    if entry.size() > MAX_EXTENSION_BYTES {
+        return Err(reject(format!(
+            "long name or attributes: expected at most {MAX_EXTENSION_BYTES} bytes, found {}",
             entry.size()
         )));
     }
@@ -299,10 +314,10 @@ fn extension(
         let end = data.iter().position(|b| *b == 0).unwrap_or(data.len());
         return Ok(vec![(key.to_owned(), text(&data[..end]))]);
     }
-    let mut found = Vec::new();
+    let mut records = Vec::new();
     let mut rest = data.as_slice();
     while !rest.is_empty() {
-        // The length counts the whole record, its own digits and the line's end too.
+        // The length is that of the whole record, including its own digits and the newline.
         let record = rest
             .iter()
             .position(|b| *b == b' ')
@@ -311,31 +326,31 @@ fn extension(
             })
             .and_then(|(at, n)| Some((rest.get(at + 1..n)?.strip_suffix(b"\n")?, n)));
         let Some((record, length)) = record else {
-            return Err(bad("an attribute beside a member is malformed".into()));
+            return Err(reject("an attribute of a member is malformed".into()));
         };
         let at = record
             .iter()
             .position(|b| *b == b'=')
-            .ok_or_else(|| bad("an attribute beside a member has no value".into()))?;
-        found.push((text(&record[..at]), text(&record[at + 1..])));
+            .ok_or_else(|| reject("an attribute of a member has no value".into()))?;
+        records.push((text(&record[..at]), text(&record[at + 1..])));
         rest = &rest[length..];
     }
-    Ok(found)
+    Ok(records)
 }
 
-/// A path that stays below the folder in which it is unpacked.
-fn inside(path: &Path) -> Result<(), &'static str> {
+/// Checks that a path stays below the folder that it is unpacked into.
+fn check_path(path: &Path) -> Result<(), &'static str> {
     for component in path.components() {
         match component {
-            Component::ParentDir => return Err("it leaves the image (..)"),
-            Component::RootDir | Component::Prefix(_) => return Err("it is an absolute path"),
+            Component::ParentDir => return Err("the path leaves the image (..)"),
+            Component::RootDir | Component::Prefix(_) => return Err("the path is absolute"),
             Component::CurDir | Component::Normal(_) => {}
         }
     }
     Ok(())
 }
 
-/// Hashes what passes, and ends with an error at the limit.
+/// Reader that hashes all bytes and fails at a limit.
 struct Hashed<R> {
     stream: R,
     hasher: Sha256,
@@ -349,7 +364,7 @@ impl<R: Read> Read for Hashed<R> {
         self.hasher.update(&buffer[..n]);
         self.left = self.left.checked_sub(n as u64).ok_or_else(|| {
             io::Error::from(OciError::Limit {
-                what: "all layers unpacked, in bytes,",
+                what: "size of all unpacked layers in bytes",
                 limit: self.limit,
             })
         })?;

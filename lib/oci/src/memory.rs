@@ -1,10 +1,12 @@
+//! Blobs in memory.
+
 use std::collections::BTreeMap;
 use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
 use crate::{Blobs, Sink};
 
-/// Blobs in memory: for tools and tests that handle small images.
+/// Storage of blobs in memory, for tools and tests with small images.
 #[derive(Debug, Default)]
 pub struct Memory(pub BTreeMap<String, Arc<[u8]>>);
 

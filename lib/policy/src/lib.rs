@@ -1,22 +1,24 @@
-//! Who may unseal a node's root key: boots for which an image's builder signed a policy, and
-//! whoever has the key of its escrow.
+//! Access to a node's root key: policies, with which an image's builder authorises boots to unseal
+//! it, and escrow, an encrypted copy for the recovery key.
 //!
 //! Invariants:
-//! - What is signed is what the TPM itself checks (TPM2_PolicyAuthorize): no program that reads a
-//!   policy has to be believed.
+//! - The signature of a policy is the one that the TPM checks (TPM2_PolicyAuthorize), so no program
+//!   that reads policies has to be trusted.
 //! - A policy allows one value of PCR 14: one image, on one board, with one file of settings.
-//! - No I/O, no clock, no unsafe.
+//! - The crate has no I/O, no clock and no unsafe code.
 //!
-//! The exact bytes are specified in docs/crypto.md.
+//! docs/crypto.md specifies the exact bytes.
+
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 mod escrow;
 mod policies;
 mod signer;
 
-pub use escrow::{Escrow, EscrowError, RecoveryKey, RecoveryPublic};
-pub use policies::{Approved, Missing, Policies, PolicyError, SignedPolicy};
-pub use signer::{NotAKey, PublicKey, Signer};
+pub use escrow::{Escrow, EscrowError, RecoveryKey, RecoveryPublicKey};
+pub use policies::{AuthorizedPolicy, Policies, PolicyError, PolicyMismatch};
+pub use signer::{InvalidPublicKey, PublicKey, SignedPolicy, Signer};
 
-/// As it is called beside an image and on its boot partition.
-pub const FILE: &str = "policies.json";
+/// Name of the file with policies, next to an image and on its boot partition.
+pub const FILE_NAME: &str = "policies.json";

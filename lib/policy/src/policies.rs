@@ -1,111 +1,139 @@
-//! `policies.json`: which boots may unseal, each signed.
+//! `policies.json`: signed policies, one for each boot that may unseal the root key.
 
-use measure::{Board, Digest, LARGEST_POLICIES as LARGEST, Pcr};
+use measure::{Board, Digest, MAX_POLICIES_BYTES, Pcr};
 use serde::{Deserialize, Serialize};
 
-use crate::signer::{REFERENCE, pcr_policy, to_sign};
-use crate::{NotAKey, PublicKey, Signer};
+use crate::signer::{REFERENCE, authorized_hash, pcr_policy};
+use crate::{InvalidPublicKey, PublicKey, SignedPolicy, Signer};
 
-/// Policies of one signer. The fields are in the order in which they are written.
+/// Policies of one signer. The file has the members in the order of the fields.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Policies {
-    /// SEC 1, uncompressed, hex.
+    /// Public key of the signer: SEC 1, uncompressed, hex.
     pub signer: String,
+    /// One policy for each board.
     pub policies: Vec<SignedPolicy>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SignedPolicy {
-    /// For people; not signed.
-    pub board: String,
-    /// Hex.
-    pub pcr14: String,
-    /// ECDSA: r and s, 32 bytes each, hex.
-    pub signature: String,
-}
-
+/// Error of parsing policies.
 #[derive(Debug, thiserror::Error)]
 pub enum PolicyError {
-    #[error("there are more than {LARGEST} bytes")]
-    Size,
-    #[error("it is not a list of policies: {0}")]
-    Form(#[from] serde_json::Error),
-    #[error("the signer: {0}")]
-    Signer(#[from] NotAKey),
-    #[error("policy {n} ({board}): {problem}")]
-    Policy { n: usize, board: String, problem: &'static str },
+    /// The text is too long.
+    #[error("expected at most {MAX_POLICIES_BYTES} bytes, found {found}")]
+    Size {
+        /// Length of the text in bytes.
+        found: usize,
+    },
+    /// The text is not JSON of the expected form.
+    #[error("not a list of policies")]
+    Json(#[from] serde_json::Error),
+    /// The signer's key does not decode.
+    #[error("invalid signer")]
+    Signer(#[from] InvalidPublicKey),
+    /// A policy is malformed, or its signature is not the signer's.
+    #[error("policy {index} ({board}): {problem}")]
+    Policy {
+        /// Position in the list, from 0 on.
+        index: usize,
+        /// Name of the board.
+        board: String,
+        /// Description of the problem.
+        problem: &'static str,
+    },
 }
 
-/// Why no policy lets this boot unseal.
+/// Reason why no policy of a list authorises a boot.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Missing {
-    #[error("they are signed by {found}, expected {expected}")]
-    Signer { expected: String, found: String },
-    #[error("none is for this boot's PCR 14 {pcr14}")]
-    Boot { pcr14: String },
+pub enum PolicyMismatch {
+    /// Another key signed the policies.
+    #[error("policies are signed by {found}, expected {expected}")]
+    Signer {
+        /// Key whose policies count, hex.
+        expected: String,
+        /// Key that signed the policies, hex.
+        found: String,
+    },
+    /// No policy has the value of PCR 14.
+    #[error("no policy for PCR 14 {pcr14} of this boot")]
+    Boot {
+        /// Value of PCR 14, hex.
+        pcr14: String,
+    },
 }
 
-/// What the TPM is shown.
+/// Arguments of TPM2_PolicyAuthorize.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Approved {
+pub struct AuthorizedPolicy {
+    /// Key that signed the policy.
     pub signer: PublicKey,
-    /// approvedPolicy of TPM2_PolicyAuthorize.
+    /// Digest of the policy (approvedPolicy).
     pub policy: Digest,
-    /// The digest that is signed.
+    /// Digest that is signed (aHash).
     pub digest: Digest,
+    /// ECDSA signature, r and s of 32 bytes each.
     pub signature: [u8; 64],
 }
 
-impl Approved {
-    /// policyRef of TPM2_PolicyAuthorize.
+impl AuthorizedPolicy {
+    /// Qualifier of the policy (policyRef).
     pub const REFERENCE: &[u8] = REFERENCE;
 }
 
 impl Policies {
-    /// For these boards of an image.
+    /// Signs one policy for each board of an image.
     pub fn sign(signer: &Signer, boards: &[Board]) -> Self {
         let policies =
-            boards.iter().map(|board| signer.sign(&board.board, &board.platform())).collect();
+            boards.iter().map(|board| signer.sign(&board.board, &board.platform_pcr())).collect();
         Self { signer: signer.public().hex(), policies }
     }
 
+    /// Serializes the policies in the form of the file.
     pub fn text(&self) -> String {
-        // Strings only: this cannot fail.
+        // Serializing strings cannot fail.
         serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
     }
 
-    /// Reads policies, of which each must be signed by whom they name: whether that is somebody
-    /// whose policies count is another question.
+    /// Parses policies and verifies that the signer they name signed each of them. The caller
+    /// decides whether that signer's policies count.
     ///
     /// # Errors
-    /// [`PolicyError`]; one bad policy spoils all.
-    pub fn read(text: &[u8]) -> Result<Self, PolicyError> {
-        if text.len() as u64 > LARGEST {
-            return Err(PolicyError::Size);
+    ///
+    /// Returns [`PolicyError`] if the text is too long or malformed, or if any policy is invalid.
+    pub fn parse(text: &[u8]) -> Result<Self, PolicyError> {
+        if text.len() as u64 > MAX_POLICIES_BYTES {
+            return Err(PolicyError::Size { found: text.len() });
         }
         let policies: Self = serde_json::from_slice(text)?;
         let signer = PublicKey::from_hex(&policies.signer)?;
-        for (n, policy) in policies.policies.iter().enumerate() {
-            let fail = |problem| PolicyError::Policy { n, board: policy.board.clone(), problem };
+        for (index, policy) in policies.policies.iter().enumerate() {
+            let reject =
+                |problem| PolicyError::Policy { index, board: policy.board.clone(), problem };
             let (digest, signature) = policy
                 .parts()
-                .ok_or_else(|| fail("expected a digest and a signature in lower-case hex"))?;
-            if !signer.signed(&digest, &signature) {
-                return Err(fail("its signature is not the signer's"));
+                .ok_or_else(|| reject("expected a digest and a signature in lower-case hex"))?;
+            if !signer.verifies(&digest, &signature) {
+                return Err(reject("the signature is not the signer's"));
             }
         }
         Ok(policies)
     }
 
-    /// The one for a boot that ended with this value of PCR 14.
+    /// Returns the policy for a boot with this value of PCR 14.
     ///
     /// # Errors
-    /// [`Missing`].
-    pub fn find(&self, signer: &PublicKey, pcr14: &Pcr) -> Result<Approved, Missing> {
+    ///
+    /// Returns [`PolicyMismatch`] if the policies are of another signer, or if none has the value.
+    pub fn find(
+        &self,
+        signer: &PublicKey,
+        pcr14: &Pcr,
+    ) -> Result<AuthorizedPolicy, PolicyMismatch> {
         if self.signer != signer.hex() {
-            return Err(Missing::Signer { expected: signer.hex(), found: self.signer.clone() });
+            return Err(PolicyMismatch::Signer {
+                expected: signer.hex(),
+                found: self.signer.clone(),
+            });
         }
         let pcr14 = measure::hex(&pcr14.0);
         let found = self
@@ -113,8 +141,13 @@ impl Policies {
             .iter()
             .filter(|policy| policy.pcr14 == pcr14)
             .find_map(SignedPolicy::parts);
-        let (policy, signature) = found.ok_or(Missing::Boot { pcr14 })?;
-        Ok(Approved { signer: *signer, policy, digest: to_sign(&policy), signature })
+        let (policy, signature) = found.ok_or(PolicyMismatch::Boot { pcr14 })?;
+        Ok(AuthorizedPolicy {
+            signer: *signer,
+            policy,
+            digest: authorized_hash(&policy),
+            signature,
+        })
     }
 }
 
@@ -130,58 +163,62 @@ mod tests {
     use super::*;
 
     fn signed() -> Policies {
-        let signer = Signer::of_builder(&[7; 32]);
+        let signer = Signer::from_builder_key(&[7; 32]);
         Policies {
             signer: signer.public().hex(),
             policies: vec![signer.sign("a", &Pcr([1; 32])), signer.sign("b", &Pcr([2; 32]))],
         }
     }
 
-    #[test]
-    fn the_file_is_the_one_that_init_hands_over() {
-        assert_eq!(format!("/boot/{}", crate::FILE), measure::POLICIES);
+    fn chain(error: &PolicyError) -> String {
+        let cause = std::error::Error::source(error);
+        cause.map_or(error.to_string(), |cause| format!("{error}: {cause}"))
     }
 
     #[test]
-    fn a_policy_is_for_one_boot_and_of_one_signer() {
-        let (policies, signer) = (signed(), Signer::of_builder(&[7; 32]).public());
-        assert_eq!(Policies::read(policies.text().as_bytes()).unwrap(), policies);
-        assert_eq!(policies.text(), signed().text(), "the same at every build");
+    fn the_file_name_matches_the_path_that_init_reads() {
+        assert_eq!(format!("/boot/{}", crate::FILE_NAME), measure::POLICIES_PATH);
+    }
+
+    #[test]
+    fn a_policy_authorises_one_boot_under_one_signer() {
+        let (policies, signer) = (signed(), Signer::from_builder_key(&[7; 32]).public());
+        assert_eq!(Policies::parse(policies.text().as_bytes()).unwrap(), policies);
+        assert_eq!(policies.text(), signed().text(), "signatures are deterministic");
         let found = policies.find(&signer, &Pcr([2; 32])).unwrap();
-        assert!(signer.signed(&found.policy, &found.signature));
-        assert!(matches!(policies.find(&signer, &Pcr([3; 32])), Err(Missing::Boot { .. })));
-        let other = Signer::of_builder(&[8; 32]).public();
-        assert!(matches!(policies.find(&other, &Pcr([1; 32])), Err(Missing::Signer { .. })));
+        assert!(signer.verifies(&found.policy, &found.signature));
+        assert!(matches!(policies.find(&signer, &Pcr([3; 32])), Err(PolicyMismatch::Boot { .. })));
+        let other = Signer::from_builder_key(&[8; 32]).public();
+        assert!(matches!(policies.find(&other, &Pcr([1; 32])), Err(PolicyMismatch::Signer { .. })));
     }
 
     #[test]
-    fn nothing_in_it_can_be_altered() {
+    fn altered_policies_are_rejected() {
         let good = signed();
-        let refused = |alter: &dyn Fn(&mut Policies)| {
+        let error = |alter: &dyn Fn(&mut Policies)| {
             let mut bad = good.clone();
             alter(&mut bad);
-            Policies::read(bad.text().as_bytes()).unwrap_err().to_string()
+            chain(&Policies::parse(bad.text().as_bytes()).unwrap_err())
         };
         assert!(
-            refused(&|p| p.signer = Signer::of_builder(&[8; 32]).public().hex())
+            error(&|p| p.signer = Signer::from_builder_key(&[8; 32]).public().hex())
                 .contains("policy 0 (a)")
         );
-        assert!(refused(&|p| p.signer.truncate(64)).contains("NIST P-256"));
+        assert!(error(&|p| p.signer.truncate(64)).contains("NIST P-256"));
         assert!(
-            refused(&|p| p.signer = format!("04{}", "11".repeat(64))).contains("NIST P-256"),
+            error(&|p| p.signer = format!("04{}", "11".repeat(64))).contains("NIST P-256"),
             "not on the curve"
         );
         assert!(
-            refused(&|p| p.policies[1].pcr14 = p.policies[0].pcr14.clone())
-                .contains("policy 1 (b)")
+            error(&|p| p.policies[1].pcr14 = p.policies[0].pcr14.clone()).contains("policy 1 (b)")
         );
-        assert!(refused(&|p| p.policies[0].signature.truncate(126)).contains("policy 0 (a)"));
+        assert!(error(&|p| p.policies[0].signature.truncate(126)).contains("policy 0 (a)"));
         assert!(
-            refused(&|p| p.policies[0].board = "x".repeat(LARGEST as usize)).contains("more than")
+            error(&|p| p.policies[0].board = "x".repeat(MAX_POLICIES_BYTES as usize))
+                .contains("at most")
         );
         let unknown = good.text().replacen("\"signer\"", "\"more\": 1, \"signer\"", 1);
-        assert!(
-            Policies::read(unknown.as_bytes()).unwrap_err().to_string().contains("unknown field")
-        );
+        let error = chain(&Policies::parse(unknown.as_bytes()).unwrap_err());
+        assert!(error.starts_with("not a list of policies: unknown field"), "{error}");
     }
 }

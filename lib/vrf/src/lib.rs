@@ -1,102 +1,34 @@
-//! Verifiable random functions after RFC 9381, and one of draft-irtf-cfrg-vrf-05 for those who
-//! verify on EVM chains.
+//! Verifiable random functions: the suites of RFC 9381 on P-256 and Edwards25519, and the one of
+//! draft-irtf-cfrg-vrf-05 on secp256k1 that contracts on EVM chains verify.
 //!
 //! Invariants:
-//! - Nothing is computed with a key or a proof before it was validated: secret keys of the
-//!   Weierstrass curves lie between 1 and the order less one; public keys are on the curve,
-//!   canonically encoded and not of small order (RFC 9381, section 5.4.5, always on); of a proof
-//!   Gamma is a canonically encoded point and s is below the order (section 5.4.4).
-//! - What touches a secret takes the same time whatever its value; what is public may not.
-//!   docs/crypto.md says what is what.
+//! - Keys and proofs are validated before they are used:
+//!   - A secret key of a Weierstrass curve is between 1 and the order minus one.
+//!   - A public key is on the curve, canonically encoded and not of small order (RFC 9381, section
+//!     5.4.5; the check is always on).
+//!   - The Gamma of a proof is a canonically encoded point, and its s is below the order (section
+//!     5.4.4).
+//! - Operations on secrets take constant time. Operations on public data may not; docs/crypto.md
+//!   lists both.
+//! - The crate does no I/O.
 
 #![forbid(unsafe_code)]
+#![deny(missing_docs)]
 
 mod edwards;
 mod sswu;
+mod suite;
 #[cfg(test)]
 mod tests;
 mod weierstrass;
 
-use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-/// A suite of RFC 9381, section 5.5; the last one is of draft-irtf-cfrg-vrf-05, as the crate `vrf`
-/// and the contracts of vrf-solidity have it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Suite {
-    #[serde(rename = "ECVRF-P256-SHA256-TAI")]
-    P256Tai,
-    #[serde(rename = "ECVRF-P256-SHA256-SSWU")]
-    P256Sswu,
-    #[serde(rename = "ECVRF-EDWARDS25519-SHA512-TAI")]
-    Ed25519Tai,
-    #[serde(rename = "ECVRF-EDWARDS25519-SHA512-ELL2")]
-    Ed25519Ell2,
-    #[serde(rename = "draft-05:ECVRF-SECP256K1-SHA256-TAI")]
-    Secp256k1Draft05,
-}
+use suite::Trace;
+pub use suite::{Proof, Suite, VrfError};
 
-/// A proof, and the output that it proves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proof {
-    pub pi: Vec<u8>,
-    pub beta: Vec<u8>,
-}
-
-#[derive(Debug, Clone, Copy, thiserror::Error, PartialEq, Eq)]
-pub enum VrfError {
-    #[error("the public key is not valid for this suite (RFC 9381, section 5.4.5)")]
-    PublicKey,
-    #[error("the secret key is not valid for this suite")]
-    SecretKey,
-    #[error("the proof is not of the form that this suite has (RFC 9381, section 5.4.4)")]
-    Form,
-    #[error("no point was found for this alpha; the chance for that is 2^-256")]
-    Encoding,
-}
-
-impl Suite {
-    pub const ALL: [Self; 5] = [
-        Self::P256Tai,
-        Self::P256Sswu,
-        Self::Ed25519Tai,
-        Self::Ed25519Ell2,
-        Self::Secp256k1Draft05,
-    ];
-
-    /// The suite's name in RFC 9381, section 5.5; the one of the draft says that it is of the
-    /// draft.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::P256Tai => "ECVRF-P256-SHA256-TAI",
-            Self::P256Sswu => "ECVRF-P256-SHA256-SSWU",
-            Self::Ed25519Tai => "ECVRF-EDWARDS25519-SHA512-TAI",
-            Self::Ed25519Ell2 => "ECVRF-EDWARDS25519-SHA512-ELL2",
-            Self::Secp256k1Draft05 => "draft-05:ECVRF-SECP256K1-SHA256-TAI",
-        }
-    }
-
-    /// suite_string (RFC 9381, section 5.5). The draft had none for secp256k1; 0xFE is what those
-    /// have who use it.
-    fn number(self) -> u8 {
-        match self {
-            Self::P256Tai => 0x01,
-            Self::P256Sswu => 0x02,
-            Self::Ed25519Tai => 0x03,
-            Self::Ed25519Ell2 => 0x04,
-            Self::Secp256k1Draft05 => 0xfe,
-        }
-    }
-
-    /// RFC 9381 ends what it hashes with a zero byte and hashes the public key into the challenge;
-    /// the draft did neither.
-    fn is_draft(self) -> bool {
-        self == Self::Secp256k1Draft05
-    }
-}
-
-/// A secret key of 32 bytes with its public key. It is wiped from memory when it goes; copies that
-/// the arithmetic makes are not.
+/// A secret key of 32 bytes with its public key. Dropping it wipes the key from memory, but not the
+/// copies that the arithmetic makes.
 pub struct SecretKey {
     suite: Suite,
     secret: Zeroizing<[u8; 32]>,
@@ -104,12 +36,13 @@ pub struct SecretKey {
 }
 
 impl SecretKey {
-    /// Takes 32 bytes as they are: for the Weierstrass curves a number in big-endian order, for
-    /// Edwards25519 a seed (RFC 8032, section 5.1.5).
+    /// Creates a key from 32 bytes: a big-endian number for the Weierstrass curves, a seed for
+    /// Edwards25519 (RFC 8032, section 5.1.5).
     ///
     /// # Errors
-    /// [`VrfError::SecretKey`] if it has another length, or is zero or not below the order of the
-    /// Weierstrass curves.
+    ///
+    /// Returns [`VrfError::SecretKey`] for any other length, and on the Weierstrass curves for zero
+    /// and for numbers that are not below the order.
     pub fn new(suite: Suite, secret: &[u8]) -> Result<Self, VrfError> {
         let secret: Zeroizing<[u8; 32]> =
             Zeroizing::new(secret.try_into().map_err(|_| VrfError::SecretKey)?);
@@ -123,24 +56,27 @@ impl SecretKey {
         Ok(Self { suite, secret, public })
     }
 
+    /// Returns the suite of the key.
     pub fn suite(&self) -> Suite {
         self.suite
     }
 
-    /// 33 bytes (SEC 1, compressed) or 32 (RFC 8032).
+    /// Returns the public key: 33 bytes (SEC 1, compressed) or 32 bytes (RFC 8032).
     pub fn public_key(&self) -> &[u8] {
         &self.public
     }
 
-    /// RFC 9381, sections 5.1 and 5.2. The same alpha has always the same proof.
+    /// Computes proof and output for `alpha` (RFC 9381, sections 5.1 and 5.2). The same `alpha`
+    /// always has the same proof.
     ///
     /// # Errors
-    /// [`VrfError::Encoding`], which does not happen.
+    ///
+    /// Returns [`VrfError::Encoding`] with a probability of 2^-256.
     pub fn prove(&self, alpha: &[u8]) -> Result<Proof, VrfError> {
-        self.steps(alpha).map(|steps| steps.proof)
+        self.trace(alpha).map(|trace| trace.proof)
     }
 
-    fn steps(&self, alpha: &[u8]) -> Result<Steps, VrfError> {
+    fn trace(&self, alpha: &[u8]) -> Result<Trace, VrfError> {
         match self.suite {
             Suite::P256Tai | Suite::P256Sswu => weierstrass::prove::<weierstrass::P256>(
                 self.suite,
@@ -167,22 +103,7 @@ impl std::fmt::Debug for SecretKey {
     }
 }
 
-/// With the tests, also what the RFC's examples show beside the proof.
-struct Steps {
-    proof: Proof,
-    #[cfg(test)]
-    seen: Seen,
-}
-
-/// H, U and V encoded.
-#[cfg(test)]
-struct Seen {
-    h: Vec<u8>,
-    u: Vec<u8>,
-    v: Vec<u8>,
-}
-
-/// A public key that was validated (RFC 9381, section 5.4.5).
+/// A validated public key (RFC 9381, section 5.4.5).
 #[derive(Debug, Clone)]
 pub struct PublicKey {
     suite: Suite,
@@ -198,9 +119,12 @@ enum Point {
 }
 
 impl PublicKey {
+    /// Decodes and validates a public key.
+    ///
     /// # Errors
-    /// [`VrfError::PublicKey`] if it is not on the curve, not in its one encoding, the identity or
-    /// of small order.
+    ///
+    /// Returns [`VrfError::PublicKey`] if the bytes are not the canonical encoding of a point on
+    /// the curve, or if the point is the identity or of small order.
     pub fn new(suite: Suite, bytes: &[u8]) -> Result<Self, VrfError> {
         let point = match suite {
             Suite::P256Tai | Suite::P256Sswu => {
@@ -216,19 +140,23 @@ impl PublicKey {
         Ok(Self { suite, bytes: bytes.to_vec(), point: point.ok_or(VrfError::PublicKey)? })
     }
 
+    /// Returns the suite of the key.
     pub fn suite(&self) -> Suite {
         self.suite
     }
 
+    /// Returns the encoded key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The output if the proof holds, `None` if it does not (RFC 9381, section 5.3).
+    /// Verifies a proof (RFC 9381, section 5.3). Returns the output if the proof is valid, and
+    /// `None` if it is not.
     ///
     /// # Errors
-    /// [`VrfError::Form`] if it is no proof at all: another length, Gamma not on the curve, s not
-    /// below the order.
+    ///
+    /// Returns [`VrfError::MalformedProof`] if the proof does not decode: it has the wrong length,
+    /// Gamma is not on the curve, or s is not below the order.
     pub fn verify(&self, alpha: &[u8], pi: &[u8]) -> Result<Option<Vec<u8>>, VrfError> {
         match &self.point {
             Point::P256(point) => {

@@ -1,4 +1,4 @@
-//! The suites on P-256 and secp256k1: big-endian numbers, SHA-256, cofactor 1.
+//! Suites on P-256 and secp256k1: big-endian numbers, SHA-256, cofactor 1.
 
 use std::ops::{Add, Mul, Neg};
 
@@ -7,13 +7,13 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use crate::{Proof, Steps, Suite, VrfError, sswu};
+use crate::sswu;
+use crate::suite::{Proof, Suite, Trace, VrfError};
 
-const PROOF: usize = 81;
-const POINT: usize = 33;
+const PROOF_BYTES: usize = 81;
+const POINT_BYTES: usize = 33;
 
-/// A curve of prime order. Multiplications take the same time whatever the scalar, but those that
-/// are called vartime.
+/// A curve of prime order. Multiplications take constant time, except those named vartime.
 pub(crate) trait Curve {
     type Point: Copy
         + std::fmt::Debug
@@ -23,14 +23,14 @@ pub(crate) trait Curve {
     type Scalar: Copy + Add<Output = Self::Scalar> + Mul<Output = Self::Scalar>;
     const NEUTRAL: Self::Point;
 
-    fn decode(bytes: &[u8; POINT]) -> Option<Self::Point>;
-    fn encode(point: Self::Point) -> [u8; POINT];
+    fn decode(bytes: &[u8; POINT_BYTES]) -> Option<Self::Point>;
+    fn encode(point: Self::Point) -> [u8; POINT_BYTES];
     fn is_neutral(point: Self::Point) -> bool;
     fn double(point: Self::Point) -> Self::Point;
     fn mulgen(scalar: Self::Scalar) -> Self::Point;
-    /// a P + b G
+    /// Computes a P + b G.
     fn mul_add_mulgen_vartime(point: Self::Point, a: Self::Scalar, b: Self::Scalar) -> Self::Point;
-    /// None if it is not below the order.
+    /// Decodes a scalar; returns `None` if the number is not below the order.
     fn scalar(little_endian: &[u8; 32]) -> Option<Self::Scalar>;
     fn reduced(little_endian: &[u8; 32]) -> Self::Scalar;
     fn scalar_bytes(scalar: Self::Scalar) -> [u8; 32];
@@ -46,11 +46,11 @@ macro_rules! curve {
             type Scalar = $module::Scalar;
             const NEUTRAL: Self::Point = $module::Point::NEUTRAL;
 
-            fn decode(bytes: &[u8; POINT]) -> Option<Self::Point> {
+            fn decode(bytes: &[u8; POINT_BYTES]) -> Option<Self::Point> {
                 $module::Point::decode(bytes)
             }
 
-            fn encode(point: Self::Point) -> [u8; POINT] {
+            fn encode(point: Self::Point) -> [u8; POINT_BYTES] {
                 point.encode_compressed()
             }
 
@@ -97,12 +97,13 @@ fn reversed(mut bytes: [u8; 32]) -> [u8; 32] {
     bytes
 }
 
-/// A point in compressed form (SEC 1, section 2.3.3), which is never the one at infinity.
+/// Decodes a point from its compressed form (SEC 1, section 2.3.3). The point at infinity has no
+/// such form.
 pub(crate) fn decode<C: Curve>(bytes: &[u8]) -> Option<C::Point> {
     C::decode(bytes.try_into().ok()?)
 }
 
-/// A number from 1 to the order less one.
+/// Decodes a secret key, a number from 1 to the order minus one.
 fn secret_scalar<C: Curve>(secret: &[u8; 32]) -> Result<C::Scalar, VrfError> {
     let little_endian = Zeroizing::new(reversed(*secret));
     if little_endian.iter().fold(0, |all, byte| all | byte) == 0 {
@@ -115,36 +116,38 @@ pub(crate) fn public_key<C: Curve>(secret: &[u8; 32]) -> Result<Vec<u8>, VrfErro
     Ok(C::encode(C::mulgen(secret_scalar::<C>(secret)?)).to_vec())
 }
 
-/// What RFC 9381 hashes ends with a zero byte; the draft's does not.
-fn end(suite: Suite) -> &'static [u8] {
+/// Returns the end of a hash input: a zero byte in RFC 9381, nothing in the draft.
+fn suffix(suite: Suite) -> &'static [u8] {
     if suite.is_draft() { &[] } else { &[0] }
 }
 
-/// H and its encoding (RFC 9381, sections 5.4.1.1 and 5.4.1.2).
+/// Computes H and its encoding (RFC 9381, sections 5.4.1.1 and 5.4.1.2).
 fn encode_to_curve<C: Curve>(
     suite: Suite,
     salt: &[u8],
     alpha: &[u8],
-) -> Result<(C::Point, [u8; POINT]), VrfError> {
-    let from = |string: [u8; POINT]| C::decode(&string).map(|point| (point, string));
+) -> Result<(C::Point, [u8; POINT_BYTES]), VrfError> {
+    let from = |string: [u8; POINT_BYTES]| C::decode(&string).map(|point| (point, string));
     if suite == Suite::P256Sswu {
         return from(sswu::encode_to_curve(salt, alpha)).ok_or(VrfError::Encoding);
     }
-    let begun =
-        Sha256::new().chain_update([suite.number(), 1]).chain_update(salt).chain_update(alpha);
+    let prefix = Sha256::new()
+        .chain_update([suite.suite_string(), 1])
+        .chain_update(salt)
+        .chain_update(alpha);
     (0..=u8::MAX)
         .find_map(|counter| {
-            let mut string = [2; POINT];
+            let mut string = [2; POINT_BYTES];
             string[1..].copy_from_slice(
-                &begun.clone().chain_update([counter]).chain_update(end(suite)).finalize(),
+                &prefix.clone().chain_update([counter]).chain_update(suffix(suite)).finalize(),
             );
             from(string)
         })
         .ok_or(VrfError::Encoding)
 }
 
-/// k (RFC 6979, section 3.2, with SHA-256; the message is H).
-fn nonce<C: Curve>(secret: &[u8; 32], h: &[u8; POINT]) -> Result<C::Scalar, VrfError> {
+/// Computes the nonce k (RFC 6979, section 3.2, with SHA-256; the message is H).
+fn nonce<C: Curve>(secret: &[u8; 32], h: &[u8; POINT_BYTES]) -> Result<C::Scalar, VrfError> {
     let hash = C::reduced(&reversed(Sha256::digest(h).into()));
     let hash = reversed(C::scalar_bytes(hash));
     let (mut key, mut v) = (Zeroizing::new([0; 32]), Zeroizing::new([1; 32]));
@@ -159,7 +162,7 @@ fn nonce<C: Curve>(secret: &[u8; 32], h: &[u8; POINT]) -> Result<C::Scalar, VrfE
     }
     loop {
         v = mac(&key, &[&*v])?;
-        // The next one is needed once in 2^32 cases or fewer.
+        // A further round is needed in at most one of 2^32 cases.
         if let Ok(k) = secret_scalar::<C>(&v) {
             return Ok(k);
         }
@@ -175,14 +178,14 @@ pub(crate) fn nonce_bytes(secret: &[u8; 32], h: &[u8]) -> [u8; 32] {
     ))
 }
 
-/// c (RFC 9381, section 5.4.3), as it is in a proof. The draft leaves the public key out.
-fn challenge(suite: Suite, key: &[u8], points: [&[u8; POINT]; 4]) -> [u8; 16] {
-    let mut hasher = Sha256::new().chain_update([suite.number(), 2]);
+/// Computes c in the encoding of a proof (RFC 9381, section 5.4.3). The draft omits the public key.
+fn challenge(suite: Suite, key: &[u8], points: [&[u8; POINT_BYTES]; 4]) -> [u8; 16] {
+    let mut hasher = Sha256::new().chain_update([suite.suite_string(), 2]);
     if !suite.is_draft() {
         hasher.update(key);
     }
     points.iter().for_each(|point| hasher.update(point));
-    hasher.update(end(suite));
+    hasher.update(suffix(suite));
     let mut c = [0; 16];
     c.copy_from_slice(&hasher.finalize()[..16]);
     c
@@ -193,15 +196,15 @@ fn challenge_scalar<C: Curve>(c: &[u8; 16]) -> C::Scalar {
     for (to, from) in little_endian.iter_mut().zip(c.iter().rev()) {
         *to = *from;
     }
-    // Below the order by far.
+    // 128 bits are below the order, so nothing is reduced.
     C::reduced(&little_endian)
 }
 
-fn output(suite: Suite, gamma: &[u8; POINT]) -> Vec<u8> {
+fn output(suite: Suite, gamma: &[u8; POINT_BYTES]) -> Vec<u8> {
     Sha256::new()
-        .chain_update([suite.number(), 3])
+        .chain_update([suite.suite_string(), 3])
         .chain_update(gamma)
-        .chain_update(end(suite))
+        .chain_update(suffix(suite))
         .finalize()
         .to_vec()
 }
@@ -211,7 +214,7 @@ pub(crate) fn prove<C: Curve>(
     secret: &[u8; 32],
     public: &[u8],
     alpha: &[u8],
-) -> Result<Steps, VrfError> {
+) -> Result<Trace, VrfError> {
     let x = secret_scalar::<C>(secret)?;
     let (h, h_string) = encode_to_curve::<C>(suite, public, alpha)?;
     let gamma = C::encode(h * x);
@@ -222,10 +225,10 @@ pub(crate) fn prove<C: Curve>(
     s.reverse();
     let pi = [&gamma[..], &c, &s].concat();
     s.zeroize();
-    Ok(Steps {
+    Ok(Trace {
         proof: Proof { pi, beta: output(suite, &gamma) },
         #[cfg(test)]
-        seen: crate::Seen { h: h_string.to_vec(), u: u.to_vec(), v: v.to_vec() },
+        points: crate::suite::Points { h: h_string.to_vec(), u: u.to_vec(), v: v.to_vec() },
     })
 }
 
@@ -236,25 +239,27 @@ pub(crate) fn verify<C: Curve>(
     alpha: &[u8],
     pi: &[u8],
 ) -> Result<Option<Vec<u8>>, VrfError> {
-    let pi: &[u8; PROOF] = pi.try_into().map_err(|_| VrfError::Form)?;
-    let (gamma_string, rest) = pi.split_first_chunk::<POINT>().ok_or(VrfError::Form)?;
-    let (c, s) = rest.split_first_chunk::<16>().ok_or(VrfError::Form)?;
-    let gamma = C::decode(gamma_string).ok_or(VrfError::Form)?;
-    let s: [u8; 32] = s.try_into().map_err(|_| VrfError::Form)?;
-    let s = C::scalar(&reversed(s)).ok_or(VrfError::Form)?;
+    let pi: &[u8; PROOF_BYTES] = pi.try_into().map_err(|_| VrfError::MalformedProof)?;
+    let (gamma_string, rest) =
+        pi.split_first_chunk::<POINT_BYTES>().ok_or(VrfError::MalformedProof)?;
+    let (c, s) = rest.split_first_chunk::<16>().ok_or(VrfError::MalformedProof)?;
+    let gamma = C::decode(gamma_string).ok_or(VrfError::MalformedProof)?;
+    let s: [u8; 32] = s.try_into().map_err(|_| VrfError::MalformedProof)?;
+    let s = C::scalar(&reversed(s)).ok_or(VrfError::MalformedProof)?;
     let (h, h_string) = encode_to_curve::<C>(suite, key, alpha)?;
     let c_scalar = challenge_scalar::<C>(c);
     let u = C::mul_add_mulgen_vartime(-y, c_scalar, s);
     let v = mul_add_mul_vartime::<C>(h, s, -gamma, c_scalar);
-    // The point at infinity has no encoding that would be hashed, and comes of no honest proof.
+    // The point at infinity has no encoding to hash, and no valid proof leads to it.
     if C::is_neutral(u) || C::is_neutral(v) {
         return Ok(None);
     }
-    let found = challenge(suite, key, [&h_string, gamma_string, &C::encode(u), &C::encode(v)]);
-    Ok((found == *c).then(|| output(suite, gamma_string)))
+    let actual = challenge(suite, key, [&h_string, gamma_string, &C::encode(u), &C::encode(v)]);
+    Ok((actual == *c).then(|| output(suite, gamma_string)))
 }
 
-/// a P + b Q with digits in non-adjacent form (Strauss's trick); only for what is public.
+/// Computes a P + b Q with digits in non-adjacent form (Strauss's trick). It takes variable time
+/// and is only for public data.
 fn mul_add_mul_vartime<C: Curve>(p: C::Point, a: C::Scalar, q: C::Point, b: C::Scalar) -> C::Point {
     let odd = |point: C::Point| {
         let double = C::double(point);
@@ -280,22 +285,22 @@ fn mul_add_mul_vartime<C: Curve>(p: C::Point, a: C::Scalar, q: C::Point, b: C::S
     sum
 }
 
-/// Digits that are zero or odd, from -15 to 15, at most one of five in a row not zero; the lowest
-/// first.
+/// Converts a number into width-5 non-adjacent form, lowest digit first. Each digit is zero or an
+/// odd number from -15 to 15, and at most one of five consecutive digits is not zero.
 fn digits(little_endian: &[u8; 32]) -> [i8; 257] {
     let mut digits = [0i8; 257];
     let bit = |n: usize| little_endian.get(n / 8).map_or(0, |byte| i16::from(byte >> (n % 8) & 1));
     let (mut place, mut carry) = (0, 0);
     while place < 257 {
         if (bit(place) + carry) & 1 == 0 {
-            // Zero, or one and a carry that goes on.
+            // The digit is zero, either without a carry or with one that moves on.
             place += 1;
             continue;
         }
         let window = (0..5).map(|n| bit(place + n) << n).sum::<i16>() + carry;
         let digit = if window > 16 { window - 32 } else { window };
         carry = i16::from(window > 16);
-        // Between -15 and 15.
+        // The digit is between -15 and 15.
         digits[place] = digit as i8;
         place += 5;
     }

@@ -1,12 +1,23 @@
-//! Ethereum-like chains from the outside: relays, and who deploys and changes the registry.
+//! Ethereum-like chains: the relay that makes bundles for nodes, and the approvers' access to the
+//! registry contract.
 
-pub mod nodes;
+mod abi;
+mod encoding;
+mod nodes;
 mod pin;
-pub mod registry;
-pub mod relay;
-pub mod serve;
+mod query;
+mod registry;
+mod relay;
+mod serve;
+mod signer;
+mod transaction;
 
-pub use nodes::{Beacon, Execution};
+pub use encoding::{EncodingError, parse_address, parse_digest};
+pub use nodes::{BeaconNode, ExecutionNode};
 pub use pin::pin;
-pub use registry::{Registry, Signer};
-pub use relay::{Ask, From, Relay};
+pub use query::{BundleRequest, QueryError, StartingPoint};
+pub use registry::{Approvers, RecordAtBlock, Registry, code_hash};
+pub use relay::Relay;
+pub use serve::{BUNDLE_PATH, serve};
+pub use signer::Signer;
+pub use transaction::{FinalityProgress, Receipt, wait_until_final};

@@ -1,78 +1,44 @@
-//! Making bundles for nodes, which check all of it: whoever runs a relay can be slow or silent, and
-//! nothing else.
+//! The relay: makes bundles of headers and proofs for nodes. Nodes verify all of it, so a relay can
+//! be slow or silent, but it cannot lie.
+
+use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use ledger::ethereum::payload::{ApiBootstrap, ApiUpdate};
+use ledger::ethereum::beacon_api::{ApiBootstrap, ApiUpdate};
 use ledger::ethereum::types::{
-    Account, AccountValue, Bootstrap, Bytes, Format, Header, Hex, Proofs, Slot, Update,
+    AccountProof, AccountValue, Bootstrap, Bytes, Format, Header, Hex, Proofs, RecordProof, Update,
 };
-use ledger::ethereum::{Block, Bundle, Hash, LARGEST_BUNDLE, MOST_DIGESTS, keccak, storage_key};
+use ledger::ethereum::{Bundle, ExecutionBlock, Hash, MAX_BUNDLE_BYTES, keccak256, storage_key};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::nodes::{Beacon, Execution, number};
+use super::encoding::{number_bytes, word_of};
+use super::nodes::{BeaconNode, ExecutionNode};
+use super::query::{BundleRequest, StartingPoint};
 
-/// So many updates a beacon node gives at once (beacon-APIs, MAX_REQUEST_LIGHT_CLIENT_UPDATES).
-const UPDATES_AT_ONCE: u64 = 128;
+/// Updates that a beacon node gives at once (beacon-APIs, MAX_REQUEST_LIGHT_CLIENT_UPDATES).
+const MAX_UPDATES_PER_REQUEST: u64 = 128;
+/// Bytes of an update in JSON for each member of the sync committee: a key of 48 bytes in hex, with
+/// `0x`, quotes and comma.
+const UPDATE_BYTES_PER_KEY: u64 = 102;
+/// Bytes of the rest of an update in JSON.
+const UPDATE_BYTES_FIXED: u64 = 4000;
 
+/// Maker of bundles, with a beacon node and an execution node.
 pub struct Relay {
-    beacon: Beacon,
-    execution: Execution,
+    beacon: BeaconNode,
+    execution: ExecutionNode,
     contract: Hex<20>,
-    mapping: u64,
+    mapping_slot: u64,
     slots_per_period: u64,
-    /// More than this would be too long for a node.
-    most_periods: u64,
+    /// Sync committee periods whose updates fit into one bundle.
+    max_periods: u64,
 }
 
-/// Where a node is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum From {
-    /// It has heard nothing yet.
-    Checkpoint(Hash),
-    /// It needs the updates from this period on.
-    Period(u64),
-}
-
-/// What a node wants.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ask {
-    pub from: From,
-    pub digests: Vec<Hash>,
-}
-
-impl Ask {
-    /// As it stands behind the `?` of a request: `checkpoint=0x…` or `period=N`, and any number of
-    /// `digest=…`.
-    pub fn parse(query: &str) -> Result<Self, String> {
-        let (mut from, mut digests) = (None, Vec::new());
-        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            let (key, value) =
-                pair.split_once('=').ok_or_else(|| format!("{pair:?} has no value"))?;
-            match key {
-                "checkpoint" => from = Some(From::Checkpoint(value.parse()?)),
-                "period" => {
-                    from = Some(From::Period(
-                        value.parse().map_err(|_| format!("{value:?} is no period"))?,
-                    ))
-                }
-                "digest" => digests.push(super::nodes::digest(value)?),
-                other => {
-                    return Err(format!("expected checkpoint, period or digest, found {other:?}"));
-                }
-            }
-        }
-        if digests.len() > MOST_DIGESTS {
-            return Err(format!("at most {MOST_DIGESTS} digests at once"));
-        }
-        Ok(Self { from: from.ok_or("expected checkpoint=ROOT or period=NUMBER")?, digests })
-    }
-}
-
-/// `eth_getProof`, EIP-1186.
+/// Result of `eth_getProof` (EIP-1186).
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Proof {
+struct GetProofResult {
     account_proof: Vec<Bytes>,
     nonce: String,
     balance: String,
@@ -88,56 +54,69 @@ struct StorageProof {
 }
 
 impl Relay {
-    /// Asks the beacon node for its network's sizes.
-    pub fn new(beacon: &str, execution: &str, contract: Hex<20>, mapping: u64) -> Result<Self> {
-        let beacon = Beacon::new(beacon);
+    /// Makes a relay and asks the beacon node for its network's sizes. `mapping_slot` is the
+    /// storage slot of the registry's mapping of records.
+    ///
+    /// # Errors
+    /// Returns an error if the beacon node cannot be reached or has no valid sizes.
+    pub fn new(
+        beacon: &str,
+        execution: &str,
+        contract: Hex<20>,
+        mapping_slot: u64,
+    ) -> Result<Self> {
+        let beacon = BeaconNode::new(beacon);
         let slots_per_period = beacon
             .spec("SLOTS_PER_EPOCH")?
             .saturating_mul(beacon.spec("EPOCHS_PER_SYNC_COMMITTEE_PERIOD")?);
-        ensure!(slots_per_period > 0, "the beacon node says that a period has no slots");
-        // Each key has 48 bytes, in hex, and what is around them is less than half of the smallest
-        // committee.
-        let most_periods = LARGEST_BUNDLE as u64
-            / (beacon.spec("SYNC_COMMITTEE_SIZE")?.saturating_mul(102) + 4000);
+        ensure!(slots_per_period > 0, "the beacon node's sync committee period has no slots");
+        let keys = beacon.spec("SYNC_COMMITTEE_SIZE")?;
+        let update_bytes = keys.saturating_mul(UPDATE_BYTES_PER_KEY) + UPDATE_BYTES_FIXED;
         Ok(Self {
             beacon,
-            execution: Execution::new(execution),
+            execution: ExecutionNode::new(execution),
             contract,
-            mapping,
+            mapping_slot,
             slots_per_period,
-            most_periods,
+            max_periods: MAX_BUNDLE_BYTES as u64 / update_bytes,
         })
     }
 
-    pub fn bundle(&self, ask: &Ask) -> Result<Bundle> {
+    /// Makes a bundle from the present state of the chain.
+    ///
+    /// # Errors
+    /// Returns an error if a node cannot be reached or lacks a block, nothing is finalized yet, or
+    /// the node that asks is too far behind for one bundle.
+    pub fn bundle(&self, request: &BundleRequest) -> Result<Bundle> {
         let finality = self.update("/eth/v1/beacon/light_client/finality_update")?;
-        // A node without one is no reason to give nothing.
+        // Not every beacon node serves optimistic updates; a bundle is useful without one.
         let optimistic = self.update("/eth/v1/beacon/light_client/optimistic_update").ok();
         let optimistic = optimistic.filter(|newer| {
             newer.attested_header.beacon.slot > finality.attested_header.beacon.slot
         });
-        let bootstrap = match &ask.from {
-            From::Checkpoint(root) => Some(self.bootstrap(root)?),
-            From::Period(_) => None,
-        };
-        let first = match (&ask.from, &bootstrap) {
-            (_, Some(bootstrap)) => self.period(&bootstrap.header),
-            (From::Period(period), None) => *period,
-            (From::Checkpoint(_), None) => 0,
+        let (bootstrap, first) = match &request.from {
+            StartingPoint::Checkpoint(root) => {
+                let bootstrap = self.bootstrap(root)?;
+                let period = self.period(&bootstrap.header);
+                (Some(bootstrap), period)
+            }
+            StartingPoint::Period(period) => (None, *period),
         };
         let last = self.period(&finality.attested_header);
         let periods = (last + 1).saturating_sub(first);
         ensure!(
-            periods <= self.most_periods,
-            "{periods} periods are too many for one bundle: a newer checkpoint is needed"
+            periods <= self.max_periods,
+            "{periods} periods are too many for one bundle, at most {} fit: \
+             a newer checkpoint is needed",
+            self.max_periods
         );
-        let shown = finality
+        let finalized_header = finality
             .finalized_header
             .as_ref()
-            .context("the beacon node has no final block yet; wait for two more epochs")?;
-        let at_final = self.proofs(shown, &ask.digests)?;
+            .context("the beacon node has no finalized block yet; wait for two more epochs")?;
+        let at_final = self.proofs(finalized_header, &request.digests)?;
         let attested_header = &optimistic.as_ref().unwrap_or(&finality).attested_header;
-        let attested = self.proofs(attested_header, &ask.digests).ok();
+        let attested = self.proofs(attested_header, &request.digests).ok();
         Ok(Bundle {
             format: Format::V1,
             bootstrap,
@@ -156,28 +135,28 @@ impl Relay {
     fn bootstrap(&self, root: &Hash) -> Result<Bootstrap> {
         let api: ApiBootstrap =
             self.beacon.data(&format!("/eth/v1/beacon/light_client/bootstrap/{root}"))?;
-        api.try_into().map_err(anyhow::Error::msg)
+        Ok(api.try_into()?)
     }
 
     fn update(&self, path: &str) -> Result<Update> {
         let api: ApiUpdate = self.beacon.data(path)?;
-        api.try_into().map_err(anyhow::Error::msg)
+        Ok(api.try_into()?)
     }
 
-    /// What names the next committee, a period each. The present period's may not be there yet.
+    /// Returns the updates that name the next sync committee, one per period. The present period's
+    /// may be absent.
     fn updates(&self, first: u64, last: u64) -> Result<Vec<Update>> {
-        let mut found = Vec::new();
+        let mut updates = Vec::new();
         let mut start = first;
         while start <= last {
-            let count = (last - start + 1).min(UPDATES_AT_ONCE);
-            match self.some_updates(start, count) {
-                Ok(given) => found.extend(given),
-                // Some nodes give nothing at all if one of them is missing: those before it are
-                // given alone.
+            let count = (last - start + 1).min(MAX_UPDATES_PER_REQUEST);
+            match self.updates_of(start, count) {
+                Ok(answer) => updates.extend(answer),
+                // Some nodes answer with an error if one update is absent: request each alone.
                 Err(_) => {
                     for period in start..start + count {
-                        match self.some_updates(period, 1) {
-                            Ok(given) => found.extend(given),
+                        match self.updates_of(period, 1) {
+                            Ok(answer) => updates.extend(answer),
                             Err(_) if period == last => {}
                             Err(error) => return Err(error),
                         }
@@ -186,44 +165,36 @@ impl Relay {
             }
             start += count;
         }
-        Ok(found)
+        Ok(updates)
     }
 
-    fn some_updates(&self, start: u64, count: u64) -> Result<Vec<Update>> {
+    fn updates_of(&self, start: u64, count: u64) -> Result<Vec<Update>> {
         let path =
             format!("/eth/v1/beacon/light_client/updates?start_period={start}&count={count}");
         self.beacon
-            .each::<ApiUpdate>(&path)?
+            .data_list::<ApiUpdate>(&path)?
             .into_iter()
-            .map(|api| Update::try_from(api).map_err(anyhow::Error::msg))
+            .map(|api| Ok(Update::try_from(api)?))
             .collect()
     }
 
+    /// Returns the registry's account and the records at a block, with their proofs.
     fn proofs(&self, header: &Header, digests: &[Hash]) -> Result<Proofs> {
         let slot = header.beacon.slot;
         let hash = header.block_hash.as_ref().with_context(|| {
-            format!("slot {slot} is of before Capella: nothing leads to its block")
+            format!("slot {slot} is before Capella: its header does not lead to its block")
         })?;
         let (rlp, block) = self.execution.header(hash)?;
-        let keys: Vec<String> =
-            digests.iter().map(|digest| storage_key(digest, self.mapping).to_string()).collect();
-        let params = json!([self.contract.to_string(), keys, format!("{block:#x}")]);
-        let answer: Value = self.execution.call("eth_getProof", params)?;
-        let proof: Proof = serde_json::from_value(answer)
-            .context("eth_getProof gives something else than EIP-1186 says")?;
-        // The node goes by the number: if the head was given up meanwhile, that is another block
-        // now.
-        let root = Block::read(&rlp, hash)?.state_root;
-        let proved = proof.account_proof.first().is_some_and(|node| keccak(&node.0) == root);
+        let proof = self.get_proof(block, digests)?;
+        // The execution node looked the block up by number. If the head was abandoned meanwhile,
+        // another block has that number now.
+        let root = ExecutionBlock::decode(&rlp, hash)?.state_root;
+        let is_of_block =
+            proof.account_proof.first().is_some_and(|node| keccak256(&node.0) == root);
         ensure!(
-            proved,
-            "eth_getProof gives proofs of another block than {block} with the hash {hash}"
+            is_of_block,
+            "eth_getProof: the proofs are not of the block {block} with the hash {hash}"
         );
-        let bytes = |text: &str| {
-            text.strip_prefix("0x")
-                .and_then(number)
-                .with_context(|| format!("{text:?} is no number"))
-        };
         let nonce =
             bytes(&proof.nonce)?.iter().fold(0, |all: u64, byte| all << 8 | u64::from(*byte));
         let value = AccountValue {
@@ -232,52 +203,36 @@ impl Relay {
             storage: proof.storage_hash,
             code: proof.code_hash,
         };
-        // An account that is not there is given as one with nothing in it.
-        let absent = value.code.0 == [0; 32]
-            || (value.nonce == 0 && value.balance.0.is_empty() && value.code.0 == keccak(&[]));
-        let mut records = std::collections::BTreeMap::new();
+        // Nodes return an absent account as an empty one.
+        let is_absent = value.code.0 == [0; 32]
+            || (value.nonce == 0 && value.balance.0.is_empty() && value.code.0 == keccak256(&[]));
+        let mut records = BTreeMap::new();
         for (digest, slot) in digests.iter().zip(proof.storage_proof) {
-            let value = bytes(&slot.value)?;
-            let mut word = [0; 32];
-            let first = 32usize
-                .checked_sub(value.len())
-                .context("a word of the storage has more than 32 bytes")?;
-            word[first..].copy_from_slice(&value);
-            records.insert(*digest, Slot { word: Hash::new(word), proof: slot.proof });
+            let word = word_of(&bytes(&slot.value)?)
+                .context("eth_getProof: a storage value has more than 32 bytes")?;
+            records.insert(*digest, RecordProof { word: Hash::new(word), proof: slot.proof });
         }
+        let value = (!is_absent).then_some(value);
         Ok(Proofs {
             header: rlp,
-            account: Account { value: (!absent).then_some(value), proof: proof.account_proof },
+            account: AccountProof { value, proof: proof.account_proof },
             records,
         })
     }
+
+    fn get_proof(&self, block: u64, digests: &[Hash]) -> Result<GetProofResult> {
+        let keys: Vec<String> = digests
+            .iter()
+            .map(|digest| storage_key(digest, self.mapping_slot).to_string())
+            .collect();
+        let params = json!([self.contract.to_string(), keys, format!("{block:#x}")]);
+        let answer: Value = self.execution.call("eth_getProof", params)?;
+        serde_json::from_value(answer).context("eth_getProof: not the form of EIP-1186")
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn questions_are_read_and_what_is_none_is_refused() {
-        let root = format!("0x{}", "ab".repeat(32));
-        let digest = "cd".repeat(32);
-        let ask =
-            Ask::parse(&format!("checkpoint={root}&digest=sha256:{digest}&digest=0x{digest}"))
-                .unwrap();
-        assert_eq!((ask.from, ask.digests.len()), (From::Checkpoint(root.parse().unwrap()), 2));
-        assert_eq!(Ask::parse("period=7").unwrap().from, From::Period(7));
-        let many = vec![format!("digest=0x{digest}"); MOST_DIGESTS + 1].join("&");
-        for bad in [
-            "",
-            "period",
-            "period=x",
-            "period=-1",
-            "checkpoint=0x12",
-            "period=1&digest=12",
-            "period=1&x=1",
-            &format!("period=1&{many}"),
-        ] {
-            assert!(Ask::parse(bad).is_err(), "{bad:.40}");
-        }
-    }
+fn bytes(text: &str) -> Result<Vec<u8>> {
+    text.strip_prefix("0x")
+        .and_then(number_bytes)
+        .with_context(|| format!("eth_getProof: expected 0x and hex digits, found {text:?}"))
 }

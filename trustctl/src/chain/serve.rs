@@ -1,5 +1,6 @@
-//! A relay's HTTP server: bounded in connections, in time and in what is made at once.
+//! HTTP server of a relay, with bounds on connections, time and concurrent work.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,81 +13,84 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
-use super::{Ask, Relay};
+use super::query::BundleRequest;
+use super::relay::Relay;
 
-/// Where nodes ask.
-pub const PATH: &str = "/v1/bundle";
-/// So many bundles are made at once; whoever comes then waits for his turn.
-const AT_ONCE: usize = 4;
-/// Connections at once; more are not taken.
-const MOST_CONNECTIONS: usize = 256;
-const HEADERS_WITHIN: Duration = Duration::from_secs(10);
-/// Of a whole connection: nodes ask once and go.
-const CONNECTION_WITHIN: Duration = Duration::from_secs(120);
+/// Path of the URL at which nodes request bundles.
+pub const BUNDLE_PATH: &str = "/v1/bundle";
+/// Bundles that are made at the same time; further requests wait.
+const MAX_CONCURRENT_BUNDLES: usize = 4;
+/// Open connections; further ones are closed.
+const MAX_CONNECTIONS: usize = 256;
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Lifetime of a connection: a node sends one request.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Pause after the system could not accept a connection.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Answers without end.
-pub async fn serve(relay: Arc<Relay>, listener: TcpListener) -> Result<()> {
-    let (turns, places) =
-        (Arc::new(Semaphore::new(AT_ONCE)), Arc::new(Semaphore::new(MOST_CONNECTIONS)));
+/// Serves requests for bundles and never returns.
+pub async fn serve(relay: Arc<Relay>, listener: TcpListener) -> Infallible {
+    let bundles = Arc::new(Semaphore::new(MAX_CONCURRENT_BUNDLES));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
             continue;
         };
-        let Ok(place) = places.clone().try_acquire_owned() else { continue };
-        let (relay, turns) = (relay.clone(), turns.clone());
+        let Ok(permit) = connections.clone().try_acquire_owned() else { continue };
+        let (relay, bundles) = (relay.clone(), bundles.clone());
         tokio::spawn(async move {
             let service = hyper::service::service_fn(move |request| {
-                answer(relay.clone(), turns.clone(), request)
+                answer(relay.clone(), bundles.clone(), request)
             });
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
-                .header_read_timeout(HEADERS_WITHIN)
+                .header_read_timeout(HEADER_TIMEOUT)
                 .serve_connection(TokioIo::new(stream), service);
-            let _ = tokio::time::timeout(CONNECTION_WITHIN, connection).await;
-            drop(place);
+            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
+            drop(permit);
         });
     }
 }
 
 async fn answer(
     relay: Arc<Relay>,
-    turns: Arc<Semaphore>,
+    bundles: Arc<Semaphore>,
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>> {
-    if request.method() != Method::GET || request.uri().path() != PATH {
-        return problem(
+    if request.method() != Method::GET || request.uri().path() != BUNDLE_PATH {
+        return error_response(
             StatusCode::NOT_FOUND,
             "expected GET /v1/bundle?checkpoint=ROOT|period=NUMBER&digest=DIGEST…",
         );
     }
-    let ask = match Ask::parse(request.uri().query().unwrap_or_default()) {
-        Ok(ask) => ask,
-        Err(why) => return problem(StatusCode::BAD_REQUEST, &why),
+    let query = request.uri().query().unwrap_or_default();
+    let request = match BundleRequest::parse(query) {
+        Ok(request) => request,
+        Err(error) => return error_response(StatusCode::BAD_REQUEST, &error.to_string()),
     };
-    let turn = turns.acquire_owned().await?;
-    let made = tokio::task::spawn_blocking(move || {
-        // Whoever goes away does not end the work: his turn lasts as long as it does.
-        let _turn = turn;
-        relay.bundle(&ask).and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))
+    let permit = bundles.acquire_owned().await?;
+    let bundle = tokio::task::spawn_blocking(move || {
+        // The work continues after the client disconnects, so the permit lasts as long as the work.
+        let _permit = permit;
+        relay.bundle(&request).and_then(|bundle| Ok(serde_json::to_vec(&bundle)?))
     });
-    let made = made.await?;
-    match made {
+    match bundle.await? {
         Ok(bytes) => Ok(Response::builder()
             .header(CONTENT_TYPE, "application/json")
             .body(Full::from(bytes))?),
         Err(error) => {
-            eprintln!("{error:#}");
-            // An address of a node can have a secret in it.
-            problem(
+            eprintln!("cannot make a bundle: {error:#}");
+            // The reason can name an address with a secret in it, so it stays here.
+            error_response(
                 StatusCode::BAD_GATEWAY,
-                "the relay cannot make this bundle now; what it prints says why",
+                "the relay cannot make this bundle now; its own log has the reason",
             )
         }
     }
 }
 
-fn problem(status: StatusCode, message: &str) -> Result<Response<Full<Bytes>>> {
+fn error_response(status: StatusCode, message: &str) -> Result<Response<Full<Bytes>>> {
     let body = serde_json::json!({ "message": message }).to_string();
     Ok(Response::builder()
         .status(status)

@@ -1,87 +1,92 @@
-//! What strangers and owners ask: what is this node?
+//! `trustctl attest`, `verify` and `peers`: the verifier's commands.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use measure::{hex, unhex};
 use serde_json::{Value, json};
-use trustctl::appraisal::{self, Expected, Verdict};
-use trustctl::client::{Address, Refusal};
-use trustctl::evidence::Failure;
-use trustctl::peers::Group;
+use trustctl::appraisal::{self, AttestationResult, ReferenceValues, SavedEvidence};
+use trustctl::client::Address;
+use trustctl::evidence::EvidenceError;
+use trustctl::image::read_measurements;
+use trustctl::peers::{Group, PeerResult};
 
-use crate::cli::node::{DoesNotHold, print_json};
+use crate::cli::output::{NegativeResult, print_json};
 
+/// Reference values that evidence is compared with.
 #[derive(clap::Args)]
-pub(crate) struct Wanted {
-    /// The image's measurements.json: the first event that differs is named
-    #[arg(long)]
+pub(crate) struct ReferenceArgs {
+    /// Compare with the image's measurements.json, and name the first event that differs
+    #[arg(long, value_name = "FILE")]
     expect: Option<PathBuf>,
-    /// The node.toml that was put on its boot partition, where there is one
-    #[arg(long, requires = "expect")]
+    /// node.toml of the node's boot partition, if it has one
+    #[arg(long, value_name = "FILE", requires = "expect")]
     settings: Option<PathBuf>,
-    /// Folder with the certificates of manufacturers of TPMs: one of them must vouch for the node's
+    /// Require a certificate of the TPM that leads to one of its manufacturer's in this folder
     #[arg(long, value_name = "DIR")]
     ek_ca: Option<PathBuf>,
-    /// The name of its TPM, as an earlier verdict showed it
+    /// Require the TPM with this name, as an earlier attestation printed it
     #[arg(long, value_name = "NAME")]
     tpm: Option<String>,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Attest {
-    /// HOST:PORT or unix:PATH, in place of --node
+    /// Address of the node, instead of --node: HOST:PORT or unix:PATH
     address: Option<Address>,
     #[command(flatten)]
-    wanted: Wanted,
-    /// Keep what the node said, for trustctl verify
+    reference: ReferenceArgs,
+    /// Save the evidence, for trustctl verify
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Verify {
-    /// What attest --save kept, or what a module's quote or vrf/keys answered
+    /// Evidence that attest --save wrote, or the answer to a module's quote or vrf/keys
     evidence: PathBuf,
     #[command(flatten)]
-    wanted: Wanted,
-    /// The nonce that was sent, hex, where the file does not have it
-    #[arg(long)]
+    reference: ReferenceArgs,
+    /// Nonce that was sent, hex; needed if the file does not have it
+    #[arg(long, value_name = "HEX")]
     nonce: Option<String>,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Peers {
-    /// TOML: quorum, and of each [[node]] address, expect, and if wished settings and tpm
-    /// (docs/attestation.md)
+    /// List of nodes (TOML, docs/attestation.md): a quorum, and for each [[node]] address, expect,
+    /// and optionally settings and tpm
     list: PathBuf,
 }
 
-impl Wanted {
+impl ReferenceArgs {
     pub(crate) fn names_an_image(&self) -> bool {
         self.expect.is_some()
     }
 
-    pub(crate) fn read(&self) -> Result<Expected> {
-        let measurements = self
-            .expect
-            .as_ref()
-            .map(|path| Expected::image(path, self.settings.as_deref()))
-            .transpose()?;
-        Ok(Expected { measurements, authorities: self.ek_ca.clone(), tpm: self.tpm.clone() })
+    pub(crate) fn read(&self) -> Result<ReferenceValues> {
+        let settings = self.settings.as_deref();
+        let measurements =
+            self.expect.as_ref().map(|path| read_measurements(path, settings)).transpose()?;
+        Ok(ReferenceValues { measurements, authorities: self.ek_ca.clone(), tpm: self.tpm.clone() })
     }
 }
 
 pub(crate) fn attest(args: &Attest, node: &Address, folder: &Path, as_json: bool) -> Result<()> {
     let address = args.address.as_ref().unwrap_or(node);
-    let (kept, verdict) = appraisal::find_out(address, folder, &args.wanted.read()?)?;
+    let reference = args.reference.read()?;
+    let (evidence, result) = match appraisal::attest_anonymously_first(address, folder, &reference)
+    {
+        Ok(answer) => answer,
+        Err(error) => return report(Err(error), &args.reference, as_json),
+    };
     if let Some(file) = &args.save {
-        std::fs::write(file, serde_json::to_string_pretty(&kept)?)
+        std::fs::write(file, serde_json::to_string_pretty(&evidence)?)
             .with_context(|| format!("cannot write {}", file.display()))?;
     }
-    say(verdict, &args.wanted, as_json)?;
+    report(result, &args.reference, as_json)?;
     if let (Some(file), false) = (&args.save, as_json) {
-        println!("Kept in {0}. Next: trustctl verify {0}", file.display());
+        println!("Saved in {0}. Next: trustctl verify {0}", file.display());
     }
     Ok(())
 }
@@ -89,110 +94,118 @@ pub(crate) fn attest(args: &Attest, node: &Address, folder: &Path, as_json: bool
 pub(crate) fn verify(args: &Verify, as_json: bool) -> Result<()> {
     let text = std::fs::read_to_string(&args.evidence)
         .with_context(|| format!("cannot read {}", args.evidence.display()))?;
-    let kept: Value = serde_json::from_str(&text)
-        .with_context(|| format!("{} is not JSON", args.evidence.display()))?;
     let nonce = args
         .nonce
         .as_ref()
         .map(|hex| unhex(hex).context("--nonce: expected hex digits"))
         .transpose()?;
-    say(appraisal::judge(&kept, nonce.as_deref(), &args.wanted.read()?), &args.wanted, as_json)
+    let reference = args.reference.read()?;
+    let result = SavedEvidence::parse(&text)
+        .with_context(|| format!("cannot parse {}", args.evidence.display()))
+        .and_then(|evidence| appraisal::appraise(&evidence, nonce.as_deref(), &reference));
+    report(result, &args.reference, as_json)
 }
 
-/// An error that is about the evidence is a verdict; any other is said as it is.
-fn about_evidence(error: &anyhow::Error) -> bool {
-    error.is::<Failure>()
-}
-
-fn say(verdict: Result<Verdict>, wanted: &Wanted, as_json: bool) -> Result<()> {
-    match verdict {
-        Ok(verdict) if as_json => print_json(&verdict.json()),
-        Ok(verdict) => {
-            show(&verdict, wanted);
+/// Prints a result. An [`EvidenceError`] is a negative result; any other error is returned as it
+/// is.
+fn report(
+    result: Result<AttestationResult>,
+    reference: &ReferenceArgs,
+    as_json: bool,
+) -> Result<()> {
+    match result {
+        Ok(result) if as_json => print_json(&result.json()),
+        Ok(result) => {
+            print_text(&result, reference);
             Ok(())
         }
-        Err(error) if about_evidence(&error) => {
+        Err(error) if error.is::<EvidenceError>() => {
             if as_json {
-                print_json(&appraisal::no(&error))?;
+                print_json(&appraisal::rejection_json(&error))?;
             }
-            Err(DoesNotHold(format!("the evidence does not hold: {error:#}")).into())
+            Err(NegativeResult(format!("the evidence is invalid: {error:#}")).into())
         }
         Err(error) => Err(error),
     }
 }
 
-fn show(verdict: &Verdict, wanted: &Wanted) {
-    let checked = &verdict.checked;
-    for record in checked.platform.iter().chain(&checked.modules) {
+fn print_text(result: &AttestationResult, reference: &ReferenceArgs) {
+    let evidence = &result.evidence;
+    for record in evidence.platform.iter().chain(&evidence.modules) {
         println!("PCR {}  {:20} {}", record.pcr, record.content.kind, record.content.data);
     }
-    for (pcr, value) in &checked.pcrs {
+    for (pcr, value) in &evidence.pcrs {
         println!("PCR {pcr} = {}", hex(&value.0));
     }
-    println!("statement  {}", checked.statement.text());
-    println!("key        {}", hex(&checked.key.name()));
-    match &verdict.endorsement {
-        None => println!(
-            "TPM        not said: evidence of a module's; ask its node with trustctl attest and compare the key"
+    println!("statement  {}", evidence.statement.text());
+    println!("key        {}", hex(&evidence.key.name()));
+    println!("TPM        {}", tpm_text(result));
+    match (&reference.expect, &evidence.board) {
+        (Some(file), Some(board)) => println!(
+            "The evidence is valid: this boot is the image of {} on the board {board}.",
+            file.display()
         ),
-        Some(endorsement) => {
-            let vouched = match (&endorsement.certificate, verdict.vouched_for) {
-                (_, true) => "its manufacturer vouches for it",
-                (Some(_), false) => "it has a certificate, which --ek-ca DIR would check",
-                (None, false) => "it has no certificate; --tpm pins it by its name",
-            };
-            let bound = if verdict.activated {
-                "the key is in it"
-            } else {
-                "NOT shown that the key is in it"
-            };
-            println!("TPM        {}: {bound}; {vouched}", endorsement.name());
+        _ => {
+            println!("The evidence is valid. Compare it with an image: --expect measurements.json")
         }
     }
-    match (&wanted.expect, &checked.board) {
-        (Some(file), Some(board)) => {
-            println!(
-                "The evidence holds: this boot is the image of {} on the board {board}, event by event.",
-                file.display()
-            )
-        }
-        _ => println!("The evidence holds. --expect measurements.json compares it with an image."),
-    }
+}
+
+/// Returns what is known of the TPM.
+fn tpm_text(result: &AttestationResult) -> String {
+    let Some(endorsement) = &result.endorsement else {
+        return "unknown: this is evidence of a module; attest its node with trustctl attest, and \
+                compare the key"
+            .into();
+    };
+    let key = if result.activated {
+        "the key is in this TPM"
+    } else {
+        "NO PROOF that the key is in this TPM"
+    };
+    let certificate = match (&endorsement.certificate, result.certificate_verified) {
+        (_, true) => "its certificate leads to its manufacturer",
+        (Some(_), false) => "it has a certificate, which --ek-ca DIR verifies",
+        (None, false) => "it has no certificate; --tpm NAME requires this TPM",
+    };
+    format!("{}: {key}; {certificate}", endorsement.name())
 }
 
 pub(crate) fn peers(args: &Peers, folder: &Path, as_json: bool) -> Result<()> {
     let group = Group::read(&args.list)?;
-    let asked = group.ask(&args.list, folder);
-    let holds = asked.iter().filter(|one| one.verdict.is_ok()).count();
+    let results = group.attest(&args.list, folder);
+    let (valid, quorum) =
+        (results.iter().filter(|peer| peer.result.is_ok()).count(), group.quorum());
     if as_json {
-        let one = |asked: &trustctl::peers::Asked| {
-            let mut value = asked.verdict.as_ref().map_or_else(appraisal::no, Verdict::json);
-            value["node"] = json!(asked.address);
-            value
-        };
-        let nodes: Vec<Value> = asked.iter().map(one).collect();
-        print_json(&json!({ "hold": holds, "nodes": nodes, "quorum": group.quorum() }))?;
+        let nodes: Vec<Value> = results.iter().map(peer_json).collect();
+        print_json(&json!({ "nodes": nodes, "quorum": quorum, "valid_nodes": valid }))?;
     } else {
-        for one in &asked {
-            match &one.verdict {
-                Ok(verdict) => println!(
-                    "in   {}  {}",
-                    one.address,
-                    verdict.endorsement.as_ref().map(|e| e.name()).unwrap_or_default()
-                ),
-                Err(error) if error.is::<Refusal>() => println!("out  {}  {error}", one.address),
-                Err(error) => println!("out  {}  {error:#}", one.address),
-            }
-        }
-        println!("{holds} of {} hold, {} are needed", asked.len(), group.quorum());
+        results.iter().for_each(print_peer);
     }
-    if holds < group.quorum() {
-        return Err(DoesNotHold(format!(
-            "{holds} of {} nodes are what they should be; {} are needed",
-            asked.len(),
-            group.quorum()
-        ))
-        .into());
+    let summary =
+        format!("{valid} of {} nodes are as expected, {quorum} are needed", results.len());
+    if valid < quorum {
+        return Err(NegativeResult(summary).into());
+    }
+    if !as_json {
+        println!("{summary}");
     }
     Ok(())
+}
+
+fn peer_json(peer: &PeerResult) -> Value {
+    let result = peer.result.as_ref();
+    let mut value = result.map_or_else(appraisal::rejection_json, AttestationResult::json);
+    value["node"] = json!(peer.address);
+    value
+}
+
+fn print_peer(peer: &PeerResult) {
+    match &peer.result {
+        Ok(result) => {
+            let tpm = result.endorsement.as_ref().map(|e| e.name()).unwrap_or_default();
+            println!("valid    {}  {tpm}", peer.address);
+        }
+        Err(error) => println!("invalid  {}  {error:#}", peer.address),
+    }
 }

@@ -1,5 +1,5 @@
-//! `trustctl chain`: the registry of an Ethereum-like chain, from the approvers' and the builders'
-//! side.
+//! `trustctl chain`: the registry contract of an Ethereum-like chain, from the approvers' side, and
+//! the settings of nodes that follow the chain.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
@@ -8,95 +8,98 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Subcommand;
 use ledger::ethereum::types::Hex;
-use ledger::ethereum::{Approval, Hash, Record};
+use ledger::ethereum::{ApprovalLevel, Hash, Record};
 use serde_json::json;
-use trustctl::chain::registry::{Finality, Mined, Shown, code_hash, wait_final};
-use trustctl::chain::{Beacon, Execution, Registry, Signer, nodes, pin};
+use trustctl::chain::{
+    BeaconNode, ExecutionNode, FinalityProgress, Receipt, RecordAtBlock, Registry, Signer,
+    code_hash, parse_address, parse_digest, pin, wait_until_final,
+};
 use trustctl::client::Client;
 
-use crate::cli::output::said;
+use crate::cli::output::print_result;
 
-const DAY: u64 = 86_400;
+const SECONDS_PER_DAY: u64 = 86_400;
 
 #[derive(Subcommand)]
-pub(crate) enum Command {
+pub(crate) enum ChainCommand {
     /// Deploy a registry
     Deploy {
         #[command(flatten)]
-        as_who: AsWho,
-        /// An approver's address; again for each
-        #[arg(long, required = true, value_parser = nodes::address)]
-        approver: Vec<Hex<20>>,
-        /// How many of them an approval needs
-        #[arg(long, default_value_t = 1)]
+        transaction: TransactionArgs,
+        #[command(flatten)]
+        set: ApproverSet,
+        /// Number of approvers that an approval needs
+        #[arg(long, value_name = "N", default_value_t = 1)]
         quorum: u16,
-        /// How many of them a revocation needs
-        #[arg(long, default_value_t = 1)]
-        revocation_quorum: u16,
     },
-    /// Vote for letting an image run
+    /// Vote for approving an image; the approval takes effect when a quorum has voted for the same
     Approve {
         #[command(flatten)]
         vote: Vote,
-        /// You saw a proof of how it was built: you reproduced it, or checked its provenance
+        /// Approve with proof: you reproduced the image, or verified its provenance
         #[arg(long)]
         proof: bool,
-        /// For so long, to the end of that day (UTC): who votes on the same day votes for the same
-        #[arg(long, default_value_t = 365)]
+        /// Days until the approval expires, at the end of that day (UTC); approvers who vote on the
+        /// same day vote for the same
+        #[arg(long, value_name = "N", default_value_t = 365)]
         days: u64,
-        /// Until then, in seconds since 1970: what the first one of you voted for
+        /// Time at which the approval expires, in seconds since 1970; the first approver's command
+        /// prints it for the others
         #[arg(long, value_name = "SECONDS", conflicts_with = "days")]
         until: Option<u64>,
     },
-    /// Vote for never letting an image run again; that is final
+    /// Vote for revoking an image, which is final
     Revoke {
         #[command(flatten)]
         vote: Vote,
     },
-    /// Vote for other approvers
+    /// Vote for another set of approvers
     Approvers {
         #[command(flatten)]
-        as_who: AsWho,
+        transaction: TransactionArgs,
         #[command(flatten)]
-        at: At,
-        #[arg(long, required = true, value_parser = nodes::address)]
-        approver: Vec<Hex<20>>,
-        #[arg(long)]
+        contract: ContractArgs,
+        #[command(flatten)]
+        set: ApproverSet,
+        /// Number of approvers that an approval needs
+        #[arg(long, value_name = "N")]
         quorum: u16,
-        #[arg(long, default_value_t = 1)]
-        revocation_quorum: u16,
     },
-    /// What the registry says, at the newest and at the final block
-    #[command(alias = "status")]
+    /// Show the registry's approvers, and the records of images at the newest and at the finalized
+    /// block
     Show {
         #[command(flatten)]
-        node: Node,
+        node: ExecutionArgs,
         #[command(flatten)]
-        at: At,
-        #[arg(value_parser = nodes::digest)]
+        contract: ContractArgs,
+        /// Digests of images: sha256:…
+        #[arg(value_parser = parse_digest)]
         digest: Vec<Hash>,
     },
-    /// Print [ledger.chain] for configs/node.toml: the network, its forks, the registry, and the
-    /// final block as checkpoint
+    /// Print the section [ledger.chain] for configs/node.toml: the network, its forks, the
+    /// registry, and the finalized block as checkpoint
     Pin {
         #[command(flatten)]
-        node: Node,
+        node: ExecutionArgs,
         #[command(flatten)]
-        at: At,
-        /// A beacon node's API
+        contract: ContractArgs,
+        /// HTTP API of a beacon node
         #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:5052")]
         beacon: String,
-        /// Who will bring bundles to the nodes; again for each
+        /// Relay that the nodes request bundles from; once for each
         #[arg(long, value_name = "URL")]
         relay: Vec<String>,
     },
-    /// Send a bundle that `trustctl relay --out` wrote to the node
-    Push { bundle: PathBuf },
+    /// Send a bundle that trustctl relay --out wrote to the node
+    Push {
+        /// File with the bundle
+        bundle: PathBuf,
+    },
 }
 
 #[derive(clap::Args)]
-pub(crate) struct Node {
-    /// An execution node's JSON-RPC
+pub(crate) struct ExecutionArgs {
+    /// JSON-RPC of an execution node
     #[arg(
         long,
         value_name = "URL",
@@ -108,194 +111,237 @@ pub(crate) struct Node {
 }
 
 #[derive(clap::Args)]
-pub(crate) struct At {
-    /// The registry's address
-    #[arg(long, env = "BASALT_CONTRACT", value_parser = nodes::address)]
+pub(crate) struct ContractArgs {
+    /// Address of the registry contract
+    #[arg(long, value_name = "ADDRESS", env = "BASALT_CONTRACT", value_parser = parse_address)]
     contract: Hex<20>,
 }
 
 #[derive(clap::Args)]
-pub(crate) struct AsWho {
+pub(crate) struct ApproverSet {
+    /// Address of an approver's account; once for each
+    #[arg(long, value_name = "ADDRESS", required = true, value_parser = parse_address)]
+    approver: Vec<Hex<20>>,
+    /// Number of approvers that a revocation needs
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    revocation_quorum: u16,
+}
+
+/// Account that sends a transaction, and how long to wait for it.
+#[derive(clap::Args)]
+pub(crate) struct TransactionArgs {
     #[command(flatten)]
-    node: Node,
-    /// A file with the account's key, 64 hex digits [default: chain.key in the folder of keys]
+    node: ExecutionArgs,
+    /// File with the account's key, 64 hex digits [default: chain.key in the folder of keys]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// A JSON-RPC signer that takes eth_sendTransaction, instead of a key
+    /// JSON-RPC signer that serves eth_sendTransaction, instead of a key
     #[arg(long, value_name = "URL", requires = "from", conflicts_with = "key")]
     signer: Option<String>,
-    /// The signer's account
-    #[arg(long, value_parser = nodes::address, requires = "signer")]
+    /// Address of the account at the signer
+    #[arg(long, value_name = "ADDRESS", value_parser = parse_address, requires = "signer")]
     from: Option<Hex<20>>,
-    /// Do not wait until it is final
+    /// Return when the transaction is in a block, without waiting until it is final
     #[arg(long)]
     no_wait: bool,
-    /// Wait so long at most, in seconds
+    /// Longest time to wait until the transaction is final
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
-    within: u64,
+    timeout: u64,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Vote {
     #[command(flatten)]
-    as_who: AsWho,
+    transaction: TransactionArgs,
     #[command(flatten)]
-    at: At,
-    /// The image's manifest: sha256:…
-    #[arg(value_parser = nodes::digest)]
+    contract: ContractArgs,
+    /// Digest of the image's manifest: sha256:…
+    #[arg(value_parser = parse_digest)]
     digest: Hash,
 }
 
-impl AsWho {
+pub(crate) fn run(
+    command: &ChainCommand,
+    client: &Client,
+    folder: &Path,
+    as_json: bool,
+) -> Result<()> {
+    match command {
+        ChainCommand::Deploy { transaction, set, quorum } => {
+            deploy(transaction, set, *quorum, folder, as_json)
+        }
+        ChainCommand::Approve { vote, proof, days, until } => {
+            let not_after = until.unwrap_or_else(|| end_of_day(*days));
+            let level = if *proof { ApprovalLevel::Proof } else { ApprovalLevel::Clear };
+            approve(vote, level, not_after, folder, as_json)
+        }
+        ChainCommand::Revoke { vote } => {
+            let node = vote.transaction.node();
+            let registry = Registry { node: &node, address: vote.contract.contract };
+            let receipt = registry.revoke(&vote.transaction.signer(folder)?, &vote.digest)?;
+            vote.transaction.finish(&node, receipt, "revoked", as_json)
+        }
+        ChainCommand::Approvers { transaction, contract, set, quorum } => {
+            let node = transaction.node();
+            let registry = Registry { node: &node, address: contract.contract };
+            let receipt = registry.set_approvers(
+                &transaction.signer(folder)?,
+                &set.approver,
+                *quorum,
+                set.revocation_quorum,
+            )?;
+            transaction.finish(&node, receipt, "the approvers were replaced", as_json)
+        }
+        ChainCommand::Show { node, contract, digest } => {
+            show(&node.execution, contract.contract, digest, as_json)
+        }
+        ChainCommand::Pin { node, contract, beacon, relay } => {
+            let node = ExecutionNode::new(&node.execution);
+            print!("{}", pin(&BeaconNode::new(beacon), &node, contract.contract, relay)?);
+            Ok(())
+        }
+        ChainCommand::Push { bundle } => {
+            let answer = client.push_bundle(bundle)?;
+            print_result(as_json, &answer, || match answer.updated {
+                true => "the node accepted the bundle".into(),
+                false => "the node accepted the bundle and knew all of it already".into(),
+            })
+        }
+    }
+}
+
+impl TransactionArgs {
+    fn node(&self) -> ExecutionNode {
+        ExecutionNode::new(&self.node.execution)
+    }
+
     fn signer(&self, folder: &Path) -> Result<Signer> {
         if let (Some(url), Some(from)) = (&self.signer, self.from) {
-            return Ok(Signer::Rpc { signer: Execution::new(url), from });
+            return Ok(Signer::Rpc { signer: ExecutionNode::new(url), from });
         }
         let path = self.key.clone().unwrap_or_else(|| folder.join(trustctl::keys::CHAIN));
         Signer::load(&path)
     }
 
-    /// Says what came of it, and waits until it is final.
-    fn finish(&self, node: &Execution, mined: Mined, what: &str, json_: bool) -> Result<()> {
-        let voted = |mined: &Mined| {
-            if mined.changed {
-                what
-            } else {
-                "the vote is counted; more approvers must vote for the same"
-            }
-            .to_owned()
+    /// Prints the effect of a vote, and waits until it is final. `effect` describes it for a vote
+    /// that completed the quorum.
+    fn finish(
+        &self,
+        node: &ExecutionNode,
+        receipt: Receipt,
+        effect: &str,
+        as_json: bool,
+    ) -> Result<()> {
+        let text = |receipt: &Receipt| match receipt.changed {
+            true => effect.to_owned(),
+            false => "the vote is counted; more approvers must vote for the same".to_owned(),
         };
-        if !json_ {
-            println!(
-                "{} (transaction {}, block {}, {} gas)",
-                voted(&mined),
-                mined.hash,
-                mined.block,
-                mined.gas
-            );
+        if !as_json {
+            let Receipt { transaction, block, gas, .. } = receipt;
+            println!("{} (transaction {transaction}, block {block}, {gas} gas)", text(&receipt));
         }
-        let last = if self.no_wait {
-            mined
-        } else {
-            wait(node, mined, Duration::from_secs(self.within), json_)?
-        };
-        if json_ {
-            let value = json!({ "transaction": last.hash, "block": last.block, "gas": last.gas, "changed": last.changed, "final": !self.no_wait });
+        let last = if self.no_wait { receipt } else { self.wait(node, receipt, as_json)? };
+        if as_json {
+            let value = json!({
+                "transaction": last.transaction, "block": last.block, "gas": last.gas,
+                "changed": last.changed, "final": !self.no_wait,
+            });
             println!("{value}");
         } else if self.no_wait {
-            println!("nodes count it once it is final: trustctl chain show");
-        } else if last.changed == mined.changed {
-            println!("it is final: nodes that follow the chain know it with their next bundle");
+            println!("It takes effect on nodes once it is final. Next: trustctl chain show");
+        } else if last.changed == receipt.changed {
+            println!("It is final: nodes that follow the chain see it with their next bundle.");
         } else {
-            println!("it is final in another block than first, and there: {}", voted(&last));
+            println!(
+                "It is final, in another block than before, with this effect: {}",
+                text(&last)
+            );
         }
         Ok(())
     }
-}
 
-/// One line that moves on a terminal, and a line now and then elsewhere.
-fn wait(node: &Execution, mined: Mined, within: Duration, quiet: bool) -> Result<Mined> {
-    let terminal = std::io::stderr().is_terminal();
-    let mut begun = None;
-    let last = wait_final(node, mined, within, |Finality { wanted, finalized, latest }| {
-        let moved = begun.replace(finalized) != Some(finalized);
-        let line =
-            format!("waiting until block {wanted} is final: final is {finalized}, newest {latest}");
-        if terminal && !quiet {
-            eprint!("\r{line}\x1b[K");
-            let _ = std::io::stderr().flush();
-        } else if moved && !quiet {
-            eprintln!("{line}");
-        }
-    })?;
-    if terminal && !quiet {
-        eprintln!();
-    }
-    Ok(last)
-}
-
-pub(crate) fn run(command: &Command, client: &Client, folder: &Path, as_json: bool) -> Result<()> {
-    match command {
-        Command::Deploy { as_who, approver, quorum, revocation_quorum } => {
-            let node = Execution::new(&as_who.node.execution);
-            let (registry, mined) = Registry::deploy(
-                &node,
-                &as_who.signer(folder)?,
-                approver,
-                *quorum,
-                *revocation_quorum,
-            )?;
-            // Paid for already: whatever comes, it is known where it is.
-            eprintln!("deployed at {} by the transaction {}", registry.address, mined.hash);
-            if !as_who.no_wait {
-                wait(&node, mined, Duration::from_secs(as_who.within), as_json)?;
-            }
-            let code = code_hash()?;
-            let value = json!({ "contract": registry.address, "code_hash": code, "block": mined.block, "gas": mined.gas });
-            said(as_json, &value, || {
-                format!(
-                    "contract = \"{}\"\ncode-hash = \"{code}\"\n({} gas, block {})\nNext: trustctl chain pin --contract {}",
-                    registry.address, mined.gas, mined.block, registry.address
-                )
-            });
-            Ok(())
-        }
-        Command::Approve { vote, proof, days, until } => {
-            let node = Execution::new(&vote.as_who.node.execution);
-            let registry = Registry { node: &node, address: vote.at.contract };
-            let not_after = until
-                .unwrap_or_else(|| (now() / DAY + 1).saturating_add(*days).saturating_mul(DAY));
-            let approval = if *proof { Approval::Proof } else { Approval::Clear };
-            let mined = registry.approve(
-                &vote.as_who.signer(folder)?,
-                &vote.digest,
-                approval,
-                not_after,
-            )?;
-            if !mined.changed && !as_json {
-                let (digest, kind) =
-                    (measure::hex(&vote.digest.0), if *proof { " --proof" } else { "" });
-                println!(
-                    "the others: trustctl chain approve sha256:{digest} --contract {}{kind} --until {not_after}",
-                    vote.at.contract
-                );
-            }
-            vote.as_who.finish(&node, mined, &format!("approved until {not_after}"), as_json)
-        }
-        Command::Revoke { vote } => {
-            let node = Execution::new(&vote.as_who.node.execution);
-            let registry = Registry { node: &node, address: vote.at.contract };
-            let mined = registry.revoke(&vote.as_who.signer(folder)?, &vote.digest)?;
-            vote.as_who.finish(&node, mined, "revoked", as_json)
-        }
-        Command::Approvers { as_who, at, approver, quorum, revocation_quorum } => {
-            let node = Execution::new(&as_who.node.execution);
-            let registry = Registry { node: &node, address: at.contract };
-            let mined = registry.set_approvers(
-                &as_who.signer(folder)?,
-                approver,
-                *quorum,
-                *revocation_quorum,
-            )?;
-            as_who.finish(&node, mined, "the approvers are others now", as_json)
-        }
-        Command::Show { node, at, digest } => show(&node.execution, at.contract, digest, as_json),
-        Command::Pin { node, at, beacon, relay } => {
-            print!(
-                "{}",
-                pin(&Beacon::new(beacon), &Execution::new(&node.execution), at.contract, relay)?
+    /// Waits until a transaction is final and shows the progress: one line that changes on a
+    /// terminal, and a line for each finalized block elsewhere.
+    fn wait(&self, node: &ExecutionNode, receipt: Receipt, quiet: bool) -> Result<Receipt> {
+        let terminal = std::io::stderr().is_terminal();
+        let mut reported = None;
+        let report = |progress: FinalityProgress| {
+            let FinalityProgress { block, finalized, latest } = progress;
+            let moved = reported.replace(finalized) != Some(finalized);
+            let line = format!(
+                "waiting until block {block} is final: finalized {finalized}, newest {latest}"
             );
-            Ok(())
+            if terminal && !quiet {
+                eprint!("\r{line}\x1b[K");
+                let _ = std::io::stderr().flush();
+            } else if moved && !quiet {
+                eprintln!("{line}");
+            }
+        };
+        let last = wait_until_final(node, receipt, Duration::from_secs(self.timeout), report)?;
+        if terminal && !quiet {
+            eprintln!();
         }
-        Command::Push { bundle } => {
-            let answer = client.upload("/v1/ledger/bundle", bundle)?;
-            let new = answer["new"] == true;
-            said(as_json, &answer, || {
-                if new { "the node took it".into() } else { "the node knew all of it".into() }
-            });
-            Ok(())
-        }
+        Ok(last)
     }
+}
+
+fn deploy(
+    transaction: &TransactionArgs,
+    set: &ApproverSet,
+    quorum: u16,
+    folder: &Path,
+    as_json: bool,
+) -> Result<()> {
+    let node = transaction.node();
+    let (registry, receipt) = Registry::deploy(
+        &node,
+        &transaction.signer(folder)?,
+        &set.approver,
+        quorum,
+        set.revocation_quorum,
+    )?;
+    let address = registry.address;
+    // Printed at once: the deployment is paid, even if waiting for finality fails.
+    eprintln!("deployed at {address} by the transaction {}", receipt.transaction);
+    if !transaction.no_wait {
+        transaction.wait(&node, receipt, as_json)?;
+    }
+    let (code, Receipt { block, gas, .. }) = (code_hash()?, receipt);
+    let value = json!({ "contract": address, "code_hash": code, "block": block, "gas": gas });
+    print_result(as_json, &value, || {
+        format!(
+            "contract = \"{address}\"\ncode-hash = \"{code}\"\n({gas} gas, block {block})\n\
+             Next: trustctl chain pin --contract {address}"
+        )
+    })
+}
+
+fn approve(
+    vote: &Vote,
+    level: ApprovalLevel,
+    not_after: u64,
+    folder: &Path,
+    as_json: bool,
+) -> Result<()> {
+    let (node, address) = (vote.transaction.node(), vote.contract.contract);
+    let registry = Registry { node: &node, address };
+    let signer = vote.transaction.signer(folder)?;
+    let receipt = registry.approve(&signer, &vote.digest, level, not_after)?;
+    if !receipt.changed && !as_json {
+        let digest = measure::hex(&vote.digest.0);
+        let proof = if matches!(level, ApprovalLevel::Proof) { " --proof" } else { "" };
+        println!(
+            "Next, for the other approvers: trustctl chain approve sha256:{digest} \
+             --contract {address}{proof} --until {not_after}"
+        );
+    }
+    vote.transaction.finish(&node, receipt, &format!("approved until {not_after}"), as_json)
+}
+
+/// Returns the end of the day after `days` more days, in seconds since 1970.
+fn end_of_day(days: u64) -> u64 {
+    (now() / SECONDS_PER_DAY + 1).saturating_add(days).saturating_mul(SECONDS_PER_DAY)
 }
 
 fn now() -> u64 {
@@ -303,30 +349,37 @@ fn now() -> u64 {
 }
 
 fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<()> {
-    let node = Execution::new(url);
+    let node = ExecutionNode::new(url);
     let registry = Registry { node: &node, address };
-    registry.check()?;
-    let (who, quorum, revocations) = registry.approvers()?;
-    let mut value = json!({ "contract": address, "approvers": who, "quorum": quorum, "revocation_quorum": revocations, "images": {} });
+    registry.verify_code()?;
+    let approvers = registry.approvers()?;
+    let mut value = json!({
+        "contract": address, "approvers": approvers.addresses, "quorum": approvers.quorum,
+        "revocation_quorum": approvers.revocation_quorum, "images": {},
+    });
     if !as_json {
-        println!("{address}: {quorum} of {} approve, {revocations} revoke", who.len());
-        who.iter().for_each(|one| println!("         {one}"));
+        let (quorum, revocation_quorum) = (approvers.quorum, approvers.revocation_quorum);
+        println!(
+            "{address}: {} approvers; an approval needs {quorum}, a revocation {revocation_quorum}",
+            approvers.addresses.len()
+        );
+        approvers.addresses.iter().for_each(|approver| println!("         {approver}"));
     }
     for digest in digests {
-        let newest = registry.record(digest, "latest")?;
-        // A young chain has nothing final.
-        let last = registry.record(digest, "finalized");
-        if let Err(error) = &last {
-            eprintln!("at the final block: {error:#}");
+        let latest = registry.record(digest, "latest")?;
+        // A new chain has no finalized block.
+        let finalized = registry.record(digest, "finalized");
+        if let Err(error) = &finalized {
+            eprintln!("cannot read the record at the finalized block: {error:#}");
         }
-        let last = last.ok();
-        let told = |shown: &Shown| json!({ "record": shown.record, "block": shown.block, "age_s": now().saturating_sub(shown.time) });
-        value["images"][digest.to_string()] =
-            json!({ "latest": told(&newest), "final": last.as_ref().map(told) });
+        let finalized = finalized.ok();
+        value["images"][digest.to_string()] = json!({
+            "latest": record_json(&latest), "final": finalized.as_ref().map(record_json),
+        });
         if !as_json {
             println!("sha256:{}", measure::hex(&digest.0));
-            println!("  newest {}", line(&newest));
-            println!("  final  {}", last.as_ref().map_or("not known".into(), line));
+            println!("  newest {}", record_text(&latest));
+            println!("  final  {}", finalized.as_ref().map_or("unknown".into(), record_text));
         }
     }
     if as_json {
@@ -335,16 +388,20 @@ fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<
     Ok(())
 }
 
-fn line(Shown { record, block, time }: &Shown) -> String {
-    let said = match record {
+fn record_json(RecordAtBlock { record, block, time }: &RecordAtBlock) -> serde_json::Value {
+    json!({ "record": record, "block": block, "age_s": now().saturating_sub(*time) })
+}
+
+fn record_text(RecordAtBlock { record, block, time }: &RecordAtBlock) -> String {
+    let status = match record {
         Record::Absent => "not approved".into(),
-        Record::Approved { approval: Approval::Clear, not_after, seq, .. } => {
+        Record::Approved { approval: ApprovalLevel::Clear, not_after, seq, .. } => {
             format!("clear until {not_after} (change {seq})")
         }
-        Record::Approved { approval: Approval::Proof, not_after, seq, .. } => {
+        Record::Approved { approval: ApprovalLevel::Proof, not_after, seq, .. } => {
             format!("proof until {not_after} (change {seq})")
         }
         Record::Revoked { seq, .. } => format!("REVOKED (change {seq})"),
     };
-    format!("{said}, at block {block}, {} s ago", now().saturating_sub(*time))
+    format!("{status}, at block {block}, {} s ago", now().saturating_sub(*time))
 }

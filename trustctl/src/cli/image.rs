@@ -1,38 +1,39 @@
-//! What somebody who got an image checks before it is flashed.
+//! `trustctl verify-image`: verifies a built image before it is flashed.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use trustctl::{image, keys};
 
-use crate::cli::node::{DoesNotHold, print_json};
+use crate::cli::output::{NegativeResult, print_json};
 
 #[derive(clap::Args)]
 pub(crate) struct VerifyImage {
-    /// Folder with the image, its manifest and its signature
+    /// Folder with the image, its manifest and the manifest's signature
     dir: PathBuf,
-    /// The builder's public key in hex; without it, your own builder.key
-    #[arg(long)]
+    /// Public key of the builder, hex [default: that of your own builder.key]
+    #[arg(long, value_name = "KEY")]
     builder: Option<String>,
 }
 
 pub(crate) fn verify_image(args: &VerifyImage, folder: &Path, as_json: bool) -> Result<()> {
     let builder = keys::builder(args.builder.as_deref(), folder)?;
-    let manifest = image::verify(&args.dir, &builder).map_err(|e| DoesNotHold(format!("{e:#}")))?;
+    let manifest = image::verify(&args.dir, &builder)
+        .map_err(|error| NegativeResult(format!("the image is invalid: {error:#}")))?;
     if as_json {
-        return print_json(&serde_json::to_value(&manifest)?);
+        return print_json(&manifest);
     }
     println!("Basalt {} ({}) for {}", manifest.version, manifest.variant, manifest.machine);
     println!("signed by {}", measure::hex(builder.as_bytes()));
-    // One form of the image may be missing.
-    let there: Vec<_> =
+    // One form of the image can be absent.
+    let present: Vec<_> =
         manifest.outputs.iter().filter(|(name, _)| args.dir.join(name).exists()).collect();
-    for (name, hash) in &there {
+    for (name, hash) in &present {
         println!("{hash}  {name}");
     }
     println!(
-        "The image holds: {} files as signed, made in {} steps.",
-        there.len(),
+        "The image is valid: {} files as signed, built in {} steps.",
+        present.len(),
         manifest.inputs.len()
     );
     Ok(())

@@ -1,146 +1,164 @@
-//! The approver's side: a log in a file, statements, signatures.
+//! `trustctl approve`, `revoke`, `approvers` and `log`: the approver's commands for a log in a
+//! file.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Subcommand;
 use ledger::{
-    ApproversStatement, Change, Checkpoint, HighWater, ImageStatement, Log, NoteKey, Statement,
-    Status, TrustPolicy, Witnessing,
+    ApproversStatement, Change, Checkpoint, HighWaterMark, ImageStatement, Log, NoteKey, Statement,
+    Status, TrustPolicy, WitnessPolicy,
 };
 use serde_json::json;
 use trustctl::client::Client;
 use trustctl::{keys, statement, witness};
 
-use crate::cli::output::said;
+use crate::cli::output::print_result;
 
-/// Which log.
+const SECONDS_PER_DAY: u64 = 86_400;
+/// Expiry of a revocation. Revocations are final, so the expiry has no effect.
+const REVOCATION_DAYS: u64 = 365 * 100;
+/// Extension of the file next to a log's key that stores the checkpoint which was signed last.
+const LAST_SIGNED_EXTENSION: &str = "seen";
+
+/// A log and the ledger that it belongs to.
 #[derive(clap::Args)]
-pub(crate) struct Which {
-    /// The log, a file of canonical JSON lines; fetch a node's with `trustctl log fetch`
-    #[arg(long, default_value = "ledger.jsonl")]
+pub(crate) struct LogArgs {
+    /// Log file; fetch a node's with `trustctl log fetch`
+    #[arg(long, value_name = "FILE", default_value = "ledger.jsonl")]
     log: PathBuf,
-    /// The ledger's name, as node.toml has it
-    #[arg(long, default_value = "home")]
+    /// Name of the ledger, as ledger.name of node.toml has it
+    #[arg(long, value_name = "NAME", default_value = "home")]
     ledger: String,
 }
 
-/// Which log, and who signs.
+/// A log and the key that signs its next entry.
 #[derive(clap::Args)]
-pub(crate) struct Signing {
+pub(crate) struct SigningArgs {
     #[command(flatten)]
-    which: Which,
-    /// The approver's key [default: approver.key in the folder of keys]
-    #[arg(long)]
+    log: LogArgs,
+    /// Approver's key [default: approver.key in the folder of keys]
+    #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Approve {
-    /// Digest of the image's manifest: sha256:...
+    /// Digest of the image's manifest: sha256:…
     digest: String,
-    /// How long the approval holds, in days
-    #[arg(long, default_value_t = 365)]
+    /// Days until the approval expires
+    #[arg(long, value_name = "N", default_value_t = 365)]
     days: u64,
     #[command(flatten)]
-    signing: Signing,
+    signing: SigningArgs,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Revoke {
-    /// Digest of the image's manifest: sha256:...
+    /// Digest of the image's manifest: sha256:…
     digest: String,
     #[command(flatten)]
-    signing: Signing,
+    signing: SigningArgs,
 }
 
 #[derive(clap::Args)]
 pub(crate) struct Approvers {
-    /// Public keys of all approvers from here on (`trustctl key show`)
-    #[arg(required = true)]
-    keys: Vec<String>,
-    /// How many of them an approval needs
-    #[arg(long)]
+    /// Public keys of all approvers from this entry on (`trustctl key show`)
+    #[arg(required = true, value_name = "KEY")]
+    public_keys: Vec<String>,
+    /// Number of approvers that an approval needs
+    #[arg(long, value_name = "N")]
     threshold: usize,
     #[command(flatten)]
-    signing: Signing,
+    signing: SigningArgs,
 }
 
 #[derive(Subcommand)]
 pub(crate) enum LogCommand {
-    /// Print the statements of a log
+    /// Print the entries of a log
     Show {
-        #[arg(long, default_value = "ledger.jsonl")]
+        /// Log file
+        #[arg(long, value_name = "FILE", default_value = "ledger.jsonl")]
         log: PathBuf,
     },
-    /// Check every line of a log against the approvers that a node pins
+    /// Verify every entry of a log, and its checkpoint, with the keys that a node pins
     Verify {
         #[command(flatten)]
-        which: Which,
+        log: LogArgs,
         /// Public key of an approver; once for each
-        #[arg(long, required = true)]
+        #[arg(long, value_name = "KEY", required = true)]
         approver: Vec<String>,
-        #[arg(long, default_value_t = 1)]
+        /// Number of approvers that an approval needs
+        #[arg(long, value_name = "N", default_value_t = 1)]
         threshold: usize,
-        /// The log's own key (NAME+HASH+KEY) if a checkpoint is asked for
-        #[arg(long)]
-        checkpoint: Option<String>,
-        /// A witness's key (NAME+HASH+KEY); once for each
-        #[arg(long, requires = "checkpoint")]
-        witness: Vec<String>,
-        /// How many of the witnesses must have seen the log
-        #[arg(long, default_value_t = 0)]
-        witnesses: usize,
+        /// Public key of the log (NAME+HASH+KEY); requires a checkpoint
+        #[arg(long, value_name = "KEY")]
+        log_key: Option<String>,
+        /// Public key of a witness (NAME+HASH+KEY); once for each
+        #[arg(long, value_name = "KEY", requires = "log_key")]
+        witness_key: Vec<String>,
+        /// Number of witnesses that must have cosigned the checkpoint
+        #[arg(long, value_name = "N", default_value_t = 0)]
+        witness_threshold: usize,
     },
-    /// Sign a log's checkpoint and let witnesses cosign it, at once or again to stay fresh
-    #[command(
-        after_help = "The log is written if at least one witness cosigned. Witnesses speak C2SP tlog-witness."
-    )]
+    /// Sign a log's checkpoint and have witnesses cosign it; repeat it to keep the log fresh
+    #[command(after_help = "The log is written if at least one witness cosigned. \
+                            Witnesses implement C2SP tlog-witness.")]
     Cosign {
         #[command(flatten)]
-        which: Which,
-        /// The log's key [default: log.key in the folder of keys]
-        #[arg(long)]
+        log: LogArgs,
+        /// Key of the log [default: log.key in the folder of keys]
+        #[arg(long, value_name = "FILE")]
         key: Option<PathBuf>,
         /// Address of a witness, without /add-checkpoint; once for each
-        #[arg(long)]
+        #[arg(long, value_name = "URL")]
         witness: Vec<String>,
-        /// A witness's key (NAME+HASH+KEY) as node.toml has it; what does not hold by one of them
-        /// is left out
-        #[arg(long)]
+        /// Public key of a witness (NAME+HASH+KEY), as node.toml has it; once for each.
+        /// Cosignatures under other keys are dropped
+        #[arg(long, value_name = "KEY")]
         witness_key: Vec<String>,
     },
-    /// Add your signature to the newest statement of a log
+    /// Add your signature to the newest entry of a log
     Sign {
         #[command(flatten)]
-        signing: Signing,
+        signing: SigningArgs,
     },
-    /// Write the node's log to a file
+    /// Write a node's log to a file
     Fetch {
-        #[arg(long, default_value = "ledger.jsonl")]
+        /// Log file
+        #[arg(long, value_name = "FILE", default_value = "ledger.jsonl")]
         log: PathBuf,
     },
-    /// Let the node forget how far it has seen the log: after a new card or another TPM; everybody
-    /// who asks for a quote sees it
+    /// Make a node accept its present log as the newest, after a new card or another TPM; every
+    /// later quote shows the reset
     Reset,
-    /// Send a log to the node, which checks all of it
+    /// Send a log to a node, which verifies all of it
     Push {
-        #[arg(long, default_value = "ledger.jsonl")]
+        /// Log file
+        #[arg(long, value_name = "FILE", default_value = "ledger.jsonl")]
         log: PathBuf,
     },
 }
 
 pub(crate) fn approve(args: &Approve, folder: &Path, json: bool) -> Result<()> {
-    image(&args.signing, folder, &args.digest, Status::Approved, args.days, json)
+    append_image(&args.signing, folder, &args.digest, Status::Approved, args.days, json)
 }
 
 pub(crate) fn revoke(args: &Revoke, folder: &Path, json: bool) -> Result<()> {
-    // A revocation is final; its expiry says nothing and is as far off as can be said.
-    image(&args.signing, folder, &args.digest, Status::Revoked, 365 * 100, json)
+    append_image(&args.signing, folder, &args.digest, Status::Revoked, REVOCATION_DAYS, json)
 }
 
-fn image(
-    signing: &Signing,
+pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
+    // The ledger's rules for a set of approvers apply to the new one.
+    TrustPolicy::new(&args.signing.log.ledger, &args.public_keys, args.threshold)?;
+    let (approvers, threshold, iat) = (args.public_keys.clone(), args.threshold, statement::now()?);
+    append(&args.signing, folder, json, |seq| {
+        ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into()
+    })
+}
+
+fn append_image(
+    signing: &SigningArgs,
     folder: &Path,
     digest: &str,
     status: Status,
@@ -149,219 +167,216 @@ fn image(
 ) -> Result<()> {
     if digest.strip_prefix("sha256:").and_then(measure::unhex).is_none_or(|b| b.len() != 32) {
         bail!(
-            "{digest:?} is not a digest: expected sha256: and 64 lower-case hex digits, as `docker images --digests` or the build print it"
+            "expected a digest, sha256: and 64 lower-case hex digits, found {digest:?}; \
+             `docker images --digests` and the build print it"
         );
     }
     let now = statement::now()?;
     let digest = digest.to_owned();
-    add(signing, folder, json, |seq| {
-        ImageStatement { digest, exp: now + days * 86_400, iat: now, seq, status }.into()
+    append(signing, folder, json, |seq| {
+        ImageStatement { digest, exp: now + days * SECONDS_PER_DAY, iat: now, seq, status }.into()
     })
 }
 
-pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
-    TrustPolicy::new(&args.signing.which.ledger, &args.keys, args.threshold)?;
-    let (approvers, threshold, iat) = (args.keys.clone(), args.threshold, statement::now()?);
-    add(&args.signing, folder, json, |seq| {
-        ApproversStatement { approvers, iat, seq, status: Change::Approvers, threshold }.into()
-    })
-}
-
-fn add(
-    signing: &Signing,
+/// Appends a signed entry to the log file.
+fn append(
+    signing: &SigningArgs,
     folder: &Path,
     json: bool,
-    make: impl FnOnce(u64) -> Statement,
+    statement: impl FnOnce(u64) -> Statement,
 ) -> Result<()> {
-    let key = signer(signing, folder)?;
-    let before = read(&signing.which.log)?;
-    let text = statement::append(&before, &signing.which.ledger, &key, make)?;
-    write(&signing.which.log, &text)?;
+    let key = load_key(signing, folder)?;
+    let before = read(&signing.log.log)?;
+    let text = statement::append(&before, &signing.log.ledger, &key, statement)?;
+    write(&signing.log.log, &text)?;
     let entries = statement::entries(&text)?;
-    let Some(entry) = entries.last() else { bail!("the statement was not added") };
+    let Some(entry) = entries.last() else { bail!("the log entry was not added") };
     if json {
         println!("{}", json!(entry));
         return Ok(());
     }
-    println!("{}", shown(&entry.statement));
+    println!("{}", statement_text(&entry.statement));
     println!("signed by {}", keys::public_hex(&key));
-    let log = signing.which.log.display();
-    match ledger::parts(&before).1 {
-        Some(_) => {
-            println!(
-                "Next: `trustctl log sign` by further approvers, trustctl log cosign --log {log}, trustctl log push --log {log}"
-            )
-        }
-        None => println!(
-            "Next: trustctl log push --log {log}   (or first `trustctl log sign` by further approvers)"
-        ),
+    let log = signing.log.log.display();
+    if ledger::split_checkpoint(&before).1.is_some() {
+        println!(
+            "Next: trustctl log sign --log {log} (by further approvers), \
+             trustctl log cosign --log {log}, trustctl log push --log {log}"
+        );
+    } else {
+        println!(
+            "Next: trustctl log sign --log {log} (by further approvers), \
+             trustctl log push --log {log}"
+        );
     }
     Ok(())
 }
 
-fn shown(statement: &Statement) -> String {
+fn statement_text(statement: &Statement) -> String {
     match statement {
-        Statement::Image(s) => {
-            format!(
-                "{:5}  {:9}  {}  until {}",
-                s.seq,
-                format!("{:?}", s.status).to_lowercase(),
-                s.digest,
-                s.exp
-            )
+        Statement::Image(image) => {
+            let status = format!("{:?}", image.status).to_lowercase();
+            format!("{:5}  {status:9}  {}  until {}", image.seq, image.digest, image.exp)
         }
-        Statement::Approvers(s) => {
-            format!("{:5}  approvers  {} of {}", s.seq, s.threshold, s.approvers.join(" "))
+        Statement::Approvers(set) => {
+            format!("{:5}  approvers  {} of {}", set.seq, set.threshold, set.approvers.join(" "))
         }
     }
 }
 
-pub(crate) fn log(command: &LogCommand, folder: &Path, client: &Client, json: bool) -> Result<()> {
+pub(crate) fn run(command: &LogCommand, folder: &Path, client: &Client, json: bool) -> Result<()> {
     match command {
         LogCommand::Show { log } => show(&read(log)?, json),
         LogCommand::Verify {
-            which: Which { log, ledger },
+            log,
             approver,
             threshold,
-            checkpoint,
-            witness,
-            witnesses,
+            log_key,
+            witness_key,
+            witness_threshold,
         } => {
-            let mut policy = TrustPolicy::new(ledger, approver, *threshold)?;
-            if let Some(key) = checkpoint {
-                policy.witnessing = Some(Witnessing::new(key, witness, *witnesses, u64::MAX)?);
+            let mut policy = TrustPolicy::new(&log.ledger, approver, *threshold)?;
+            if let Some(key) = log_key {
+                policy.witness_policy =
+                    Some(WitnessPolicy::new(key, witness_key, *witness_threshold, u64::MAX)?);
             }
-            let replayed = Log::replay(&policy, &read(log)?, &HighWater::default())?;
-            let (seq, witnessed) =
-                (replayed.high_water().seq, replayed.witnessed(statement::now()?));
-            said(json, &json!({ "statements": seq, "witnessed": witnessed }), || {
-                let seen = witnessed.map_or_else(String::new, |time| {
-                    format!(", seen by {witnesses} witnesses at {time} or later")
-                });
-                format!("{}: {seq} statements, all in order and signed{seen}", log.display())
-            });
-            Ok(())
+            verify(&log.log, &policy, *witness_threshold, json)
         }
-        LogCommand::Cosign { which: Which { log, ledger }, key, witness, witness_key } => {
-            let path = key.clone().unwrap_or_else(|| folder.join(keys::LOG));
-            let (key, vkey) = keys::load_log(&path)?;
-            let named = witness_key
-                .iter()
-                .map(|text| NoteKey::parse(text).map_err(anyhow::Error::msg))
-                .collect::<Result<Vec<_>>>()?;
-            if named.is_empty() && !witness.is_empty() {
-                bail!(
-                    "--witness-key names no witness: whose cosignatures are to be kept? `ledger.checkpoints.witnesses` of node.toml has the keys"
-                );
-            }
-            let (text, seen) = (read(log)?, path.with_extension("seen"));
-            let leaves = statement::leaves(&text, ledger)?;
-            witness::continues(&seen, &leaves)?;
-            witness::remember(&seen, &leaves)?;
-            let done = witness::cosign(&text, &leaves, &vkey.name, &key, witness, &named)?;
-            cosigned(log, &vkey.name, &done, witness.len(), json)
+        LogCommand::Cosign { log, key, witness, witness_key } => {
+            let key = key.clone().unwrap_or_else(|| folder.join(keys::LOG));
+            cosign(log, &key, witness, witness_key, json)
         }
-        LogCommand::Sign { signing } => {
-            let key = signer(signing, folder)?;
-            let text = read(&signing.which.log)?;
-            let mut entries = statement::entries(&text)?;
-            let last = entries.last_mut().context("the log is empty")?;
-            last.sign(&signing.which.ledger, &key);
-            let (seq, signatures) = (last.statement.seq(), last.signatures.len());
-            let mut fresh: String = entries.iter().map(|e| e.line() + "\n").collect();
-            // The checkpoint is of the statements, not of who signed them.
-            if let Some(checkpoint) = ledger::parts(&text).1 {
-                fresh = format!("{fresh}\n{checkpoint}");
-            }
-            write(&signing.which.log, &fresh)?;
-            said(json, &json!({ "statement": seq, "signatures": signatures }), || {
-                format!("statement {seq} now has {signatures} signatures")
-            });
-            Ok(())
-        }
+        LogCommand::Sign { signing } => sign(signing, folder, json),
         LogCommand::Fetch { log } => {
-            let answer = client.get("/v1/ledger")?;
-            write(log, answer["log"].as_str().context("the node sent no log")?)?;
-            said(json, &json!({ "written": log }), || format!("written to {}", log.display()));
-            Ok(())
+            write(log, &client.ledger_log()?.log)?;
+            print_result(json, &json!({ "written": log }), || {
+                format!("written to {}", log.display())
+            })
         }
         LogCommand::Reset => {
-            let answer = client.post("/v1/ledger/reset", &json!({}))?;
-            said(json, &answer, || {
+            let answer = client.reset_ledger()?;
+            print_result(json, &answer, || {
                 format!(
-                    "the node goes by the {} statements that it has; the reset is in its audit log",
-                    answer["statements"]
+                    "the node accepts its log of {} entries as the newest; \
+                     the reset is in its audit log",
+                    answer.statements
                 )
-            });
-            Ok(())
+            })
         }
         LogCommand::Push { log } => {
-            let answer = client.put("/v1/ledger", &json!({ "log": read(log)? }))?;
-            said(json, &answer, || format!("the node now has {} statements", answer["statements"]));
-            Ok(())
+            let answer = client.push_log(read(log)?)?;
+            print_result(json, &answer, || {
+                format!("the node now has a log of {} entries", answer.statements)
+            })
         }
     }
 }
 
 fn show(text: &str, json: bool) -> Result<()> {
     let entries = statement::entries(text)?;
-    let checkpoint = ledger::parts(text).1;
+    let checkpoint = ledger::split_checkpoint(text).1;
     if json {
         println!("{}", json!({ "entries": entries, "checkpoint": checkpoint }));
         return Ok(());
     }
     for entry in entries {
-        println!("{}  signed by {}", shown(&entry.statement), entry.signatures.len());
+        println!("{}  {} signatures", statement_text(&entry.statement), entry.signatures.len());
     }
     if let Some(note) = checkpoint {
-        let head = Checkpoint::parse(note).map_err(anyhow::Error::msg)?;
+        let head = Checkpoint::parse(note)?;
         println!(
-            "checkpoint of {} statements, origin {}, root {}",
+            "checkpoint of {} entries, origin {}, root {}",
             head.size,
             head.origin,
             measure::hex(&head.root)
         );
         println!(
-            "{} signatures under it; trustctl log verify checks them",
-            note.lines().filter(|l| l.starts_with('\u{2014}')).count()
+            "{} signatures of the checkpoint; verify them with trustctl log verify",
+            note.lines().filter(|line| line.starts_with('\u{2014}')).count()
         );
     }
     Ok(())
 }
 
-fn cosigned(
-    log: &Path,
-    origin: &str,
-    done: &witness::Cosigned,
-    asked: usize,
-    json: bool,
-) -> Result<()> {
-    for (address, error) in &done.failed {
-        eprintln!("warning: the witness {address} did not cosign: {error:#}");
-    }
-    if done.failed.len() == asked && asked > 0 {
-        bail!("no witness cosigned; {} is as it was", log.display());
-    }
-    write(log, &done.log)?;
-    let failed: Vec<_> = done
-        .failed
-        .iter()
-        .map(|(address, why)| json!({ "witness": address, "why": format!("{why:#}") }))
-        .collect();
-    said(json, &json!({ "cosigned": done.seen, "failed": failed }), || {
-        let seen = done.seen.len();
-        format!(
-            "signed by the log {origin}, cosignatures of {seen} witnesses under it\nNext: trustctl log push --log {}",
-            log.display()
-        )
-    });
-    Ok(())
+fn verify(log: &Path, policy: &TrustPolicy, witness_threshold: usize, json: bool) -> Result<()> {
+    let replayed = Log::replay(policy, &read(log)?, &HighWaterMark::default())?;
+    let seq = replayed.high_water_mark().seq;
+    let witnessed_at = replayed.witnessed_at(statement::now()?);
+    print_result(json, &json!({ "statements": seq, "witnessed": witnessed_at }), || {
+        let witnesses = witnessed_at.map_or_else(String::new, |time| {
+            format!(", cosigned by {witness_threshold} witnesses at {time} or later")
+        });
+        format!("{}: {seq} entries, in order and with valid signatures{witnesses}", log.display())
+    })
 }
 
-fn signer(signing: &Signing, folder: &Path) -> Result<ledger::SigningKey> {
+fn cosign(
+    log: &LogArgs,
+    key_path: &Path,
+    addresses: &[String],
+    witness_keys: &[String],
+    json: bool,
+) -> Result<()> {
+    let (key, vkey) = keys::load_log(key_path)?;
+    let witness_keys =
+        witness_keys.iter().map(|text| NoteKey::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    if witness_keys.is_empty() && !addresses.is_empty() {
+        bail!(
+            "--witness requires --witness-key, because only cosignatures under a known key count; \
+             the keys are in ledger.checkpoints.witnesses of node.toml"
+        );
+    }
+    let (text, last_signed) = (read(&log.log)?, key_path.with_extension(LAST_SIGNED_EXTENSION));
+    let leaves = statement::leaves(&text, &log.ledger)?;
+    witness::verify_continuation(&last_signed, &leaves)?;
+    witness::store_last_signed(&last_signed, &leaves)?;
+    let outcome = witness::cosign(&text, &leaves, &vkey.name, &key, addresses, &witness_keys)?;
+    for (address, error) in &outcome.failed {
+        eprintln!("warning: the witness {address} did not cosign: {error:#}");
+    }
+    if outcome.failed.len() == addresses.len() && !addresses.is_empty() {
+        bail!("no witness cosigned; {} is unchanged", log.log.display());
+    }
+    write(&log.log, &outcome.log)?;
+    let failed: Vec<_> = outcome
+        .failed
+        .iter()
+        .map(|(address, error)| json!({ "witness": address, "reason": format!("{error:#}") }))
+        .collect();
+    print_result(json, &json!({ "cosigned": outcome.witnesses, "failed": failed }), || {
+        format!(
+            "checkpoint signed by the log {} and cosigned by {} witnesses\n\
+             Next: trustctl log push --log {}",
+            vkey.name,
+            outcome.witnesses.len(),
+            log.log.display()
+        )
+    })
+}
+
+fn sign(signing: &SigningArgs, folder: &Path, json: bool) -> Result<()> {
+    let key = load_key(signing, folder)?;
+    let text = read(&signing.log.log)?;
+    let mut entries = statement::entries(&text)?;
+    let last = entries.last_mut().context("the log is empty")?;
+    last.sign(&signing.log.ledger, &key);
+    let (seq, signatures) = (last.statement.seq(), last.signatures.len());
+    let mut signed: String = entries.iter().map(|entry| entry.line() + "\n").collect();
+    // The checkpoint covers the statements, not their signatures, so it stays valid.
+    if let Some(checkpoint) = ledger::split_checkpoint(&text).1 {
+        signed = format!("{signed}\n{checkpoint}");
+    }
+    write(&signing.log.log, &signed)?;
+    print_result(json, &json!({ "statement": seq, "signatures": signatures }), || {
+        format!("entry {seq} now has {signatures} signatures")
+    })
+}
+
+fn load_key(signing: &SigningArgs, folder: &Path) -> Result<ledger::SigningKey> {
     keys::load_approver(&signing.key.clone().unwrap_or_else(|| folder.join("approver.key")))
 }
 
+/// Reads a log file; an absent file is an empty log.
 fn read(log: &Path) -> Result<String> {
     match std::fs::read_to_string(log) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
@@ -369,6 +384,7 @@ fn read(log: &Path) -> Result<String> {
     }
 }
 
+/// Replaces a log file atomically.
 fn write(log: &Path, text: &str) -> Result<()> {
     let temporary = log.with_extension("new");
     std::fs::write(&temporary, text)

@@ -1,215 +1,218 @@
-//! The owner's side: questions to a node.
+//! The commands that query and operate a node: status, modules, images, audit log, services.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use api::owner::{
+    AcceptedRequest, ChainStatus, EngineState, LedgerDecision, LedgerState, LogSummary, Module,
+    ModuleStatus, NodeStatus, SourceStatus, Status,
+};
 use clap::Subcommand;
 use deployment::DesiredState;
-use measure::{hex, unhex};
-use serde_json::{Value, json};
+use serde_json::json;
 use trustctl::client::Client;
 use trustctl::module;
 
-use crate::cli::output::said;
+use crate::cli::output::{NegativeResult, print_json, print_result};
+
+/// Interval between two queries while a module is awaited.
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
+/// Characters of a layer's digest that are printed: `sha256:` and twelve digits.
+const SHORT_DIGEST_CHARS: usize = 19;
 
 #[derive(Subcommand)]
 pub(crate) enum ModuleCommand {
-    /// Sign a module's file and send it: it runs once its image is approved and there
+    /// Sign a module file and send it to the node; the module runs once its image is approved and
+    /// present
     Apply {
+        /// Name of the module
         name: String,
-        /// The module's file; its [image] names the digest
-        #[arg(long)]
+        /// Module file (TOML); its [image] section names the digest
+        #[arg(long, value_name = "FILE")]
         file: PathBuf,
-        /// Send this image first: an OCI layout as one tar
-        #[arg(long)]
+        /// Upload this image first: an OCI image layout as one tar archive
+        #[arg(long, value_name = "FILE")]
         archive: Option<PathBuf>,
-        /// Wait until it runs, or is known not to; seconds
+        /// Wait until the module runs or has failed, for at most SECONDS, 300 if not given
         #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "300")]
         wait: Option<u64>,
     },
-    /// The modules, and what the ledger says of them
+    /// List the modules with their state and the ledger's decision
     List,
-    /// What a running module wrote
-    #[command(alias = "log")]
+    /// Print the output of a running module
     Logs {
+        /// Name of the module
         name: String,
-        /// So many of the last lines
-        #[arg(long, default_value_t = 200)]
+        /// Number of lines, counted from the end
+        #[arg(long, value_name = "N", default_value_t = 200)]
         lines: u32,
     },
-    /// End a module; it stays known and can be started again
-    Stop { name: String },
+    /// Stop a module; the node keeps its spec, so it can be started again
+    Stop {
+        /// Name of the module
+        name: String,
+    },
     /// Start a module that was stopped
-    Start { name: String },
-    /// Go back to the last version that was healthy
-    Rollback { name: String },
-    /// End a module and forget it; its folders stay
-    Remove { name: String },
+    Start {
+        /// Name of the module
+        name: String,
+    },
+    /// Roll back to the previous version that was healthy
+    Rollback {
+        /// Name of the module
+        name: String,
+    },
+    /// Stop a module and delete its spec; its data folders stay
+    Remove {
+        /// Name of the module
+        name: String,
+    },
 }
 
 #[derive(Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Send an image to the node: an OCI layout as one tar (skopeo copy docker://…
-    /// oci-archive:FILE)
-    Push { archive: PathBuf },
-}
-
-#[derive(clap::Args)]
-pub(crate) struct Vrf {
-    /// The suite, for example ECVRF-P256-SHA256-TAI
-    #[arg(long)]
-    suite: String,
-    /// The prover's public key, hex
-    #[arg(long)]
-    public_key: String,
-    /// The input, hex
-    #[arg(long)]
-    alpha: String,
-    /// The proof, hex
-    #[arg(long)]
-    pi: String,
+    /// Upload an image to the node
+    Push {
+        /// OCI image layout as one tar archive (skopeo copy docker://… oci-archive:FILE)
+        archive: PathBuf,
+    },
 }
 
 #[derive(clap::ValueEnum, Clone, Copy)]
 pub(crate) enum ServiceVerb {
+    /// Stop the service and start it again
     Restart,
+    /// Kill the service, as a crash would
     Kill,
-}
-
-/// What was asked for was answered, and the answer is no.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct DoesNotHold(pub(crate) String);
-
-pub(crate) fn print_json(value: &Value) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 pub(crate) fn page(client: &Client, file: &Path, as_json: bool) -> Result<()> {
     std::fs::write(file, client.text("/")?)
         .with_context(|| format!("cannot write {}", file.display()))?;
-    said(as_json, &json!({ "written": file }), || {
+    print_result(as_json, &json!({ "written": file }), || {
         format!("written to {}; open it in a browser", file.display())
-    });
-    Ok(())
+    })
 }
 
 pub(crate) fn status(client: &Client, as_json: bool) -> Result<()> {
-    let s = client.get("/v1/status")?;
+    let status = client.status()?;
     if as_json {
-        return print_json(&s);
+        return print_json(&status);
     }
-    println!(
-        "{}: Basalt {} ({} {}), up for {} s",
-        text(&s["hostname"]),
-        text(&s["version"]),
-        text(&s["variant"]),
-        text(&s["machine"]),
-        s["uptime_s"].as_f64().unwrap_or_default().round()
-    );
-    if let Some(why) = s["locked"].as_str() {
-        println!("LOCKED   no module runs: {why}");
-        return Ok(());
-    }
-    println!("engine   {}", text(&s["engine"]));
-    match s["ledger"]["problem"].as_str() {
-        Some(problem) => println!("ledger   CANNOT BE USED: {problem}"),
-        None => println!("ledger   {} statements{}", s["ledger"]["statements"], age(&s)),
-    }
-    let heard = |list: &Value| {
-        for (source, heard) in list.as_object().into_iter().flatten() {
-            println!("         {source}: {}", heard["problem"].as_str().unwrap_or("good"));
-        }
+    let print_head = |hostname: &str, version: &str, variant: &str, machine: &str, uptime_s| {
+        let uptime = Option::<f64>::unwrap_or_default(uptime_s).round();
+        println!("{hostname}: Basalt {version} ({variant} {machine}), up for {uptime} s");
     };
-    heard(&s["ledger"]["sources"]);
-    let chain = &s["ledger"]["chain"];
-    match chain["problem"].as_str() {
-        Some(problem) => println!("chain    {problem}"),
-        None if chain.is_object() => println!(
-            "chain    block {} is final, {} s ago (it counts for {} s); attested is {}; {} images known",
-            chain["block"],
-            chain["age_s"],
-            chain["max_age_s"],
-            chain["attested_block"],
-            chain["records"]
-        ),
-        None => {}
+    match status {
+        NodeStatus::Locked(s) => {
+            print_head(&s.hostname, &s.version, &s.variant, &s.machine, s.uptime_s);
+            println!("LOCKED   no module runs: {}", s.locked);
+        }
+        NodeStatus::Unlocked(s) => {
+            print_head(&s.hostname, &s.version, &s.variant, &s.machine, s.uptime_s);
+            print_status(&s);
+        }
     }
-    heard(&s["ledger"]["relays"]);
-    let free = |key: &str| s["memory"][key].as_u64().unwrap_or_default() / 1024;
-    println!(
-        "memory   {} MiB, {} MiB available, {} processes",
-        free("total_kb"),
-        free("available_kb"),
-        s["processes"]
-    );
     Ok(())
 }
 
-/// How old the ledger is, where witnesses are asked for.
-fn age(status: &Value) -> String {
-    let number = |value: &Value| value.as_u64();
-    match (
-        number(&status["time"]),
-        number(&status["ledger"]["witnessed"]),
-        number(&status["ledger"]["max_age_s"]),
-    ) {
-        (Some(now), Some(witnessed), Some(most)) => {
-            format!(", witnessed {} s ago (it counts for {most} s)", now.saturating_sub(witnessed))
+fn print_status(status: &Status) {
+    let engine = match status.engine {
+        EngineState::Available => "answers",
+        EngineState::Unavailable => "does not answer",
+    };
+    println!("engine   {engine}");
+    match &status.ledger.log {
+        LedgerState::Unusable { problem } => println!("ledger   CANNOT BE USED: {problem}"),
+        LedgerState::Usable(log) => {
+            println!("ledger   {} statements{}", log.statements, log_age(log, status.time));
+        }
+    }
+    for (address, source) in &status.ledger.sources {
+        print_source(address, source);
+    }
+    if let Some(chain) = status.ledger.log.usable().and_then(|log| log.chain.as_ref()) {
+        print_chain(chain);
+    }
+    for (address, relay) in &status.ledger.relays {
+        print_source(address, relay);
+    }
+    let mib = |kib: Option<u64>| kib.unwrap_or_default() / 1024;
+    println!(
+        "memory   {} MiB, {} MiB available, {} processes",
+        mib(status.memory.total_kib),
+        mib(status.memory.available_kib),
+        status.processes
+    );
+}
+
+/// Returns the age of the log, if the node requires witnesses.
+fn log_age(log: &LogSummary, now: u64) -> String {
+    match (log.witnessed, log.max_age_s) {
+        (Some(witnessed), Some(max_age)) => {
+            let age = now.saturating_sub(witnessed);
+            format!(", witnessed {age} s ago (fresh for {max_age} s)")
         }
         _ => String::new(),
     }
 }
 
+fn print_source(address: &str, source: &SourceStatus) {
+    println!("         {address}: {}", source.problem.as_deref().unwrap_or("works"));
+}
+
+fn print_chain(chain: &ChainStatus) {
+    match (&chain.problem, &chain.head) {
+        (Some(problem), _) => println!("chain    {problem}"),
+        (None, Some(head)) => println!(
+            "chain    block {} is finalized, {} s ago (fresh for {} s); {} is attested; \
+             records of {} images",
+            head.block, head.age_s, chain.max_age_s, head.attested_block, head.records
+        ),
+        (None, None) => {}
+    }
+}
+
 pub(crate) fn modules(client: &Client, as_json: bool) -> Result<()> {
-    let answer = client.get("/v1/modules")?;
+    let answer = client.modules()?;
     if as_json {
         return print_json(&answer);
     }
-    for m in answer["modules"].as_array().into_iter().flatten() {
-        println!(
-            "{:16} {:9} {}",
-            text(&m["name"]),
-            text(&m["status"]["state"]),
-            text(&m["digest"])
-        );
-        for part in m["progress"]["layers"].as_array().into_iter().flatten() {
-            let number = |key: &str| part[key].as_u64().unwrap_or_default() as f64 / 1e6;
-            println!(
-                "{:16} {} {:.1} of {:.1} MB",
-                "",
-                &text(&part["digest"]).chars().take(19).collect::<String>(),
-                number("have"),
-                number("size")
-            );
-        }
-        let mut said = Vec::new();
-        for reason in [&m["status"]["reason"], &m["trouble"], &m["ledger"]["reason"]] {
-            if let Some(reason) =
-                reason.as_str().filter(|r| !said.iter().any(|s: &&str| s.contains(r)))
-            {
-                println!("{:16} {reason}", "");
-                said.push(reason);
-            }
+    answer.modules.iter().for_each(print_module);
+    Ok(())
+}
+
+fn print_module(module: &Module) {
+    println!("{:16} {:9} {}", module.name, module.status.state(), module.digest);
+    for layer in module.progress.iter().flat_map(|progress| &progress.layers) {
+        let digest: String = layer.digest.chars().take(SHORT_DIGEST_CHARS).collect();
+        let (received, size) = (layer.received as f64 / 1e6, layer.size as f64 / 1e6);
+        println!("{:16} {digest} {received:.1} of {size:.1} MB", "");
+    }
+    let denial = match &module.ledger {
+        LedgerDecision::Allow { .. } => None,
+        LedgerDecision::Deny { reason, .. } => Some(reason.as_str()),
+    };
+    // The reasons often contain each other; each is printed once.
+    let mut printed: Vec<&str> = Vec::new();
+    let reasons = [module.status.reason(), module.last_error.as_deref(), denial];
+    for reason in reasons.into_iter().flatten() {
+        if !printed.iter().any(|other| other.contains(reason)) {
+            println!("{:16} {reason}", "");
+            printed.push(reason);
         }
     }
-    Ok(())
 }
 
 pub(crate) fn image(client: &Client, command: &ImageCommand, as_json: bool) -> Result<()> {
     let ImageCommand::Push { archive } = command;
-    let answer = module::push(client, archive)?;
+    let answer = client.upload_image(archive)?;
     if as_json {
         return print_json(&answer);
     }
-    println!("the node has {} blobs of it", answer["blobs"].as_array().map_or(0, Vec::len));
-    println!("Next: trustctl module apply NAME --file FILE, its [image] naming the digest");
+    println!("the node has all {} blobs of the image", answer.blobs.len());
+    println!("Next: trustctl module apply NAME --file FILE; its [image] names the digest");
     Ok(())
 }
 
@@ -219,11 +222,14 @@ pub(crate) fn module(
     command: &ModuleCommand,
     as_json: bool,
 ) -> Result<()> {
-    let done = |name: &str, what: &str| {
+    let send = |name: &str, desired: DesiredState, toml: &str| {
+        module::send_spec(client, keys, name, desired, toml)
+    };
+    let done = |name: &str, action: &str| {
         if as_json {
-            return print_json(&json!({ "module": name, "done": what }));
+            return print_json(&json!({ "module": name, "done": action }));
         }
-        println!("{name}: {what}; what becomes of it: trustctl module list");
+        println!("{name}: {action}; trustctl module list shows the progress");
         Ok(())
     };
     match command {
@@ -231,9 +237,9 @@ pub(crate) fn module(
             let toml = std::fs::read_to_string(file)
                 .with_context(|| format!("cannot read {}", file.display()))?;
             if let Some(archive) = archive {
-                module::push(client, archive)?;
+                client.upload_image(archive)?;
             }
-            module::send(client, keys, name, DesiredState::Run, &toml)?;
+            send(name, DesiredState::Run, &toml)?;
             match wait {
                 Some(seconds) => wait_for(client, name, Duration::from_secs(*seconds), as_json),
                 None => done(name, "applied"),
@@ -241,128 +247,92 @@ pub(crate) fn module(
         }
         ModuleCommand::List => modules(client, as_json),
         ModuleCommand::Logs { name, lines } => {
-            let answer = client.get(&format!("/v1/modules/{name}/log?lines={lines}"))?;
+            let answer = client.module_log(name, *lines)?;
             if as_json {
                 return print_json(&answer);
             }
-            print!("{}", text(&answer["log"]));
+            print!("{}", answer.log);
             Ok(())
         }
         ModuleCommand::Stop { name } => {
-            module::send(client, keys, name, DesiredState::Stop, &module::current(client, name)?)?;
+            send(name, DesiredState::Stop, &module::current_file(client, name)?)?;
             done(name, "stopping")
         }
         ModuleCommand::Start { name } => {
-            module::send(client, keys, name, DesiredState::Run, &module::current(client, name)?)?;
+            send(name, DesiredState::Run, &module::current_file(client, name)?)?;
             done(name, "starting")
         }
         ModuleCommand::Rollback { name } => {
-            module::send(client, keys, name, DesiredState::Run, &module::previous(client, name)?)?;
+            send(name, DesiredState::Run, &module::previous_file(client, name)?)?;
             done(name, "rolling back")
         }
         ModuleCommand::Remove { name } => {
-            module::send(
-                client,
-                keys,
-                name,
-                DesiredState::Remove,
-                &module::current(client, name)?,
-            )?;
+            send(name, DesiredState::Remove, &module::current_file(client, name)?)?;
             done(name, "removing")
         }
     }
 }
 
-/// Asks again and again until the newest spec runs, or cannot.
-fn wait_for(client: &Client, name: &str, within: Duration, as_json: bool) -> Result<()> {
-    let (deadline, mut said) = (Instant::now() + within, String::new());
+/// Queries a module until its newest spec runs or has failed.
+fn wait_for(client: &Client, name: &str, timeout: Duration, as_json: bool) -> Result<()> {
+    let (deadline, mut printed) = (Instant::now() + timeout, "");
     loop {
-        let view = module::view(client, name)?;
-        let state = text(&view["status"]["state"]);
-        match view["trouble"].as_str() {
-            // An upgrade that is refused leaves the old version running: that is not what was
-            // waited for.
-            Some(trouble) if state != "fetching" => {
-                return Err(DoesNotHold(format!("{name}: {trouble}")).into());
+        let module = module::find(client, name)?;
+        let state = module.status.state();
+        match &module.last_error {
+            // The old version may still run after a failed upgrade, but the new one is awaited.
+            Some(error) if !matches!(module.status, ModuleStatus::Fetching) => {
+                return Err(NegativeResult(format!("{name}: {error}")).into());
             }
-            None if view["reconciled"] == true => {
-                return if as_json {
-                    print_json(&view)
-                } else {
-                    println!("{name} runs");
-                    Ok(())
-                };
+            None if module.reconciled => {
+                if as_json {
+                    return print_json(&module);
+                }
+                println!("{name} runs");
+                return Ok(());
             }
             _ => {}
         }
-        if state != said && !as_json {
+        if state != printed && !as_json {
             eprintln!("{name}: {state}");
-            said = state;
+            printed = state;
         }
         if Instant::now() >= deadline {
-            return Err(DoesNotHold(format!(
-                "{name} does not run within {} s; it is {}",
-                within.as_secs(),
-                view["status"]
+            let reason = module.status.reason().map(|reason| format!(": {reason}"));
+            return Err(NegativeResult(format!(
+                "{name} does not run after {} s; its state is {state}{}",
+                timeout.as_secs(),
+                reason.unwrap_or_default()
             ))
             .into());
         }
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
 pub(crate) fn audit(client: &Client, as_json: bool) -> Result<()> {
-    let answer = client.get("/v1/audit")?;
+    let answer = client.audit_log()?;
     if as_json {
         return print_json(&answer);
     }
-    for e in answer["events"].as_array().into_iter().flatten() {
-        println!(
-            "{:5}  {:18} {}",
-            e["recnum"].to_string(),
-            text(&e["content"]["type"]),
-            text(&e["content"]["data"])
-        );
+    for record in &answer.events {
+        println!("{:<5}  {:18} {}", record.recnum, record.content.kind, record.content.data);
     }
     Ok(())
 }
 
-pub(crate) fn vrf(args: &Vrf, as_json: bool) -> Result<()> {
-    let bytes = |what: &str, text: &str| {
-        unhex(text).with_context(|| format!("--{what}: expected hex digits"))
-    };
-    let suite: vrf::Suite = serde_json::from_value(json!(args.suite))
-        .with_context(|| format!("--suite {:?}", args.suite))?;
-    let (key, alpha, pi) = (
-        bytes("public-key", &args.public_key)?,
-        bytes("alpha", &args.alpha)?,
-        bytes("pi", &args.pi)?,
-    );
-    let beta = vrf::PublicKey::new(suite, &key)
-        .and_then(|key| key.verify(&alpha, &pi))
-        .map_err(|e| DoesNotHold(e.to_string()))?;
-    let Some(beta) = beta else { return Err(DoesNotHold("the proof does not hold".into()).into()) };
-    if as_json {
-        return print_json(&json!({ "valid": true, "beta": hex(&beta) }));
-    }
-    println!("the proof holds\nbeta {}", hex(&beta));
-    Ok(())
-}
-
-pub(crate) fn service(client: &Client, verb: ServiceVerb, name: &str, json: bool) -> Result<()> {
+pub(crate) fn service(client: &Client, verb: ServiceVerb, name: &str, as_json: bool) -> Result<()> {
     let verb = match verb {
         ServiceVerb::Restart => "restart",
         ServiceVerb::Kill => "kill",
     };
-    asked(client, &format!("/v1/services/{name}/{verb}"), json)
+    print_accepted(&client.control_service(name, verb)?, as_json)
 }
 
-pub(crate) fn machine(client: &Client, verb: &str, json: bool) -> Result<()> {
-    asked(client, &format!("/v1/node/{verb}"), json)
+pub(crate) fn machine(client: &Client, verb: &str, as_json: bool) -> Result<()> {
+    print_accepted(&client.control_node(verb)?, as_json)
 }
 
-fn asked(client: &Client, path: &str, json: bool) -> Result<()> {
-    let answer = client.post(path, &json!({}))?;
-    said(json, &answer, || format!("asked: {}", answer["asked"].as_str().unwrap_or_default()));
-    Ok(())
+fn print_accepted(answer: &AcceptedRequest, as_json: bool) -> Result<()> {
+    print_result(as_json, answer, || format!("requested: {}", answer.requested))
 }

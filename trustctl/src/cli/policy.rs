@@ -1,47 +1,55 @@
-//! What brings a node to its root key: policies for boots, and the way back by the recovery key.
+//! `trustctl policy` and `trustctl recovery`: which boots can unseal a node's root key, and the way
+//! back if no boot can.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use policy::{Escrow, Policies};
-use serde_json::json;
 use trustctl::client::Client;
-use trustctl::{appraisal, keys};
+use trustctl::evidence::EvidenceError;
+use trustctl::{appraisal, image, keys};
 
-use crate::cli::attest::Wanted;
-use crate::cli::node::DoesNotHold;
-use crate::cli::output::said;
+use crate::cli::attest::ReferenceArgs;
+use crate::cli::output::{NegativeResult, print_result};
 
 #[derive(clap::Subcommand)]
 pub(crate) enum PolicyCommand {
-    /// Sign, with your builder's key, that boots of an image may have a node's root key
+    /// Sign policies with your builder's key, so that boots of an image can unseal a node's root
+    /// key
     Sign {
-        /// The image's measurements.json
-        #[arg(long)]
+        /// measurements.json of the image
+        #[arg(long, value_name = "FILE")]
         expect: PathBuf,
-        /// The node.toml that is put on the boot partition, where there is one
-        #[arg(long)]
+        /// node.toml of the node's boot partition, if it has one
+        #[arg(long, value_name = "FILE")]
         settings: Option<PathBuf>,
-        /// Where the policies go; on a boot partition the file is called policies.json
-        #[arg(long, default_value = policy::FILE)]
+        /// Output file; on a boot partition its name is policies.json
+        #[arg(long, value_name = "FILE", default_value = policy::FILE_NAME)]
         out: PathBuf,
     },
-    /// Give policies to a node, for this boot or before an update: it says whether it will take
-    /// them
-    Send { policies: PathBuf },
-    /// Whose policies the node takes, and for which PCR 14 it needs one now
+    /// Send policies to a node, for this boot or before an update; the node reports whether it
+    /// accepts them
+    Send {
+        /// File with the policies
+        policies: PathBuf,
+    },
+    /// Show whose policies a node accepts, and its present PCR 14, which needs one
     Show,
 }
 
 #[derive(clap::Subcommand)]
 pub(crate) enum RecoveryCommand {
-    /// Keep a node's root key as only the recovery key reads it
-    Save { escrow: PathBuf },
-    /// Bring a root key to a node that lost it, once the node has shown what it is
+    /// Save a node's root key in escrow, encrypted for the recovery key
+    Save {
+        /// Output file
+        escrow: PathBuf,
+    },
+    /// Attest a node, and if it is as expected, restore its root key from escrow
     Restore {
+        /// File that recovery save wrote
         escrow: PathBuf,
         #[command(flatten)]
-        wanted: Wanted,
+        reference: ReferenceArgs,
     },
 }
 
@@ -53,54 +61,61 @@ pub(crate) fn policy(
 ) -> Result<()> {
     match command {
         PolicyCommand::Sign { expect, settings, out } => {
-            let signer = keys::policy_signer(&keys::load(&folder.join(keys::BUILDER), "builder")?);
-            let image = appraisal::Expected::image(expect, settings.as_deref())?;
-            let policies = Policies::sign(&signer, &image.boards);
-            std::fs::write(out, policies.text())
-                .with_context(|| format!("cannot write {}", out.display()))?;
-            said(as_json, &json!(policies), || {
-                let boards: Vec<&str> =
-                    policies.policies.iter().map(|policy| policy.board.as_str()).collect();
-                let file = out.display();
-                format!(
-                    "{file}: policies for {}\nNext: trustctl policy send {file}, or onto the card's boot partition",
-                    boards.join(", ")
-                )
-            });
-            Ok(())
+            sign(expect, settings.as_deref(), out, folder, as_json)
         }
-        PolicyCommand::Send { policies } => {
-            let text = std::fs::read(policies)
-                .with_context(|| format!("cannot read {}", policies.display()))?;
-            let read = Policies::read(&text).with_context(|| policies.display().to_string())?;
-            let answer = client.put("/v1/policies", &json!(read))?;
-            said(as_json, &answer, || {
-                let boots: Vec<String> = read
-                    .policies
-                    .iter()
-                    .map(|policy| format!("{}  {}", policy.pcr14, policy.board))
-                    .collect();
-                let now = if answer["this_boot"] == true {
-                    "This boot is one of them."
-                } else {
-                    "This boot is none of them."
-                };
-                format!(
-                    "The node will have its root key after boots with PCR 14 =\n{}\n{now}",
-                    boots.join("\n")
-                )
-            });
-            Ok(())
-        }
+        PolicyCommand::Send { policies } => send(client, policies, as_json),
         PolicyCommand::Show => {
-            let answer = client.get("/v1/policies")?;
-            let text = |key: &str| answer[key].as_str().unwrap_or("?").to_owned();
-            said(as_json, &answer, || {
-                format!("signer  {}\nPCR 14  {}", text("signer"), text("pcr14"))
-            });
-            Ok(())
+            let answer = client.required_policy()?;
+            print_result(as_json, &answer, || {
+                format!("signer  {}\nPCR 14  {}", answer.signer, answer.pcr14)
+            })
         }
     }
+}
+
+fn sign(
+    expect: &Path,
+    settings: Option<&Path>,
+    out: &Path,
+    folder: &Path,
+    as_json: bool,
+) -> Result<()> {
+    let signer = keys::policy_signer(&keys::load(&folder.join(keys::BUILDER), "builder")?);
+    let policies = Policies::sign(&signer, &image::read_measurements(expect, settings)?.boards);
+    std::fs::write(out, policies.text())
+        .with_context(|| format!("cannot write {}", out.display()))?;
+    print_result(as_json, &policies, || {
+        let boards: Vec<&str> =
+            policies.policies.iter().map(|policy| policy.board.as_str()).collect();
+        let file = out.display();
+        format!(
+            "{file}: policies for {}\n\
+             Next: trustctl policy send {file}, or copy it onto the card's boot partition",
+            boards.join(", ")
+        )
+    })
+}
+
+fn send(client: &Client, file: &Path, as_json: bool) -> Result<()> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let policies = Policies::parse(&text).with_context(|| file.display().to_string())?;
+    let answer = client.send_policies(&policies)?;
+    print_result(as_json, &answer, || {
+        let boots: Vec<String> = policies
+            .policies
+            .iter()
+            .map(|policy| format!("{}  {}", policy.pcr14, policy.board))
+            .collect();
+        let this_boot = if answer.this_boot {
+            "This boot is one of them."
+        } else {
+            "This boot is not one of them."
+        };
+        format!(
+            "The node can unseal its root key after boots with PCR 14 =\n{}\n{this_boot}",
+            boots.join("\n")
+        )
+    })
 }
 
 pub(crate) fn recovery(
@@ -110,52 +125,66 @@ pub(crate) fn recovery(
     as_json: bool,
 ) -> Result<()> {
     match command {
-        RecoveryCommand::Save { escrow: file } => {
-            let answer = client.get("/v1/recovery")?;
-            let escrow: Escrow =
-                serde_json::from_value(answer.clone()).context("the node's answer is no escrow")?;
-            // What cannot be opened is found out now, and not when it is needed; only who has the
-            // key here can look.
-            let opened = match keys::load_recovery(folder) {
-                Ok(key) => Some(escrow.open(&key).map_err(|e| DoesNotHold(e.to_string()))?),
-                Err(_) => None,
-            };
-            std::fs::write(file, answer.to_string() + "\n")
-                .with_context(|| format!("cannot write {}", file.display()))?;
-            said(as_json, &answer, || match opened {
-                Some(_) => format!("{}: kept, and your recovery key opens it", file.display()),
-                None => format!(
-                    "{}: kept; for the recovery key {}, which is not here",
-                    file.display(),
-                    escrow.recovery()
-                ),
-            });
-            Ok(())
-        }
-        RecoveryCommand::Restore { escrow: file, wanted } => {
-            let text =
-                std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-            let escrow: Escrow = serde_json::from_slice(&text)
-                .with_context(|| format!("{} is no escrow", file.display()))?;
-            let root = escrow
-                .open(&keys::load_recovery(folder)?)
-                .with_context(|| file.display().to_string())?;
-            if !wanted.names_an_image() {
-                bail!(
-                    "--expect is wanted: whoever gets the root key has the keys of all modules, so the node shows first what it is"
-                );
-            }
-            let (_, verdict) = appraisal::ask(client, &wanted.read()?)?;
-            verdict.map_err(|error| {
-                DoesNotHold(format!(
-                    "the root key was not sent, for the node is not what was expected: {error:#}"
-                ))
-            })?;
-            let answer = client.put("/v1/recovery", &json!({ "root": measure::hex(&root) }))?;
-            said(as_json, &answer, || {
-                "The node has its root key again and starts its modules.\nNext: trustctl log reset, for another TPM counts anew; trustctl status".into()
-            });
-            Ok(())
+        RecoveryCommand::Save { escrow } => save(client, escrow, folder, as_json),
+        RecoveryCommand::Restore { escrow, reference } => {
+            restore(client, escrow, reference, folder, as_json)
         }
     }
+}
+
+fn save(client: &Client, file: &Path, folder: &Path, as_json: bool) -> Result<()> {
+    let escrow = client.escrow()?;
+    // With the recovery key at hand the escrow is opened now, so that a damaged one is found before
+    // it is needed.
+    let opened = match keys::load_recovery(folder) {
+        Ok(key) => Some(escrow.open(&key).map_err(NegativeResult::from_error)?),
+        Err(_) => None,
+    };
+    std::fs::write(file, serde_json::to_string(&escrow)? + "\n")
+        .with_context(|| format!("cannot write {}", file.display()))?;
+    print_result(as_json, &escrow, || match opened {
+        Some(_) => format!("{}: saved, and your recovery key opens it", file.display()),
+        None => format!(
+            "{}: saved for the recovery key {}, which is not in {}, so it was not opened",
+            file.display(),
+            escrow.recovery(),
+            folder.display()
+        ),
+    })
+}
+
+fn restore(
+    client: &Client,
+    file: &Path,
+    reference: &ReferenceArgs,
+    folder: &Path,
+    as_json: bool,
+) -> Result<()> {
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let escrow: Escrow = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is not an escrow", file.display()))?;
+    let root =
+        escrow.open(&keys::load_recovery(folder)?).with_context(|| file.display().to_string())?;
+    if !reference.names_an_image() {
+        bail!(
+            "--expect FILE is required: the root key gives all keys of the modules, \
+             so the node must be attested first"
+        );
+    }
+    let result = match appraisal::attest(client, &reference.read()?) {
+        Ok((_, result)) => result,
+        Err(error) if error.is::<EvidenceError>() => Err(error),
+        Err(error) => return Err(error.context("the root key was not sent")),
+    };
+    result.map_err(|error| {
+        NegativeResult(format!(
+            "the root key was not sent, because the node is not as expected: {error:#}"
+        ))
+    })?;
+    let answer = client.restore_root_key(&root)?;
+    print_result(as_json, &answer, || {
+        "The node has its root key again and starts its modules.\n\
+         Next: trustctl log reset, because another TPM has another counter; trustctl status"
+            .into()
+    })
 }

@@ -1,4 +1,4 @@
-//! Why the ledger cannot be used, or does not take what was brought.
+//! Errors of the ledger on this node.
 
 use std::path::PathBuf;
 
@@ -7,26 +7,60 @@ use ledger::ethereum::ChainError;
 
 use crate::tpm::TpmError;
 
-const RESET: &str = "If you know why (a new card, a TPM that was exchanged or cleared): trustctl log reset, which is recorded for all to see";
+const RESET_HINT: &str = "if you know the cause (a new card, an exchanged or cleared TPM): \
+                          trustctl log reset, which is recorded in PCR 15";
 
+/// Reason why the ledger cannot be used, or why a log or a bundle is rejected.
 #[derive(Debug, thiserror::Error)]
-pub enum ApprovalError {
+pub enum AdmissionError {
+    /// The log is invalid.
     #[error(transparent)]
     Log(#[from] LogError),
+    /// The bundle or the state of the chain is invalid.
     #[error(transparent)]
     Chain(#[from] ChainError),
-    #[error("this node's ledger is of the kind \"log\": it follows no chain")]
+    /// The node follows no chain.
+    #[error("the ledger of this node has the kind \"log\", so it follows no chain")]
     NoChain,
+    /// The TPM failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
-    #[error("cannot access {path}: {source}")]
-    Io { path: PathBuf, source: std::io::Error },
+    /// A file cannot be read or written.
+    #[error("cannot access {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The file with the high-water marks is not the newest one that this node wrote.
     #[error(
-        "{path}, which says how far this node has seen the ledger, cannot be used: {problem}; until then nothing is approved. {RESET}"
+        "the high-water mark of the ledger, {path}, cannot be used: {problem}; until it can, this \
+         node approves nothing; {RESET_HINT}"
     )]
-    HighWater { path: PathBuf, problem: String },
+    HighWaterMark {
+        /// The file.
+        path: PathBuf,
+        /// Description of the problem.
+        problem: String,
+    },
+    /// The persisted state of the chain is not the one that the high-water mark names.
     #[error(
-        "the log of the image and the log on the data partition are not two stages of one log; one of them is forged or of another ledger"
+        "the persisted state of the chain, {path}, is missing or altered: it was lost, or an older \
+         state was restored; {RESET_HINT}; the node then follows the chain from the image's \
+         checkpoint, which must be at most two weeks old"
+    )]
+    ChainState {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The image's log and the persisted log contradict each other.
+    #[error(
+        "the log of the image and the log on the data partition are not a shorter and a longer \
+         copy of one log: one of them is forged or of another ledger"
     )]
     Fork,
+    /// Nothing was read yet.
+    #[error("it was not read yet")]
+    NotRead,
 }

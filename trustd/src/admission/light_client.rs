@@ -1,270 +1,276 @@
-//! The chain as this node follows it, and what is kept of it over a restart.
+//! The chain as this node follows it, and its state on disk.
 //!
 //! Invariants:
-//! - What is kept counts only if the mark (marks.rs) has its hash: an older state cannot be put
-//!   back. Its file is named after that; an older one is removed only after the mark, so that a
-//!   kill or a fault at any moment leaves the one that is marked.
-//! - What could not be kept may only deny.
+//! - A persisted state counts only if the high-water mark (rollback.rs) has its hash, so an older
+//!   state cannot be restored. The file is named after the hash. An older file is removed only
+//!   after the mark is written, so a kill or a fault at any point leaves the marked one.
+//! - State that could not be persisted can only deny.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, RwLock};
 use std::time::Duration;
 
+use api::owner::{ChainHead, ChainStatus};
 use ledger::ChainReason;
-use ledger::ethereum::{self, ChainError, Follower, Found, Hash, MOST_DIGESTS, Settings};
-use serde::Serialize;
+use ledger::ethereum::{
+    self, Approval, ChainError, Hash, LightClient, LightClientStatus, MAX_DIGESTS, Settings,
+};
+use measure::Digest;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::watch;
 
-use crate::admission::error::ApprovalError;
-use crate::util::atomic_file;
+use super::error::AdmissionError;
+use crate::util::error_chain::error_chain;
+use crate::util::failpoint::fail_point;
+use crate::util::lock::{self, lock};
+use crate::util::{atomic_file, clock};
 
-/// For so long after somebody asked for an image the relays are asked for it, in seconds.
-const ASKED_FOR: u64 = 3600;
+/// Time in seconds for which relays are asked for an image after a decision needed it.
+const REQUEST_LIFETIME_SECONDS: u64 = 3600;
 
-struct Held {
-    follower: Follower,
-    /// Newer, and not kept.
-    ahead: Option<Follower>,
-    /// What is on disk, and what it comes to.
-    mark: Option<measure::Digest>,
-    essence: ethereum::Root,
+struct ChainState {
+    client: LightClient,
+    /// Newer state that could not be persisted.
+    unpersisted: Option<LightClient>,
+    /// SHA-256 of the persisted state.
+    mark: Option<Digest>,
+    /// [`LightClient::persistent_root`] of the persisted state.
+    persistent_root: ethereum::Root,
 }
 
-pub(crate) struct Chain {
+/// A light client whose state outlives restarts.
+pub(super) struct PersistentLightClient {
     settings: Result<Settings, ChainError>,
     data: PathBuf,
-    /// Or why it cannot be used.
-    state: RwLock<Result<Held, String>>,
-    /// Who is asked for, and when that was last.
-    digests: Mutex<BTreeMap<Hash, u64>>,
-    news: watch::Sender<()>,
-    /// Of whom a bundle told since this process began.
-    heard: Mutex<BTreeSet<Hash>>,
-    max_age: u64,
+    /// State, or why it cannot be used.
+    state: RwLock<Result<ChainState, String>>,
+    /// Images that decisions needed, with the time of the last decision.
+    requests: Mutex<BTreeMap<Hash, u64>>,
+    new_request: watch::Sender<()>,
+    /// Images that had a record in a bundle since this process started.
+    reported: Mutex<BTreeSet<Hash>>,
+    max_age_s: u64,
     stale_grace: Duration,
 }
 
-/// What was written and waits for its mark.
-pub(crate) struct Kept {
-    pub(crate) mark: measure::Digest,
+/// State that was written and waits for its mark.
+pub(super) struct PendingState {
+    /// SHA-256 of the state.
+    pub(super) mark: Digest,
 }
 
-/// What relays are asked for.
+/// Content of a request to a relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Behind a `?`: from where, and nothing else.
+pub struct BundleRequest {
+    /// Query parameter with the starting point: `period=…` or `checkpoint=…`.
     pub from: String,
+    /// Images whose records are needed.
     pub digests: Vec<Hash>,
 }
 
-/// What the owner is told of it.
-#[derive(Serialize)]
-pub struct View {
-    #[serde(flatten)]
-    at: Option<ethereum::View>,
-    /// How old the final block is, in seconds.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    age_s: Option<u64>,
-    max_age_s: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    problem: Option<String>,
-}
-
-impl Chain {
-    pub(crate) fn new(chain: &config::Chain, data: &Path) -> Self {
+impl PersistentLightClient {
+    pub(super) fn new(chain: &config::Chain, data: &Path) -> Self {
         Self {
             settings: Settings::try_from(chain),
             data: data.to_owned(),
-            state: RwLock::new(Err("it was not read yet".into())),
-            digests: Mutex::default(),
-            news: watch::Sender::new(()),
-            heard: Mutex::default(),
-            max_age: chain.max_age_s,
+            state: RwLock::new(Err(AdmissionError::NotRead.to_string())),
+            requests: Mutex::default(),
+            new_request: watch::Sender::new(()),
+            reported: Mutex::default(),
+            max_age_s: chain.max_age_s,
             stale_grace: Duration::from_secs(chain.stale_grace_s),
         }
     }
 
-    /// Reads what was kept; it must be what the mark says.
-    pub(crate) fn open(&self, mark: Result<Option<measure::Digest>, String>) {
-        let read = mark.and_then(|mark| self.read(mark));
-        match &read {
-            // What a kill left behind.
-            Ok(Held { mark: Some(mark), .. }) => self.remove_others(Some(mark)),
+    /// Reads the persisted state that the mark names.
+    pub(super) fn open(&self, mark: Result<Option<Digest>, &AdmissionError>) {
+        let state = mark
+            .map_err(|error| error_chain(error))
+            .and_then(|mark| self.load(mark).map_err(|error| error_chain(&error)));
+        match &state {
+            // A kill can have left other files.
+            Ok(ChainState { mark: Some(mark), .. }) => self.remove_files_except(Some(mark)),
             Ok(_) => {}
-            Err(problem) => println!("chain: {problem}"),
+            Err(problem) => logging::error!("the state of the chain cannot be used: {problem}"),
         }
-        self.set(read);
+        *lock::write(&self.state) = state;
     }
 
-    fn set(&self, state: Result<Held, String>) {
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
-    }
-
-    fn path(&self, mark: &measure::Digest) -> PathBuf {
+    fn path(&self, mark: &Digest) -> PathBuf {
         self.data.join(format!("chain-{}.json", measure::hex(mark)))
     }
 
-    /// All but one.
-    fn remove_others(&self, but: Option<&measure::Digest>) {
-        let but = but.map(|mark| self.path(mark));
+    fn remove_files_except(&self, mark: Option<&Digest>) {
+        let except = mark.map(|mark| self.path(mark));
         for entry in std::fs::read_dir(&self.data).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
-            if name.to_string_lossy().starts_with("chain-") && but.as_ref() != Some(&path) {
+            if name.to_string_lossy().starts_with("chain-") && except.as_ref() != Some(&path) {
                 let _ = std::fs::remove_file(path);
             }
         }
     }
 
-    fn read(&self, mark: Option<measure::Digest>) -> Result<Held, String> {
-        let settings = self.settings.clone().map_err(|error| error.to_string())?;
-        let Some(mark) = mark else {
-            let follower = Follower::new(settings);
-            return Ok(Held { essence: follower.essence(), follower, ahead: None, mark: None });
+    fn load(&self, mark: Option<Digest>) -> Result<ChainState, AdmissionError> {
+        let settings = self.settings.clone()?;
+        let client = match mark {
+            None => LightClient::new(settings),
+            Some(mark) => {
+                let path = self.path(&mark);
+                let bytes =
+                    std::fs::read(&path).ok().filter(|bytes| Sha256::digest(bytes)[..] == mark);
+                let bytes = bytes.ok_or(AdmissionError::ChainState { path })?;
+                let persisted = serde_json::from_slice(&bytes)
+                    .map_err(|error| ChainError::PersistedState(error.to_string()))?;
+                LightClient::restore(settings, persisted)?
+            }
         };
-        let path = self.path(&mark);
-        let bytes = std::fs::read(&path).ok().filter(|bytes| Sha256::digest(bytes)[..] == mark);
-        let other = || {
-            format!(
-                "what this node kept last, {}, is not there as it was: an older state was put back, or it is lost. If you know why: trustctl log reset, \
-                 which is recorded for all to see; the chain is then followed from the image's checkpoint, which must be at most two weeks old",
-                path.display()
-            )
-        };
-        let bytes = bytes.ok_or_else(other)?;
-        let saved = serde_json::from_slice(&bytes)
-            .map_err(|error| ChainError::Saved(error.to_string()).to_string())?;
-        let follower = Follower::restore(settings, saved).map_err(|error| error.to_string())?;
-        Ok(Held { essence: follower.essence(), follower, ahead: None, mark: Some(mark) })
+        let persistent_root = client.persistent_root();
+        Ok(ChainState { client, unpersisted: None, mark, persistent_root })
     }
 
-    /// What there is to go on from, and whether all of it is kept.
-    pub(crate) fn known(&self) -> Result<(Follower, bool), ApprovalError> {
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(held) => {
-                Ok((held.ahead.as_ref().unwrap_or(&held.follower).clone(), held.ahead.is_none()))
+    /// Returns the newest state, and whether it is persisted as far as it must be.
+    ///
+    /// # Errors
+    /// [`AdmissionError::Chain`] if the state cannot be used.
+    pub(super) fn newest(&self) -> Result<(LightClient, bool), AdmissionError> {
+        match &*lock::read(&self.state) {
+            Ok(ChainState { client, unpersisted, .. }) => {
+                Ok((unpersisted.as_ref().unwrap_or(client).clone(), unpersisted.is_none()))
             }
-            Err(problem) => Err(ChainError::Saved(problem.clone()).into()),
+            Err(problem) => Err(ChainError::PersistedState(problem.clone()).into()),
         }
     }
 
-    pub(crate) fn usable(&self) -> bool {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).is_ok()
+    pub(super) fn is_usable(&self) -> bool {
+        lock::read(&self.state).is_ok()
     }
 
-    /// Writes what must be kept; nothing, if it may be lost (`Follower::essence`).
-    pub(crate) fn prepare(&self, news: &Follower) -> Result<Option<Kept>, ApprovalError> {
-        let same = matches!(&*self.state.read().unwrap_or_else(PoisonError::into_inner), Ok(held) if held.essence == news.essence());
-        let Some(saved) = news.saved().filter(|_| !same) else { return Ok(None) };
-        let text =
-            serde_json::to_vec(&saved).map_err(|error| ChainError::Saved(error.to_string()))?;
+    /// Writes a state next to the persisted one. Writes nothing and returns `None` if the
+    /// difference may be lost ([`LightClient::persistent_root`]).
+    ///
+    /// # Errors
+    /// [`AdmissionError::Io`] if the file cannot be written. The state then only denies.
+    pub(super) fn write_pending(
+        &self,
+        client: &LightClient,
+    ) -> Result<Option<PendingState>, AdmissionError> {
+        let root = client.persistent_root();
+        let is_same =
+            matches!(&*lock::read(&self.state), Ok(state) if state.persistent_root == root);
+        let Some(persisted) = client.persisted_state().filter(|_| !is_same) else {
+            return Ok(None);
+        };
+        let text = serde_json::to_vec(&persisted)
+            .map_err(|error| ChainError::PersistedState(error.to_string()))?;
         let mark = Sha256::digest(&text).into();
         let path = self.path(&mark);
         if let Err(source) = atomic_file::write(&path, &text) {
-            self.ahead(news.clone());
-            return Err(ApprovalError::Io { path, source });
+            self.set_unpersisted(client.clone());
+            return Err(AdmissionError::Io { path, source });
         }
-        crate::util::failpoint::fail_point("chain-written");
-        Ok(Some(Kept { mark }))
+        fail_point("chain-written");
+        Ok(Some(PendingState { mark }))
     }
 
-    /// From now on it decides.
-    pub(crate) fn settle(&self, news: Follower, kept: Option<Kept>) {
-        crate::util::failpoint::fail_point("chain-marked");
-        if let Ok(held) = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
-            if let Some(Kept { mark }) = &kept {
-                (held.mark, held.essence) = (Some(*mark), news.essence());
+    /// Bases decisions on this state from here on. `pending` is the file that was written and
+    /// marked for it.
+    pub(super) fn commit(&self, client: LightClient, pending: Option<PendingState>) {
+        fail_point("chain-marked");
+        if let Ok(state) = &mut *lock::write(&self.state) {
+            if let Some(PendingState { mark }) = &pending {
+                (state.mark, state.persistent_root) = (Some(*mark), client.persistent_root());
             }
-            (held.follower, held.ahead) = (news, None);
+            (state.client, state.unpersisted) = (client, None);
         }
-        if let Some(Kept { mark }) = kept {
-            self.remove_others(Some(&mark));
-        }
-    }
-
-    /// Newer, and not kept: it may only deny.
-    pub(crate) fn ahead(&self, news: Follower) {
-        if let Ok(held) = &mut *self.state.write().unwrap_or_else(PoisonError::into_inner) {
-            held.ahead = Some(news);
+        if let Some(PendingState { mark }) = pending {
+            self.remove_files_except(Some(&mark));
         }
     }
 
-    /// What is kept; none where that cannot be told.
-    pub(crate) fn mark(&self) -> Option<Option<measure::Digest>> {
-        self.state
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .ok()
-            .map(|held| held.mark)
+    /// Stores a newer state that could not be persisted. It can only deny.
+    pub(super) fn set_unpersisted(&self, client: LightClient) {
+        if let Ok(state) = &mut *lock::write(&self.state) {
+            state.unpersisted = Some(client);
+        }
     }
 
-    /// Begins anew from the checkpoint.
-    pub(crate) fn reset(&self) {
-        self.set(self.read(None));
-        self.remove_others(None);
+    /// Returns the mark of the persisted state: `Some(None)` if nothing is persisted, `None` if the
+    /// state cannot be used.
+    pub(super) fn mark(&self) -> Option<Option<Digest>> {
+        lock::read(&self.state).as_ref().ok().map(|state| state.mark)
     }
 
-    /// Whose records count: what was asked for of late.
-    pub(crate) fn asked_for(&self) -> BTreeSet<Hash> {
-        self.digests.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    /// Discards the state and starts from the checkpoint.
+    pub(super) fn reset(&self) {
+        *lock::write(&self.state) = self.load(None).map_err(|error| error_chain(&error));
+        self.remove_files_except(None);
     }
 
-    pub(crate) fn decide(&self, digest: &str, now: u64) -> Result<Found, ChainReason> {
-        let hash = hash_of(digest)?;
-        self.ask(hash, now);
-        match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(Held { follower, ahead, .. }) => {
-                let (found, ahead) = (
-                    follower.decide(&hash, now),
-                    ahead.as_ref().map(|ahead| ahead.decide(&hash, now)),
-                );
-                match (found, ahead) {
+    /// Returns the images whose records count: those that decisions needed recently.
+    pub(super) fn requested_digests(&self) -> BTreeSet<Hash> {
+        lock(&self.requests).keys().copied().collect()
+    }
+
+    /// Decides whether an image may run as far as the chain is concerned, and requests its record.
+    ///
+    /// # Errors
+    /// [`ChainReason`] if it must not.
+    pub(super) fn decide(&self, digest: &str, now: u64) -> Result<Approval, ChainReason> {
+        let hash = parse_digest(digest)?;
+        self.request(hash, now);
+        match &*lock::read(&self.state) {
+            Ok(ChainState { client, unpersisted, .. }) => {
+                let decision = client.decide(&hash, now);
+                let newer = unpersisted.as_ref().map(|newer| newer.decide(&hash, now));
+                match (decision, newer) {
                     (Ok(_), Some(Err(reason))) => Err(reason),
-                    // What only waits for news hides none; what is not kept makes no grace longer.
-                    (Err(waits), Some(Err(reason))) if may_wait(&waits) && !may_wait(&reason) => {
+                    // A denial for stale data must not mask a definite denial from newer state, and
+                    // state that is not persisted never extends a grace period.
+                    (Err(first), Some(Err(reason)))
+                        if is_temporary(&first) && !is_temporary(&reason) =>
+                    {
                         Err(reason)
                     }
-                    (found, _) => found,
+                    (decision, _) => decision,
                 }
             }
             Err(problem) => Err(ChainReason::Unusable(problem.clone())),
         }
     }
 
-    fn ask(&self, digest: Hash, now: u64) {
-        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        if digests.len() >= MOST_DIGESTS && !digests.contains_key(&digest) {
+    fn request(&self, digest: Hash, now: u64) {
+        let mut requests = lock(&self.requests);
+        if requests.len() >= MAX_DIGESTS && !requests.contains_key(&digest) {
             return;
         }
-        if digests.insert(digest, now).is_none() {
-            self.news.send_replace(());
+        if requests.insert(digest, now).is_none() {
+            self.new_request.send_replace(());
         }
     }
 
-    pub(crate) fn asked(&self) -> watch::Receiver<()> {
-        self.news.subscribe()
+    /// Returns a receiver that changes when an image is requested for the first time.
+    pub(super) fn subscribe_to_requests(&self) -> watch::Receiver<()> {
+        self.new_request.subscribe()
     }
 
-    /// A bundle held.
-    pub(crate) fn hear(&self, news: &Follower) {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner).extend(news.told());
+    /// Remembers which images had a record in a valid bundle.
+    pub(super) fn note_records(&self, client: &LightClient) {
+        lock(&self.reported).extend(client.digests());
     }
 
-    /// Whether a bundle had this image since this process began.
-    pub(crate) fn heard(&self, digest: &str) -> bool {
-        hash_of(digest).is_ok_and(|hash| {
-            self.heard.lock().unwrap_or_else(PoisonError::into_inner).contains(&hash)
-        })
+    /// Reports whether a bundle had a record of the image since this process started.
+    pub(super) fn has_fresh_record(&self, digest: &str) -> bool {
+        parse_digest(digest).is_ok_and(|hash| lock(&self.reported).contains(&hash))
     }
 
-    pub(crate) fn wanted(&self, now: u64) -> Wanted {
-        let mut digests = self.digests.lock().unwrap_or_else(PoisonError::into_inner);
-        digests.retain(|_, asked| now.saturating_sub(*asked) < ASKED_FOR);
-        let digests = digests.keys().copied().collect();
-        let period = match &*self.state.read().unwrap_or_else(PoisonError::into_inner) {
-            Ok(held) => held.follower.period(now),
+    /// Returns the next request to the relays. Forgets images that no decision needed recently.
+    pub(super) fn bundle_request(&self, now: u64) -> BundleRequest {
+        let mut requests = lock(&self.requests);
+        requests.retain(|_, requested| now.saturating_sub(*requested) < REQUEST_LIFETIME_SECONDS);
+        let digests = requests.keys().copied().collect();
+        let period = match &*lock::read(&self.state) {
+            Ok(state) => state.client.first_missing_period(now),
             Err(_) => None,
         };
         let checkpoint = self.settings.as_ref().map(|settings| Hash::new(settings.checkpoint));
@@ -273,38 +279,51 @@ impl Chain {
             (None, Ok(root)) => format!("checkpoint={root}"),
             (None, Err(_)) => String::new(),
         };
-        Wanted { from, digests }
+        BundleRequest { from, digests }
     }
 
-    pub(crate) fn stale_grace(&self) -> Duration {
+    /// Returns how long a running module may continue after the chain's state became too old.
+    pub(super) fn stale_grace(&self) -> Duration {
         self.stale_grace
     }
 
-    pub(crate) fn view(&self, now: u64) -> View {
-        let state = self.state.read().unwrap_or_else(PoisonError::into_inner);
-        let at = state.as_ref().ok().and_then(|held| held.follower.view());
-        let problem = match (&*state, &at) {
+    /// Returns the state of the chain for the owner.
+    pub(super) fn status(&self) -> ChainStatus {
+        let now = clock::unix_seconds();
+        let state = lock::read(&self.state);
+        let head = state.as_ref().ok().and_then(|state| state.client.status());
+        let problem = match (&*state, &head) {
             (Err(problem), _) => Some(problem.clone()),
-            (Ok(_), None) => Some("no relay gave a bundle that holds yet".into()),
+            (Ok(_), None) => Some("no relay has given a valid bundle yet".into()),
             _ => None,
         };
-        View {
-            age_s: at.as_ref().map(|at| now.saturating_sub(at.time)),
-            at,
-            max_age_s: self.max_age,
-            problem,
-        }
+        let head = head.map(|head| describe_head(&head, now));
+        ChainStatus { head, max_age_s: self.max_age_s, problem }
     }
 }
 
-fn hash_of(digest: &str) -> Result<Hash, ChainReason> {
+fn describe_head(status: &LightClientStatus, now: u64) -> ChainHead {
+    ChainHead {
+        slot: status.slot,
+        block: status.block,
+        time: status.time,
+        age_s: now.saturating_sub(status.time),
+        attested_slot: status.attested_slot,
+        attested_block: status.attested_block,
+        period: status.period,
+        records: status.records,
+    }
+}
+
+/// Parses the digest of a manifest as the key of a record.
+fn parse_digest(digest: &str) -> Result<Hash, ChainReason> {
     let hex = digest.strip_prefix("sha256:").unwrap_or_default();
     format!("0x{hex}")
         .parse()
-        .map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a digest")))
+        .map_err(|_| ChainReason::Unusable(format!("{digest:?} is not a SHA-256 digest")))
 }
 
-/// Denials that can have a grace for the relays' sake.
-fn may_wait(reason: &ChainReason) -> bool {
+/// Reports whether a denial can have a grace period, because a bundle of a relay can lift it.
+fn is_temporary(reason: &ChainReason) -> bool {
     matches!(reason, ChainReason::Stale { .. } | ChainReason::NotAsked)
 }

@@ -1,117 +1,147 @@
-//! Asking relays for bundles of the chain, again and again, and at once when an image comes that
-//! nobody asked for before.
+//! Polls relays for bundles of the chain: at an interval, and immediately when a decision needs an
+//! image that no relay was asked for yet.
 //!
-//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, slow or gives half of it
-//! is named; all are asked, each in its own time, so that none can hide or hold up what another
-//! has.
+//! No relay is trusted (lib/ledger, ethereum): one that lies, is behind, is slow or gives an
+//! incomplete bundle is reported. All relays are polled concurrently, so that no relay can hide or
+//! delay a revocation that another one has.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use config::{LogSource, Node};
+use api::owner::SourceStatus;
+use config::{InvalidValue, LogSource, Node};
 use futures_util::future::join_all;
-use ledger::ethereum::{ChainError, LARGEST_BUNDLE};
+use ledger::ethereum::{ChainError, Hash, MAX_BUNDLE_BYTES};
+use tokio::time::Instant;
 
-use crate::admission::Approvals;
-use crate::admission::error::ApprovalError;
-use crate::admission::light_client::Wanted;
-use crate::admission::log_sources::{FIRST_PAUSE, Heard, Hearing, read};
-use crate::images::fetch::Client;
+use super::controller::Admission;
+use super::error::AdmissionError;
+use super::light_client::BundleRequest;
+use super::sources::{BACKOFF_INITIAL, SourceStatuses, read};
+use crate::images::fetch::RegistryClient;
+use crate::util::error_chain::error_chain;
 
-/// So many digests in one question: what is before a path's length limit in common servers.
-const AT_ONCE: usize = 64;
-/// All questions to one relay, one after the other.
-const PASS_WITHIN: Duration = Duration::from_secs(120);
-/// Images that come together are asked for together.
-const GATHER: Duration = Duration::from_millis(200);
+/// Digests per request, so that the path stays below the limits of common servers.
+const MAX_DIGESTS_PER_REQUEST: usize = 64;
+/// Time for all requests of one poll of one relay.
+const POLL_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time to wait for more images, which one request then covers.
+const GATHER_DELAY: Duration = Duration::from_millis(200);
 
-pub struct Relays {
-    list: Vec<LogSource>,
-    period: Duration,
-    client: Client,
-    heard: Hearing,
+/// Polls the relays.
+pub struct RelayPoller {
+    relays: Vec<LogSource>,
+    interval: Duration,
+    client: RegistryClient,
+    statuses: SourceStatuses,
 }
 
-impl Relays {
-    pub fn new(node: &Node, client: Client) -> Result<Self, String> {
+/// Outcome of one poll of one relay.
+struct PollOutcome {
+    /// A bundle changed the state of the chain.
+    is_new: bool,
+    /// Every bundle was valid and up to date.
+    is_ok: bool,
+}
+
+impl RelayPoller {
+    /// Creates a poller for the relays in node.toml.
+    ///
+    /// # Errors
+    /// Fails if node.toml contains an invalid relay.
+    pub fn new(node: &Node, client: RegistryClient) -> Result<Self, InvalidValue> {
         let (relays, poll_s) =
             node.ledger.chain.as_ref().map_or((&[][..], 1), |chain| (&chain.relays, chain.poll_s));
-        let list = relays.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
-        Ok(Self { list, period: Duration::from_secs(poll_s), client, heard: Hearing::default() })
+        let relays = relays.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
+        let interval = Duration::from_secs(poll_s);
+        Ok(Self { relays, interval, client, statuses: SourceStatuses::default() })
     }
 
-    /// What came of asking each relay.
-    pub fn heard(&self) -> BTreeMap<String, Heard> {
-        self.heard.all()
+    /// Returns the result of the last poll of each relay, by address.
+    pub fn statuses(&self) -> BTreeMap<String, SourceStatus> {
+        self.statuses.all()
     }
 
-    /// Asks without end; `wake` when something is new. Each in its own time: a slow one holds up
-    /// nobody's news.
-    pub async fn keep(self: Arc<Self>, approvals: Arc<Approvals>, wake: impl Fn()) {
-        join_all(self.list.iter().map(|relay| self.follow(relay, &approvals, &wake))).await;
+    /// Polls without end, and calls `wake` after each bundle with something new. Each relay is
+    /// polled independently, so a slow relay does not delay the others.
+    pub async fn poll_forever(self: Arc<Self>, admission: Arc<Admission>, wake: impl Fn()) {
+        join_all(self.relays.iter().map(|relay| self.poll_relay(relay, &admission, &wake))).await;
     }
 
-    async fn follow(&self, relay: &LogSource, approvals: &Approvals, wake: &impl Fn()) {
-        let (mut pause, Some(mut asked)) = (FIRST_PAUSE, approvals.asked()) else { return };
+    async fn poll_relay(&self, relay: &LogSource, admission: &Admission, wake: &impl Fn()) {
+        let Some(mut requests) = admission.subscribe_to_requests() else { return };
+        let mut pause = BACKOFF_INITIAL;
         loop {
-            // What is asked for from here on is asked for again.
-            asked.mark_unchanged();
-            let (new, good) = self.ask(relay, approvals).await;
-            if new {
+            // A request that arrives during the poll triggers the next poll.
+            requests.mark_unchanged();
+            let PollOutcome { is_new, is_ok } = self.poll(relay, admission).await;
+            if is_new {
                 wake();
             }
-            if good {
-                pause = self.period;
+            if is_ok {
+                pause = self.interval;
             }
             tokio::select! {
-                () = tokio::time::sleep(pause.min(self.period)) => pause = pause.saturating_mul(2),
-                Ok(()) = asked.changed() => tokio::time::sleep(GATHER).await,
+                () = tokio::time::sleep(pause.min(self.interval)) => {
+                    pause = pause.saturating_mul(2);
+                }
+                Ok(()) = requests.changed() => tokio::time::sleep(GATHER_DELAY).await,
             }
         }
     }
 
-    /// Whether something is new, and whether all that it gave holds.
-    async fn ask(&self, relay: &LogSource, approvals: &Approvals) -> (bool, bool) {
-        let (mut new, mut failed, deadline) =
-            (false, false, tokio::time::Instant::now() + PASS_WITHIN);
-        let digests = approvals.wanted().map(|wanted| wanted.digests).unwrap_or_default();
-        let groups: Vec<_> =
-            if digests.is_empty() { vec![&[][..]] } else { digests.chunks(AT_ONCE).collect() };
+    /// Polls one relay for all images that decisions need.
+    async fn poll(&self, relay: &LogSource, admission: &Admission) -> PollOutcome {
+        let mut outcome = PollOutcome { is_new: false, is_ok: true };
+        let deadline = Instant::now() + POLL_TIMEOUT;
+        let digests = admission.bundle_request().map(|request| request.digests).unwrap_or_default();
+        let groups: Vec<&[Hash]> = if digests.is_empty() {
+            vec![&[]]
+        } else {
+            digests.chunks(MAX_DIGESTS_PER_REQUEST).collect()
+        };
         for group in groups {
-            // Where this node is changes with the first bundle.
-            let Some(Wanted { from, .. }) = approvals.wanted() else { return (new, false) };
+            // The first bundle changes the starting point of the next request.
+            let Some(BundleRequest { from, .. }) = admission.bundle_request() else {
+                outcome.is_ok = false;
+                return outcome;
+            };
             let digests: String = group.iter().map(|digest| format!("&digest={digest}")).collect();
-            let asked = with(relay, &format!("{from}{digests}"));
-            let late = || format!("it did not answer all within {} s", PASS_WITHIN.as_secs());
-            let text = tokio::time::timeout_at(
-                deadline,
-                read(&self.client, &asked, LARGEST_BUNDLE as u64),
-            )
-            .await;
-            let mut behind = false;
-            let taken = match text.unwrap_or_else(|_| Err(late())) {
-                Ok(text) => approvals.take(&text).await.map_err(|error| {
-                    behind = matches!(error, ApprovalError::Chain(ChainError::Older { .. }));
-                    said(&error)
+            let source = with_query(relay, &format!("{from}{digests}"));
+            let mut is_behind = false;
+            let result = match self.read(&source, deadline).await {
+                Ok(text) => admission.apply_bundle(&text).await.map_err(|error| {
+                    is_behind =
+                        matches!(error, AdmissionError::Chain(ChainError::OlderState { .. }));
+                    describe(&error)
                 }),
                 Err(problem) => Err(problem),
             };
-            new |= taken == Ok(true);
-            failed |= taken.is_err();
-            let broken = taken.is_err() && !behind;
-            self.heard.note("chain", relay, taken.err());
-            // Who is behind may know of a revocation all the same.
-            if broken || !matches!(relay, LogSource::Http { .. }) {
+            outcome.is_new |= result == Ok(true);
+            outcome.is_ok &= result.is_ok();
+            let is_broken = result.is_err() && !is_behind;
+            self.statuses.update("relay", relay, result.err());
+            // A relay that is behind can still have a revocation of another image.
+            if is_broken || !matches!(relay, LogSource::Http { .. }) {
                 break;
             }
         }
-        (new, !failed)
+        outcome
+    }
+
+    /// Reads a bundle, or returns the description of the problem.
+    async fn read(&self, source: &LogSource, deadline: Instant) -> Result<String, String> {
+        let reading = read(&self.client, source, MAX_BUNDLE_BYTES as u64);
+        match tokio::time::timeout_at(deadline, reading).await {
+            Ok(result) => result.map_err(|error| error_chain(&error)),
+            Err(_) => Err(format!("the relay did not answer within {} s", POLL_TIMEOUT.as_secs())),
+        }
     }
 }
 
-/// What is wanted stands in the question; a file is what it is.
-fn with(relay: &LogSource, query: &str) -> LogSource {
+/// Adds the query to the address of an HTTP relay. Other sources have no query.
+fn with_query(relay: &LogSource, query: &str) -> LogSource {
     match relay {
         LogSource::Http { tls, host, path } => {
             let path = format!("{path}{}{query}", if path.contains('?') { '&' } else { '?' });
@@ -121,11 +151,11 @@ fn with(relay: &LogSource, query: &str) -> LogSource {
     }
 }
 
-fn said(error: &ApprovalError) -> String {
+fn describe(error: &AdmissionError) -> String {
     match error {
-        ApprovalError::Chain(ChainError::Older { what, known, found }) => {
-            format!("it is behind: its {what} slot is {found}, this node has {known}")
+        AdmissionError::Chain(ChainError::OlderState { known, found }) => {
+            format!("it is behind: its finalized slot is {found}, this node has {known}")
         }
-        other => other.to_string(),
+        other => error_chain(other),
     }
 }

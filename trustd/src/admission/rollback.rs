@@ -1,43 +1,49 @@
-//! How far this node has seen its ledger, in a file that nobody else can write and that cannot be
-//! put back.
+//! Rollback protection: the newest state of the ledger that this node has seen, in a file that only
+//! this node can write and that cannot be replaced by an older one.
 //!
-//! Invariant: the file is on disk before the TPM's counter moves, and only the file of the
-//! counter's present step counts.
+//! Invariants:
+//! - The file is written before the TPM's monotonic counter is incremented.
+//! - Only the file with the counter's present value counts.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ledger::HighWater;
+use ledger::HighWaterMark;
+use measure::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::admission::error::ApprovalError;
+use super::error::AdmissionError;
 use crate::keys::derive::RootKey;
 use crate::tpm::Tpm;
 use crate::util::atomic_file;
+use crate::util::failpoint::fail_point;
 
-/// What must not be undone.
+/// The newest states that this node has seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Seen {
-    pub(crate) log: HighWater,
-    /// SHA-256 of what is kept of the chain.
-    pub(crate) chain: Option<measure::Digest>,
+pub(super) struct HighWaterMarks {
+    /// State of the log.
+    pub(super) log: HighWaterMark,
+    /// SHA-256 of the persisted state of the chain.
+    pub(super) chain: Option<Digest>,
 }
 
+/// Content of the file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Mark {
-    /// Where the TPM's counter stands.
+struct SealedMark {
+    /// Value of the TPM's counter.
     counter: u64,
     root: String,
     seq: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     chain: Option<String>,
-    /// Over the fields above.
+    /// Authentication tag over the fields above.
     tag: String,
 }
 
-impl Mark {
-    fn text(&self) -> String {
+impl SealedMark {
+    /// Returns the text that the tag authenticates.
+    fn tagged_text(&self) -> String {
         let Self { counter, root, seq, chain, .. } = self;
         match chain {
             None => format!("{counter} {root} {seq}"),
@@ -46,93 +52,112 @@ impl Mark {
     }
 }
 
-/// Where that is kept.
-pub(crate) struct Marks {
+/// Reads and writes the high-water marks.
+pub(super) struct RollbackGuard {
     data: PathBuf,
     tpm: Tpm,
-    root: Arc<RootKey>,
+    root_key: Arc<RootKey>,
 }
 
-impl Marks {
+impl RollbackGuard {
+    pub(super) fn new(data: &Path, tpm: Tpm, root_key: Arc<RootKey>) -> Self {
+        Self { data: data.to_owned(), tpm, root_key }
+    }
+
+    /// Returns the folder with the persisted log, the state of the chain and the marks.
+    pub(super) fn data(&self) -> &Path {
+        &self.data
+    }
+
     fn path(&self) -> PathBuf {
         self.data.join("ledger.seen")
     }
 
-    fn tag(&self, mark: &Mark) -> String {
-        measure::hex(&self.root.tag("ledger-mark", mark.text().as_bytes()))
+    fn compute_tag(&self, mark: &SealedMark) -> String {
+        measure::hex(&self.root_key.compute_tag("ledger-mark", mark.tagged_text().as_bytes()))
     }
 
-    pub(crate) fn new(data: &Path, tpm: Tpm, root: Arc<RootKey>) -> Self {
-        Self { data: data.to_owned(), tpm, root }
-    }
-
-    pub(crate) fn data(&self) -> &Path {
-        &self.data
-    }
-
-    pub(crate) async fn read(&self) -> Result<Seen, ApprovalError> {
+    /// Reads the marks. Returns the default if this node has seen nothing yet. Completes a write
+    /// that a kill interrupted between file and counter.
+    ///
+    /// # Errors
+    /// [`AdmissionError::HighWaterMark`] if the file is missing, damaged, older than the counter,
+    /// or of another node; another [`AdmissionError`] if the file cannot be read or the TPM fails.
+    pub(super) async fn read(&self) -> Result<HighWaterMarks, AdmissionError> {
         let path = self.path();
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-            Err(source) => return Err(ApprovalError::Io { path, source }),
+            Err(source) => return Err(AdmissionError::Io { path, source }),
         };
-        let unusable = |problem: String| ApprovalError::HighWater { path: path.clone(), problem };
-        let (text, counter) = match (text, self.tpm.counter().await?) {
-            // Neither: this node has seen nothing yet.
-            (None, None) => return Ok(Seen::default()),
+        let unusable =
+            |problem: String| AdmissionError::HighWaterMark { path: path.clone(), problem };
+        let (text, counter) = match (text, self.tpm.read_counter().await?) {
+            (None, None) => return Ok(HighWaterMarks::default()),
             (None, Some(counter)) => {
-                return Err(unusable(format!(
-                    "it is not there, and the TPM has counted to {counter}"
-                )));
+                let problem = format!("the file is missing, but the TPM's counter is {counter}");
+                return Err(unusable(problem));
             }
             (Some(_), None) => {
-                return Err(unusable("the TPM never counted; is it another one?".into()));
+                let problem = "the TPM's counter was never incremented; is it another TPM?";
+                return Err(unusable(problem.into()));
             }
             (Some(text), Some(counter)) => (text, counter),
         };
-        let mark: Mark =
-            serde_json::from_str(&text).map_err(|e| unusable(format!("it is damaged ({e})")))?;
-        if mark.tag != self.tag(&mark) {
+        let mark: SealedMark = serde_json::from_str(&text)
+            .map_err(|error| unusable(format!("it is damaged ({error})")))?;
+        if mark.tag != self.compute_tag(&mark) {
             return Err(unusable("this node did not write it".into()));
         }
-        let digest = |hex: &String| measure::unhex(hex).and_then(|b| b.try_into().ok());
-        let wrong = || unusable("a digest in it is not 64 hex digits".into());
-        let root = digest(&mark.root).ok_or_else(wrong)?;
-        let chain = mark.chain.as_ref().map(|hex| digest(hex).ok_or_else(wrong)).transpose()?;
+        let marks = parse_marks(&mark)
+            .ok_or_else(|| unusable("expected digests of 64 hex digits".to_owned()))?;
         if mark.counter == counter + 1 {
-            // Killed between the file and the counter.
-            self.tpm.increment().await?;
+            // A kill came between the file and the counter.
+            self.tpm.increment_counter().await?;
         } else if mark.counter != counter {
             return Err(unusable(format!(
-                "it is of step {}, the TPM has counted to {counter}: an older state was put back",
+                "it has the counter value {}, the TPM's counter is {counter}: an older state was \
+                 restored",
                 mark.counter
             )));
         }
-        Ok(Seen { log: HighWater { seq: mark.seq, root }, chain })
+        Ok(marks)
     }
 
-    /// First the file, then the counter.
-    pub(crate) async fn write(&self, seen: &Seen) -> Result<(), ApprovalError> {
-        let before = match self.tpm.counter().await? {
+    /// Writes the marks: first the file, then the counter.
+    ///
+    /// # Errors
+    /// [`AdmissionError`] if the file cannot be written or the TPM fails. The old or the new marks
+    /// are then in force.
+    pub(super) async fn write(&self, marks: &HighWaterMarks) -> Result<(), AdmissionError> {
+        let counter = match self.tpm.read_counter().await? {
             Some(counter) => counter,
-            None => self.tpm.increment().await?,
+            None => self.tpm.increment_counter().await?,
         };
-        let chain = seen.chain.map(|digest| measure::hex(&digest));
-        let mut mark = Mark {
-            counter: before + 1,
-            root: measure::hex(&seen.log.root),
-            seq: seen.log.seq,
-            chain,
+        let mut mark = SealedMark {
+            counter: counter + 1,
+            root: measure::hex(&marks.log.root),
+            seq: marks.log.seq,
+            chain: marks.chain.map(|digest| measure::hex(&digest)),
             tag: String::new(),
         };
-        mark.tag = self.tag(&mark);
+        mark.tag = self.compute_tag(&mark);
         let path = self.path();
         let text = serde_json::to_string(&mark).unwrap_or_default();
         atomic_file::write(&path, text.as_bytes())
-            .map_err(|source| ApprovalError::Io { path, source })?;
-        crate::util::failpoint::fail_point("marked");
-        self.tpm.increment().await?;
+            .map_err(|source| AdmissionError::Io { path, source })?;
+        fail_point("marked");
+        self.tpm.increment_counter().await?;
         Ok(())
     }
+}
+
+/// Parses the digests of a mark. Returns `None` if one of them is malformed.
+fn parse_marks(mark: &SealedMark) -> Option<HighWaterMarks> {
+    let digest = |hex: &str| -> Option<Digest> { measure::unhex(hex)?.try_into().ok() };
+    let chain = match &mark.chain {
+        Some(hex) => Some(digest(hex)?),
+        None => None,
+    };
+    Some(HighWaterMarks { log: HighWaterMark { seq: mark.seq, root: digest(&mark.root)? }, chain })
 }

@@ -1,205 +1,241 @@
-//! Giving the engine an image: while the later layers are still on their way, the engine unpacks
-//! the earlier ones.
+//! Load of an image into the engine while its later layers still arrive.
 //!
-//! The engine unpacks nothing before it has an image. So it is given parts: the first few layers as
-//! an image of their own, then some more, at last the image itself, for which it then has nearly
-//! all. Invariants:
-//! - Each part is verified like any image, is known to be ours before the engine gets it, and has
-//!   no program.
-//! - One image at a time: whoever brings one holds the turn until the engine is done with it, even
-//!   if nobody waits for it any more. Known images are taken away, and forgotten, by others only
-//!   under the same turn.
-//! - An early start that gets nowhere gives the turn back; it never keeps another image waiting for
-//!   a slow registry.
+//! The engine unpacks nothing before it has an image. So it gets partial images: the first few
+//! layers as an image of their own, then more, and finally the image itself, when the engine has
+//! most of the layers already.
+//!
+//! Invariants:
+//! - Each partial image is verified like any image, is in the inventory before the engine gets it,
+//!   and has no program.
+//! - One image is loaded at a time. A load holds the [`LoadLock`] until the engine is done, even
+//!   if its caller gave up. An image of the inventory is removed, from the engine and from the
+//!   inventory, only under this lock.
+//! - A load that started early and receives no more layers releases the lock. It never makes
+//!   another image wait for a slow registry.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bollard::query_parameters::ImportImageOptions;
-use futures_util::StreamExt as _;
-use oci::{Emitter, Image, Layer, OciError, Verified};
+use oci::{Image, OciError, Verified};
 use tokio::sync::{OwnedMutexGuard, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 
-use super::{Engine, EngineError, refused, tag};
-use crate::images::store::{Store, StoreError};
+use super::client::Engine;
+use super::error::{EngineError, io_other};
+use super::upload::{ArchiveEnd, ArchiveUpload, finished};
+use crate::images::store::Store;
+use crate::util::error_chain::error_chain;
+use crate::util::failpoint::fail_point;
+use crate::util::lock::lock;
 
-/// A part has at least so many bytes, packed: each costs the engine some time of its own.
-const PART: u64 = 24 << 20;
-/// An early start to which nothing comes for so long is given up.
-const IDLE: Duration = Duration::from_secs(10);
-/// A request that is open for longer than this comes near its deadline.
-const LONGEST: Duration = Duration::from_secs(600);
+/// Least packed size of a partial image. Each partial image costs the engine extra time.
+const MIN_PART_BYTES: u64 = 24 << 20;
+/// Time without a new layer after which an early load is cancelled.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest duration of one upload, well below the timeout of a request to the engine.
+const UPLOAD_TIMEOUT: Duration = Duration::from_secs(600);
 
-/// Told of every image that the engine is about to get.
-pub type Known = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
-/// One image at a time.
-pub type Turn = Arc<tokio::sync::Mutex<()>>;
+/// Records an image, by its digest, before the engine gets it.
+pub type ImageRecorder = Arc<dyn Fn(&str) -> io::Result<()> + Send + Sync>;
+/// Lock that a load holds, so that one image is loaded at a time.
+pub type LoadLock = Arc<tokio::sync::Mutex<()>>;
 
-enum Order {
-    /// So many layers, from the first on, are verified.
-    Ready(Arc<Image>, usize),
+enum Command {
+    /// The first layers of the image, as many as the number says, are verified.
+    LayersVerified(Arc<Image>, usize),
     Finish(Verified),
 }
 
-/// A load that begins before all of the image is there. Given up before [`Loading::finish`], it
-/// leaves the engine without the image.
-pub struct Loading {
-    orders: mpsc::UnboundedSender<Order>,
-    done: oneshot::Receiver<Result<(), EngineError>>,
-    /// How many layers were told of.
-    told: Mutex<usize>,
+/// Load that can begin before all layers of the image are verified. If it is dropped before
+/// [`ImageLoad::finish`], the engine does not get the image.
+pub struct ImageLoad {
+    commands: mpsc::UnboundedSender<Command>,
+    result: oneshot::Receiver<Result<(), EngineError>>,
+    /// Number of verified layers that were reported so far.
+    verified_layers: Mutex<usize>,
 }
 
-impl Loading {
-    pub fn new(engine: &Arc<Engine>, store: Arc<Store>, known: Known, turn: Turn) -> Self {
-        let (orders, receiver) = mpsc::unbounded_channel();
-        let (tell, done) = oneshot::channel();
-        let work = Work { engine: engine.clone(), store, known, turn, parts: Vec::new() };
-        tokio::spawn(work.run(receiver, tell));
-        Self { orders, done, told: Mutex::default() }
+impl ImageLoad {
+    /// Starts a task that waits for layers. The task takes `load_lock` when it needs the engine.
+    pub fn new(
+        engine: &Arc<Engine>,
+        store: Arc<Store>,
+        record_image: ImageRecorder,
+        load_lock: LoadLock,
+    ) -> Self {
+        let (commands, receiver) = mpsc::unbounded_channel();
+        let (reply, result) = oneshot::channel();
+        let loader =
+            Loader { engine: engine.clone(), store, record_image, load_lock, parts: Vec::new() };
+        tokio::spawn(loader.run(receiver, reply));
+        Self { commands, result, verified_layers: Mutex::default() }
     }
 
-    /// Gives the engine the verified layers of an image, unless it has the image.
-    pub fn ready(&self, image: &Arc<Image>, layers: usize) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if layers > *told {
-            *told = layers;
-            // Whether it gets there is seen at the end.
-            let _ = self.orders.send(Order::Ready(image.clone(), layers));
+    /// Reports that the first `layers` layers of an image are verified. The engine gets them early
+    /// unless it has the image.
+    pub fn layers_verified(&self, image: &Arc<Image>, layers: usize) {
+        let mut verified = lock(&self.verified_layers);
+        if layers > *verified {
+            *verified = layers;
+            // `finish` reports an error if the task has ended.
+            let _ = self.commands.send(Command::LayersVerified(image.clone(), layers));
         }
     }
 
-    /// Gives the engine the rest, and makes sure that it has the image under its digest.
+    /// Loads the rest of the image and verifies that the engine has the image under its digest.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`EngineError::Image`] if a blob is not what was verified or cannot be read,
+    /// [`EngineError::Request`] if the engine rejects the image, and [`EngineError::Mismatch`] if
+    /// the engine does not have the image afterwards.
     pub async fn finish(self, image: Verified) -> Result<(), EngineError> {
-        let Self { orders, done, .. } = self;
-        let _ = orders.send(Order::Finish(image));
-        let done = done.await.map_err(other)?;
-        // Until here: a sender that is gone means that nobody waits.
-        drop(orders);
-        done
+        let Self { commands, result, .. } = self;
+        let _ = commands.send(Command::Finish(image));
+        let result = result.await.map_err(io_other)?;
+        // The sender lives until here: the task takes a closed channel for a caller that gave up.
+        drop(commands);
+        result
     }
 }
 
-fn other(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> OciError {
-    OciError::Io(io::Error::other(error))
-}
-
-struct Work {
+/// Task behind an [`ImageLoad`].
+struct Loader {
     engine: Arc<Engine>,
     store: Arc<Store>,
-    known: Known,
-    turn: Turn,
-    /// Images that are only parts of one.
+    record_image: ImageRecorder,
+    load_lock: LoadLock,
+    /// Digests of partial images in the engine.
     parts: Vec<String>,
 }
 
-impl Work {
+impl Loader {
     async fn run(
         mut self,
-        mut orders: mpsc::UnboundedReceiver<Order>,
-        done: oneshot::Sender<Result<(), EngineError>>,
+        mut commands: mpsc::UnboundedReceiver<Command>,
+        reply: oneshot::Sender<Result<(), EngineError>>,
     ) {
-        let mut start: Option<Start> = None;
+        let mut early: Option<EarlyLoad> = None;
         loop {
-            let order = match &start {
-                // It holds others up: not for long.
-                Some(_) => tokio::time::timeout(IDLE, orders.recv()).await,
-                None => Ok(orders.recv().await),
+            let command = match &early {
+                // An early load holds the lock, so it must not wait for long.
+                Some(_) => tokio::time::timeout(IDLE_TIMEOUT, commands.recv()).await,
+                None => Ok(commands.recv().await),
             };
-            match order {
-                // Nobody waits for it any more.
-                Ok(Some(Order::Ready(..))) if orders.is_closed() => {}
-                Ok(Some(Order::Ready(image, layers))) => {
-                    if start.is_none() {
-                        // Somebody else's turn: then this one begins when it is whole.
-                        let Ok(turn) = self.turn.clone().try_lock_owned() else { continue };
-                        if self.engine.has(&image.digest).await {
-                            continue;
-                        }
-                        start = Some(Start {
-                            turn,
-                            sent: BTreeSet::new(),
-                            given: 0,
-                            before: None,
-                            current: None,
-                        });
+            match command {
+                // The caller gave up.
+                Ok(Some(Command::LayersVerified(..))) if commands.is_closed() => {}
+                Ok(Some(Command::LayersVerified(image, layers))) => {
+                    if early.is_none() {
+                        early = self.begin_early(&image).await;
                     }
-                    if let Some(begun) = &mut start
-                        && let Err(error) = begun.layers(&mut self, &image, layers).await
+                    if let Some(load) = &mut early
+                        && let Err(error) = load.add_layers(&mut self, &image, layers).await
                     {
-                        println!("the engine did not take the image in parts ({error})");
-                        self.give_up(start.take()).await;
+                        logging::warn!(
+                            "partial load of {} failed, its layers are loaded with the image: {}",
+                            image.digest,
+                            error_chain(&error)
+                        );
+                        self.cancel(early.take()).await;
                     }
                 }
-                Ok(Some(Order::Finish(image))) => return self.finish(start, image, done).await,
-                Ok(None) => return self.give_up(start).await,
-                Err(_) => self.give_up(start.take()).await,
+                Ok(Some(Command::Finish(image))) => return self.finish(early, image, reply).await,
+                Ok(None) => return self.cancel(early).await,
+                Err(_) => self.cancel(early.take()).await,
             }
         }
+    }
+
+    /// Takes the lock for an early load. Returns `None` if another image is being loaded or the
+    /// engine has the image.
+    async fn begin_early(&self, image: &Image) -> Option<EarlyLoad> {
+        let guard = self.load_lock.clone().try_lock_owned().ok()?;
+        if self.engine.has_image(&image.digest).await {
+            return None;
+        }
+        Some(EarlyLoad {
+            guard,
+            loaded: BTreeSet::new(),
+            added_layers: 0,
+            previous: None,
+            current: None,
+        })
     }
 
     async fn finish(
         mut self,
-        start: Option<Start>,
+        early: Option<EarlyLoad>,
         image: Verified,
-        told: oneshot::Sender<Result<(), EngineError>>,
+        reply: oneshot::Sender<Result<(), EngineError>>,
     ) {
-        let (turn, upload) = match start {
-            None => (self.turn.clone().lock_owned().await, None),
-            Some(Start { turn, sent, before, current, .. }) => match ended(before).await {
-                Ok(()) => (
-                    turn,
-                    Some(current.unwrap_or_else(|| Upload::begin(&self.engine, &self.store, sent))),
-                ),
-                Err(error) => {
-                    println!(
-                        "the engine did not take a part of the image ({error}); once more as a whole"
-                    );
-                    (turn, None)
+        let (guard, upload) = match early {
+            None => (self.load_lock.clone().lock_owned().await, None),
+            Some(EarlyLoad { guard, loaded, previous, current, .. }) => {
+                match finished(previous).await {
+                    Ok(()) => {
+                        let upload = current.unwrap_or_else(|| {
+                            ArchiveUpload::begin(&self.engine, &self.store, loaded)
+                        });
+                        (guard, Some(upload))
+                    }
+                    Err(error) => {
+                        logging::warn!(
+                            "partial load of {} failed, it is loaded again as a whole: {}",
+                            image.digest,
+                            error_chain(&error)
+                        );
+                        (guard, None)
+                    }
                 }
-            },
+            }
         };
-        // Who waits need not wait for the parts to go; the next image does.
-        let _ = told.send(self.whole(upload, image).await);
-        self.clear().await;
-        drop(turn);
+        // The caller does not wait for the removal of partial images. The next load does.
+        let _ = reply.send(self.load(upload, image).await);
+        self.remove_parts().await;
+        drop(guard);
     }
 
-    /// Brings the image: what is missing after its parts, or all of it.
-    async fn whole(&self, upload: Option<Upload>, image: Verified) -> Result<(), EngineError> {
+    /// Loads the image: what is missing after its partial images, or all of it.
+    async fn load(
+        &self,
+        upload: Option<ArchiveUpload>,
+        image: Verified,
+    ) -> Result<(), EngineError> {
         let digest = image.digest.clone();
         if let Some(upload) = upload {
-            match ended(Some(upload.finish(Whole::Image(image.clone())))).await {
-                Ok(()) if self.engine.has(&digest).await => return Ok(()),
-                // What is wrong with the image is wrong with it the second time.
-                Err(EngineError::Image(verdict)) if !matches!(verdict, OciError::Io(_)) => {
-                    return Err(verdict.into());
+            match finished(Some(upload.finish(ArchiveEnd::Image(image.clone())))).await {
+                Ok(()) if self.engine.has_image(&digest).await => return Ok(()),
+                // The image itself is bad, so a second load would fail too.
+                Err(EngineError::Image(error)) if !matches!(error, OciError::Io(_)) => {
+                    return Err(error.into());
                 }
-                Err(error) => println!(
-                    "the engine did not take the image after its parts ({error}); once more as a whole"
+                Err(error) => logging::warn!(
+                    "load of {digest} after its partial images failed, it is loaded again as a \
+                     whole: {}",
+                    error_chain(&error)
                 ),
-                Ok(()) => println!(
-                    "the engine does not have the image after its parts; once more as a whole"
+                Ok(()) => logging::warn!(
+                    "the engine does not have {digest} after its partial images, it is loaded \
+                     again as a whole"
                 ),
             }
-            // It may have its name already, and not what belongs to it.
+            // The engine may have a part of the image under its tag.
             self.engine.remove_image(&digest).await?;
         }
-        if self.engine.has(&digest).await {
+        if self.engine.has_image(&digest).await {
             return Ok(());
         }
-        let upload = Upload::begin(&self.engine, &self.store, BTreeSet::new());
-        if let Err(error) = ended(Some(upload.finish(Whole::Image(image)))).await {
+        let upload = ArchiveUpload::begin(&self.engine, &self.store, BTreeSet::new());
+        if let Err(error) = finished(Some(upload.finish(ArchiveEnd::Image(image)))).await {
             self.engine.remove_image(&digest).await?;
             return Err(error);
         }
-        if !self.engine.has(&digest).await {
-            return Err(EngineError::Other {
-                what: "the loaded image",
+        if !self.engine.has_image(&digest).await {
+            return Err(EngineError::Mismatch {
+                what: "loaded image",
                 expected: digest,
                 found: "no such image".into(),
             });
@@ -207,207 +243,87 @@ impl Work {
         Ok(())
     }
 
-    async fn give_up(&mut self, start: Option<Start>) {
-        let Some(Start { turn, before, current, .. }) = start else { return };
+    async fn cancel(&mut self, early: Option<EarlyLoad>) {
+        let Some(EarlyLoad { guard, previous, current, .. }) = early else { return };
         drop(current);
-        // Not before the engine is done with it.
-        let _ = ended(before).await;
-        self.clear().await;
-        drop(turn);
+        // The lock is held until the engine is done.
+        let _ = finished(previous).await;
+        self.remove_parts().await;
+        drop(guard);
     }
 
-    /// Takes the parts away. They stay known until a look finds that nobody needs them.
-    async fn clear(&mut self) {
+    /// Removes the partial images from the engine. The inventory keeps them until the reconcile
+    /// loop finds that no module needs them.
+    async fn remove_parts(&mut self) {
         for part in self.parts.drain(..) {
             if let Err(error) = self.engine.remove_image(&part).await {
-                println!("a part of an image stays for now: {error}");
+                logging::warn!(
+                    "cannot remove the partial image {part}, it is removed later: {}",
+                    error_chain(&error)
+                );
             }
         }
     }
 }
 
-/// An early start: the turn, and how far it is.
-struct Start {
-    turn: OwnedMutexGuard<()>,
-    /// Layers that the engine has from parts.
-    sent: BTreeSet<String>,
-    given: usize,
-    before: Option<JoinHandle<Result<(), EngineError>>>,
-    current: Option<Upload>,
+/// Load that began before all layers were verified.
+struct EarlyLoad {
+    guard: OwnedMutexGuard<()>,
+    /// Layers that the engine has from partial images.
+    loaded: BTreeSet<String>,
+    /// Number of layers, from the first on, that were added to partial images.
+    added_layers: usize,
+    /// Load of the previous partial image.
+    previous: Option<JoinHandle<Result<(), EngineError>>>,
+    /// Archive of the next partial image, or of the image itself.
+    current: Option<ArchiveUpload>,
 }
 
-impl Start {
-    async fn layers(
+impl EarlyLoad {
+    /// Adds layers to the current archive, and finishes it as a partial image when it is large
+    /// enough.
+    async fn add_layers(
         &mut self,
-        work: &mut Work,
+        loader: &mut Loader,
         image: &Image,
         layers: usize,
     ) -> Result<(), EngineError> {
-        let upload = self
-            .current
-            .get_or_insert_with(|| Upload::begin(&work.engine, &work.store, self.sent.clone()));
-        if upload.begun.elapsed() > LONGEST {
-            return Err(other("a part of it takes too long").into());
+        let upload = self.current.get_or_insert_with(|| {
+            ArchiveUpload::begin(&loader.engine, &loader.store, self.loaded.clone())
+        });
+        if upload.elapsed() > UPLOAD_TIMEOUT {
+            let problem = format!("the upload takes longer than {} s", UPLOAD_TIMEOUT.as_secs());
+            return Err(io_other(problem).into());
         }
-        for layer in image.layers.iter().take(layers).skip(self.given) {
-            upload.layer(layer);
+        for layer in image.layers.iter().take(layers).skip(self.added_layers) {
+            upload.add_layer(layer);
         }
-        self.given = self.given.max(layers);
-        if self.given < image.layers.len()
-            && let Some(upload) = self.current.take_if(|upload| upload.bytes >= part_size())
+        self.added_layers = self.added_layers.max(layers);
+        if self.added_layers < image.layers.len()
+            && let Some(upload) = self.current.take_if(|u| u.packed_bytes() >= min_part_bytes())
         {
-            // Each builds on the one before: that must be unpacked first.
-            ended(self.before.take()).await?;
-            self.sent.extend(image.layers.iter().take(self.given).map(|l| l.digest.clone()));
-            let part = image.beginning(self.given);
-            (work.known)(&part.digest).map_err(OciError::Io)?;
-            work.parts.push(part.digest.clone());
-            self.before = Some(upload.finish(Whole::Part(part)));
-            crate::util::failpoint::fail_point("part");
+            // Each partial image builds on the previous one, which must be unpacked first.
+            finished(self.previous.take()).await?;
+            let added = image.layers.iter().take(self.added_layers);
+            self.loaded.extend(added.map(|layer| layer.digest.clone()));
+            let part = image.first_layers(self.added_layers);
+            (loader.record_image)(&part.digest).map_err(OciError::Io)?;
+            loader.parts.push(part.digest.clone());
+            self.previous = Some(upload.finish(ArchiveEnd::Part(part)));
+            fail_point("part");
         }
         Ok(())
     }
 }
 
 #[cfg(not(feature = "engine-tests"))]
-fn part_size() -> u64 {
-    PART
+fn min_part_bytes() -> u64 {
+    MIN_PART_BYTES
 }
 
-/// Small images must do for the tests.
+/// Returns the limit that a test sets, because images of tests are small.
 #[cfg(feature = "engine-tests")]
-fn part_size() -> u64 {
-    std::env::var("BASALT_PART").ok().and_then(|size| size.parse().ok()).unwrap_or(PART)
-}
-
-async fn ended(load: Option<JoinHandle<Result<(), EngineError>>>) -> Result<(), EngineError> {
-    match load {
-        Some(load) => load.await.map_err(other)?,
-        None => Ok(()),
-    }
-}
-
-enum Whole {
-    Part(Image),
-    Image(Verified),
-}
-
-enum Piece {
-    Layer(Layer),
-    End(Whole),
-}
-
-/// One archive on its way into the engine.
-struct Upload {
-    begun: Instant,
-    pieces: std::sync::mpsc::Sender<Piece>,
-    bytes: u64,
-    done: JoinHandle<Result<(), EngineError>>,
-}
-
-impl Upload {
-    /// Without the layers that the engine has `already`.
-    fn begin(engine: &Arc<Engine>, store: &Arc<Store>, already: BTreeSet<String>) -> Self {
-        let (pieces, receiver) = std::sync::mpsc::channel();
-        Self {
-            begun: Instant::now(),
-            pieces,
-            bytes: 0,
-            done: tokio::spawn(send(engine.clone(), store.clone(), already, receiver)),
-        }
-    }
-
-    fn layer(&mut self, layer: &Layer) {
-        self.bytes = self.bytes.saturating_add(layer.size);
-        let _ = self.pieces.send(Piece::Layer(layer.clone()));
-    }
-
-    fn finish(self, whole: Whole) -> JoinHandle<Result<(), EngineError>> {
-        let _ = self.pieces.send(Piece::End(whole));
-        self.done
-    }
-}
-
-async fn send(
-    engine: Arc<Engine>,
-    store: Arc<Store>,
-    already: BTreeSet<String>,
-    pieces: std::sync::mpsc::Receiver<Piece>,
-) -> Result<(), EngineError> {
-    let (sender, receiver) = mpsc::channel(8);
-    // Verified bytes only; if they change on the way, the stream ends in an error and the engine
-    // gets no whole archive.
-    let emitting = tokio::task::spawn_blocking(move || {
-        let result = emit(&store, already, &pieces, Pipe(sender.clone()));
-        if result.is_err() {
-            let _ =
-                sender.blocking_send(Err(io::Error::other("the image is not what was verified")));
-        }
-        result
-    });
-    let body = futures_util::stream::unfold(receiver, |mut r| async {
-        r.recv().await.map(|item| (item, r))
-    });
-    let mut answers = Box::pin(engine.0.import_image_stream(
-        ImportImageOptions { quiet: true, ..Default::default() },
-        body,
-        None,
-    ));
-    let mut refusal = None;
-    while let Some(answer) = answers.next().await {
-        // An error can come within an answer that began well.
-        if let Err(error) = answer {
-            refusal = Some(error);
-            break;
-        }
-    }
-    drop(answers);
-    // What is wrong with the image says more than that the engine did not like its end.
-    let emitted = emitting.await.map_err(other)?;
-    match (emitted, refusal) {
-        (Err(error), None) => Err(error.into()),
-        (Err(error), Some(_)) if !matches!(error, OciError::Io(_)) => Err(error.into()),
-        (_, Some(error)) => Err(refused("load the image")(error)),
-        (Ok(()), None) => Ok(()),
-    }
-}
-
-fn emit(
-    store: &Store,
-    already: BTreeSet<String>,
-    pieces: &std::sync::mpsc::Receiver<Piece>,
-    pipe: Pipe,
-) -> Result<(), OciError> {
-    let mut emitter = Emitter::new(io::BufWriter::with_capacity(1 << 17, pipe), already)?;
-    loop {
-        let image = match pieces.recv() {
-            Ok(Piece::Layer(layer)) => {
-                emitter.layer(store, &layer)?;
-                continue;
-            }
-            Ok(Piece::End(Whole::Image(image))) => image,
-            Ok(Piece::End(Whole::Part(part))) => {
-                store.verify(part).map_err(|error| match error {
-                    StoreError::Oci(error) => error,
-                    error => other(error),
-                })?
-            }
-            Err(_) => return Err(other("the image was given up")),
-        };
-        return Ok(emitter.finish(store, &image, &tag(&image.digest))?.flush()?);
-    }
-}
-
-/// Sends what is written as the parts of a stream.
-struct Pipe(mpsc::Sender<io::Result<bytes::Bytes>>);
-
-impl Write for Pipe {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let sent = self.0.blocking_send(Ok(bytes::Bytes::copy_from_slice(data)));
-        sent.map(|()| data.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+fn min_part_bytes() -> u64 {
+    let limit = std::env::var("BASALT_MIN_PART_BYTES").ok();
+    limit.and_then(|bytes| bytes.parse().ok()).unwrap_or(MIN_PART_BYTES)
 }

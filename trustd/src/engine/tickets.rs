@@ -1,18 +1,21 @@
-//! The second lock: an authorization plugin that lets through what trustd itself just asked for,
-//! once, and nothing else.
+//! The engine's authorization plugin: it allows each request that trustd just made, once, and
+//! denies all others.
 //!
 //! The engine shows every request to this plugin before it acts (Docker Engine documentation,
-//! "Access authorization plugin"). Invariants: a ticket names method, address and body of one
-//! request and is gone once it was shown; there is no other way to a yes; nothing that a request
-//! says about itself is interpreted. With trustd away, the engine refuses everything.
+//! "Access authorization plugin"). If trustd does not run, the engine denies every request.
+//!
+//! Invariants:
+//! - A ticket stands for method, address and body of one request.
+//! - A ticket is invalid once it was presented, whatever the answer was.
+//! - Only a ticket makes the plugin allow a request. The plugin interprets nothing else in it.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue};
@@ -28,34 +31,37 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 use tokio::net::UnixListener;
 
-/// As Go's HTTP server writes header names, which is how they reach the plugin.
+use super::error::EngineError;
+use crate::util::lock::lock;
+
+/// Header of the nonce, in the form in which Go's HTTP server passes names to the plugin.
 const HEADER: &str = "X-Basalt-Ticket";
-/// A ticket that was not shown by then never will be.
-const VALID: Duration = Duration::from_secs(60);
-/// The engine shows at most 1 MiB of a body; as base64 in JSON that is a third more.
-const LARGEST_QUESTION: usize = 4 << 20;
+/// Time after which a ticket expires. The engine presents it as soon as it gets the request.
+const TICKET_LIFETIME: Duration = Duration::from_secs(60);
+/// Longest request to the plugin. The engine shows at most 1 MiB of a body, which as base64 in JSON
+/// is a third more.
+const MAX_AUTHZ_REQUEST_BYTES: usize = 4 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Ticket {
     method: String,
     uri: String,
-    /// SHA-256 of the body, of those that the engine shows: JSON, not archives.
+    /// SHA-256 of the body. The engine shows bodies of JSON and hides archives.
     body: Option<[u8; 32]>,
 }
 
-/// The tickets that were made and not shown yet.
+/// Tickets that were not presented yet, by nonce, and the number of denied requests.
 #[derive(Default)]
 pub struct Tickets {
-    open: Mutex<HashMap<String, (Ticket, Instant)>>,
-    refused: std::sync::atomic::AtomicU64,
+    pending: Mutex<HashMap<String, (Ticket, Instant)>>,
+    denied: AtomicU64,
 }
 
 impl Tickets {
-    /// Gives a request its ticket.
+    /// Adds a ticket to a request.
     pub fn stamp(&self, mut request: BollardRequest) -> BollardRequest {
         let mut nonce = [0; 32];
-        // Without a ticket the engine refuses the request, which is what should happen without
-        // random numbers.
+        // Without random numbers the request gets no ticket, so the plugin denies it.
         if rustls::crypto::ring::default_provider().secure_random.fill(&mut nonce).is_err() {
             return request;
         }
@@ -64,8 +70,8 @@ impl Tickets {
             Either::Left(full) => {
                 full.clone().collect().now_or_never().and_then(Result::ok).map(|b| b.to_bytes())
             }
-            // An archive. Named JSON, as the client names everything, the beginning of it would be
-            // shown.
+            // The body is an archive, which the client calls JSON. The engine would show the first
+            // part of it to the plugin.
             Either::Right(_) => {
                 request
                     .headers_mut()
@@ -79,37 +85,36 @@ impl Tickets {
             body: body.filter(|b| !b.is_empty()).map(|b| Sha256::digest(&b).into()),
         };
         let now = Instant::now();
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        open.retain(|_, (_, made)| now.duration_since(*made) < VALID);
-        open.insert(nonce.clone(), (ticket, now));
+        let mut pending = lock(&self.pending);
+        pending.retain(|_, (_, issued)| now.duration_since(*issued) < TICKET_LIFETIME);
+        pending.insert(nonce.clone(), (ticket, now));
         if let Ok(value) = HeaderValue::from_str(&nonce) {
             request.headers_mut().insert(HeaderName::from_static("x-basalt-ticket"), value);
         }
         request
     }
 
-    /// Takes the ticket that a request shows; whatever it turns out to be, it cannot be shown
-    /// again.
-    fn take(&self, question: &Question) -> Result<(), &'static str> {
-        let shown = question
+    /// Verifies the ticket that a request presents. The ticket is invalid afterwards.
+    fn redeem(&self, request: &AuthzRequest) -> Result<(), &'static str> {
+        let nonce = request
             .headers
             .iter()
             .find(|(name, _)| name.eq_ignore_ascii_case(HEADER))
             .map(|(_, value)| value);
-        let shown = shown.ok_or("it has no ticket")?;
-        let found = self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(shown);
-        let (ticket, made) = found.ok_or("its ticket was never made, or shown before")?;
-        if made.elapsed() >= VALID {
-            return Err("its ticket is too old");
+        let nonce = nonce.ok_or("it has no ticket")?;
+        let found = lock(&self.pending).remove(nonce);
+        let (ticket, issued) = found.ok_or("its ticket was never issued, or was used before")?;
+        if issued.elapsed() >= TICKET_LIFETIME {
+            return Err("its ticket has expired");
         }
-        let body = match &question.body {
+        let body = match &request.body {
             Some(text) if !text.is_empty() => Some(
                 Sha256::digest(BASE64_STANDARD.decode(text).map_err(|_| "its body is not base64")?)
                     .into(),
             ),
             _ => None,
         };
-        if ticket.method != question.method || ticket.uri != question.uri {
+        if ticket.method != request.method || ticket.uri != request.uri {
             return Err("its ticket is for another request");
         }
         if ticket.body != body {
@@ -118,14 +123,15 @@ impl Tickets {
         Ok(())
     }
 
-    /// How many requests were refused so far.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(std::sync::atomic::Ordering::Relaxed)
+    /// Returns the number of requests that were denied so far.
+    pub fn denied(&self) -> u64 {
+        self.denied.load(Ordering::Relaxed)
     }
 }
 
+/// Request to the plugin (Docker Engine documentation, "Access authorization plugin").
 #[derive(Deserialize)]
-struct Question {
+struct AuthzRequest {
     #[serde(rename = "RequestMethod")]
     method: String,
     #[serde(rename = "RequestUri", alias = "RequestURI")]
@@ -136,53 +142,66 @@ struct Question {
     headers: BTreeMap<String, String>,
 }
 
+/// Answer of the plugin.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
-struct Verdict {
+struct AuthzResponse {
     allow: bool,
     msg: String,
 }
 
-/// Answers the engine on a socket, without end.
-pub fn serve(tickets: Arc<Tickets>, socket: &Path) -> Result<()> {
+impl AuthzResponse {
+    fn allow() -> Self {
+        Self { allow: true, msg: String::new() }
+    }
+}
+
+/// Starts to answer the engine's authorization requests on a socket.
+///
+/// # Errors
+///
+/// Returns [`EngineError::PluginSocket`] if the socket cannot be created.
+pub fn serve_plugin(tickets: Arc<Tickets>, socket: &Path) -> Result<(), EngineError> {
+    let failed = |source| EngineError::PluginSocket { path: socket.to_owned(), source };
     let _ = std::fs::remove_file(socket);
-    let listener = UnixListener::bind(socket)
-        .with_context(|| format!("cannot listen on {}", socket.display()))?;
-    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600))?;
+    let listener = UnixListener::bind(socket).map_err(failed)?;
+    std::fs::set_permissions(socket, std::fs::Permissions::from_mode(0o600)).map_err(failed)?;
     let router = Router::new()
         .route("/Plugin.Activate", post(async || Json(json!({ "Implements": ["authz"] }))))
-        .route("/AuthZPlugin.AuthZReq", post(request))
-        // What the engine answers to a request that had a ticket is trustd's to read.
-        .route(
-            "/AuthZPlugin.AuthZRes",
-            post(async || Json(Verdict { allow: true, msg: String::new() })),
-        )
-        .layer(DefaultBodyLimit::max(LARGEST_QUESTION))
+        .route("/AuthZPlugin.AuthZReq", post(authorize))
+        // The engine's answer to an allowed request goes to trustd, so it is always allowed.
+        .route("/AuthZPlugin.AuthZRes", post(async || Json(AuthzResponse::allow())))
+        .layer(DefaultBodyLimit::max(MAX_AUTHZ_REQUEST_BYTES))
         .with_state(tickets);
     tokio::spawn(axum::serve(listener, router).into_future());
     Ok(())
 }
 
-/// The engine names no content type, so the body is taken as it is.
-async fn request(State(tickets): State<Arc<Tickets>>, body: axum::body::Bytes) -> Json<Verdict> {
-    let question: Result<Question, _> = serde_json::from_slice(&body);
-    let verdict = match &question {
-        Ok(question) => tickets
-            .take(question)
-            .map_err(|why| format!("{} {}: {why}", question.method, question.uri)),
-        Err(error) => Err(format!("a question that is none: {error}")),
+/// Allows or denies one request. The engine sends no content type, so the body is parsed here.
+async fn authorize(
+    State(tickets): State<Arc<Tickets>>,
+    body: axum::body::Bytes,
+) -> Json<AuthzResponse> {
+    let request: Result<AuthzRequest, _> = serde_json::from_slice(&body);
+    let result = match &request {
+        Ok(request) => tickets
+            .redeem(request)
+            .map_err(|reason| format!("{} {}: {reason}", request.method, request.uri)),
+        Err(error) => Err(format!("malformed authorization request: {error}")),
     };
-    Json(match verdict {
-        Ok(()) => Verdict { allow: true, msg: String::new() },
-        Err(why) => {
-            tickets.refused.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            println!("engine: refused a request that is not trustd's: {why}");
-            Verdict { allow: false, msg: format!("only trustd may use this engine: {why}") }
+    Json(match result {
+        Ok(()) => AuthzResponse::allow(),
+        Err(reason) => {
+            tickets.denied.fetch_add(1, Ordering::Relaxed);
+            logging::warn!("denied a request to the engine that trustd did not make: {reason}");
+            AuthzResponse {
+                allow: false,
+                msg: format!("only trustd may use this engine: {reason}"),
+            }
         }
     })
 }
 
-/// For the tests of other modules: what the engine would show of a request.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -195,41 +214,43 @@ mod tests {
         request.body(bollard::body_full(Bytes::from(body.to_owned()))).unwrap()
     }
 
-    fn shown(request: &BollardRequest, body: &str) -> Question {
-        let header = request.headers()["x-basalt-ticket"].to_str().unwrap().to_owned();
+    fn presented(request: &BollardRequest, body: &str) -> AuthzRequest {
+        let nonce = request.headers()["x-basalt-ticket"].to_str().unwrap().to_owned();
         let value = json!({
-            "RequestMethod": "POST", "RequestUri": request.uri().path_and_query().unwrap().as_str(),
-            "RequestBody": BASE64_STANDARD.encode(body), "RequestHeaders": { "X-Basalt-Ticket": header },
+            "RequestMethod": "POST",
+            "RequestUri": request.uri().path_and_query().unwrap().as_str(),
+            "RequestBody": BASE64_STANDARD.encode(body),
+            "RequestHeaders": { "X-Basalt-Ticket": nonce },
         });
         serde_json::from_value(value).unwrap()
     }
 
     #[test]
-    fn a_ticket_is_good_once_for_one_request() {
+    fn a_ticket_is_valid_once_and_for_one_request() {
         let tickets = Tickets::default();
         let sent = tickets.stamp(request("/v1.45/containers/create?name=a", "{}"));
-        let good = shown(&sent, "{}");
-        assert_eq!(tickets.take(&good), Ok(()));
-        assert!(tickets.take(&good).unwrap_err().contains("shown before"));
+        let good = presented(&sent, "{}");
+        assert_eq!(tickets.redeem(&good), Ok(()));
+        assert!(tickets.redeem(&good).unwrap_err().contains("used before"));
 
-        let other = |change: fn(&mut Question), says: &str| {
-            let mut question =
-                shown(&tickets.stamp(request("/v1.45/containers/create?name=a", "{}")), "{}");
-            change(&mut question);
-            assert!(tickets.take(&question).unwrap_err().contains(says), "{says}");
+        let denied = |change: fn(&mut AuthzRequest), message: &str| {
+            let mut request =
+                presented(&tickets.stamp(request("/v1.45/containers/create?name=a", "{}")), "{}");
+            change(&mut request);
+            assert!(tickets.redeem(&request).unwrap_err().contains(message), "{message}");
         };
-        other(|q| q.uri = "/v1.45/containers/create?name=b".into(), "another request");
-        other(|q| q.method = "GET".into(), "another request");
-        other(|q| q.body = Some(BASE64_STANDARD.encode("{\"Privileged\":true}")), "another body");
-        other(|q| q.body = None, "another body");
-        other(|q| q.body = Some("%".into()), "base64");
-        other(|q| q.headers.clear(), "no ticket");
-        other(|q| *q.headers.get_mut("X-Basalt-Ticket").unwrap() = "00".into(), "never made");
-        // Shown with something else, a ticket is gone too.
+        denied(|r| r.uri = "/v1.45/containers/create?name=b".into(), "another request");
+        denied(|r| r.method = "GET".into(), "another request");
+        denied(|r| r.body = Some(BASE64_STANDARD.encode("{\"Privileged\":true}")), "another body");
+        denied(|r| r.body = None, "another body");
+        denied(|r| r.body = Some("%".into()), "base64");
+        denied(|r| r.headers.clear(), "no ticket");
+        denied(|r| *r.headers.get_mut("X-Basalt-Ticket").unwrap() = "00".into(), "never issued");
+        // A ticket that was presented with another request is invalid too.
         let sent = tickets.stamp(request("/a", "{}"));
-        let mut wrong = shown(&sent, "{}");
+        let mut wrong = presented(&sent, "{}");
         wrong.uri = "/b".into();
-        assert!(tickets.take(&wrong).is_err());
-        assert!(tickets.take(&shown(&sent, "{}")).is_err());
+        assert!(tickets.redeem(&wrong).is_err());
+        assert!(tickets.redeem(&presented(&sent, "{}")).is_err());
     }
 }

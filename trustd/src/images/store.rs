@@ -1,195 +1,205 @@
-//! The blobs of images on the data partition, each under its digest.
+//! Store of the blobs of images on the data partition, each under its digest.
 //!
 //! Invariants:
-//! - A file under `blobs/` had the bytes of its name when it was put there. Whoever reads it checks
-//!   that again (`oci::Checked`): the partition is not trusted between two readings.
-//! - What is pinned is never removed to make room. Nothing is written beyond the quota.
-//! - What was received is on the medium after [`Store::sync`], not before: whoever promises that it
-//!   lasts calls that first. What a power cut spoils is found by the hash when it is read, and is
-//!   fetched again.
-//! - What was fetched in part stays under `partial/` and is gone on with, unless it turned out to
-//!   be something else.
+//! - A file below `blobs/` had the content of its digest when it was stored. Every reader verifies
+//!   this again ([`oci::Checked`]), because the partition is not trusted between two reads.
+//! - A pinned blob is never removed to make room, and nothing is written beyond the quota.
+//! - A received blob survives a power cut only after [`Store::sync`]. Every promise of persistence
+//!   needs a call of it. A blob that a power cut damages fails its verification and is fetched
+//!   again.
+//! - A partly received blob stays below `partial/`, and the next transfer resumes it. It is removed
+//!   if its content turns out to be wrong.
+
+mod error;
+mod receive;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::{self, Read, Seek as _, SeekFrom, Write as _};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+use std::time::SystemTime;
 
-use oci::{Blobs, Checked, Facts, Image, Layer, Limits, OciError, Sink, Verified};
+use oci::{Blobs, Checked, Image, Layer, LayerInfo, Limits, OciError, Sink, Verified};
 
+pub use self::error::StoreError;
+use self::error::io_at;
+use self::receive::copy_and_inspect;
 use crate::util::atomic_file;
+use crate::util::lock::lock;
 
-const CHUNK: usize = 1 << 17;
-/// Chunks between the thread that hashes and the one that unpacks.
-const AHEAD: usize = 8;
+/// Folder of complete blobs.
+const BLOBS: &str = "blobs";
+/// Folder of partly received blobs.
+const PARTIAL: &str = "partial";
 
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    #[error("cannot access {path}: {source}")]
-    Io { path: PathBuf, source: io::Error },
-    #[error(
-        "the store is full: {needed} more bytes are needed, {used} of {quota} are taken by images that run or could be rolled back to; \
-         raise store.quota-mib in node.toml, or remove a module"
-    )]
-    Quota { needed: u64, used: u64, quota: u64 },
-    #[error(transparent)]
-    Oci(#[from] OciError),
-}
-
+/// Blob store with a quota.
 pub struct Store {
     dir: PathBuf,
     quota: u64,
+    /// Limits of images and layers.
     pub limits: Limits,
     state: Mutex<State>,
-    syncing: Mutex<()>,
+    /// Held during [`Store::sync`].
+    sync: Mutex<()>,
 }
 
 #[derive(Default)]
 struct State {
-    /// What unpacking a layer showed; true of its digest for ever.
-    facts: BTreeMap<String, Facts>,
-    /// By whom a blob is needed.
+    /// Results of unpacking layers, by digest. They hold for the digest and never expire.
+    layer_info: BTreeMap<String, LayerInfo>,
+    /// Digests that each holder needs.
     pins: BTreeMap<String, BTreeSet<String>>,
-    /// Being written now.
-    writing: BTreeMap<String, u64>,
-    /// Perhaps not on the medium yet.
+    /// Sizes of the blobs that are being received, by digest.
+    reserved: BTreeMap<String, u64>,
+    /// Blobs that may not be on the medium yet.
     unsynced: BTreeSet<PathBuf>,
 }
 
+/// File of the store that is not being written.
+struct StoredFile {
+    path: PathBuf,
+    size: u64,
+    modified: SystemTime,
+    digest: String,
+}
+
 impl Store {
+    /// Opens a store below `dir` and creates its folders. `quota` is in bytes.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Io`] if a folder cannot be created.
     pub fn open(dir: &Path, quota: u64, limits: Limits) -> Result<Self, StoreError> {
-        for sub in ["blobs", "partial"] {
-            let path = dir.join(sub);
-            std::fs::create_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
+        for folder in [BLOBS, PARTIAL] {
+            let path = dir.join(folder);
+            std::fs::create_dir_all(&path).map_err(io_at(&path))?;
         }
-        Ok(Self {
-            dir: dir.to_owned(),
-            quota,
-            limits,
-            state: Mutex::default(),
-            syncing: Mutex::default(),
-        })
+        let (state, sync) = (Mutex::default(), Mutex::default());
+        Ok(Self { dir: dir.to_owned(), quota, limits, state, sync })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     fn path(&self, folder: &str, digest: &str) -> io::Result<PathBuf> {
         if !oci::is_digest(digest) {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{digest:?} is not a digest"),
+                format!("expected a digest, sha256: and 64 hex digits, found {digest:?}"),
             ));
         }
         Ok(self.dir.join(folder).join(&digest["sha256:".len()..]))
     }
 
-    /// Says which blobs somebody needs, in place of those before.
-    pub fn pin(&self, who: &str, digests: BTreeSet<String>) {
+    /// Replaces the digests that `holder` needs.
+    pub fn pin(&self, holder: &str, digests: BTreeSet<String>) {
         let mut state = self.state();
         if digests.is_empty() {
-            state.pins.remove(who);
+            state.pins.remove(holder);
         } else {
-            state.pins.insert(who.to_owned(), digests);
+            state.pins.insert(holder.to_owned(), digests);
         }
     }
 
-    /// Those for which this holds need nothing any more.
-    pub fn unpin(&self, whose: impl Fn(&str) -> bool) {
-        self.state().pins.retain(|who, _| !whose(who));
+    /// Removes all pins of the holders that `matches` selects.
+    pub fn unpin(&self, matches: impl Fn(&str) -> bool) {
+        self.state().pins.retain(|holder, _| !matches(holder));
     }
 
-    /// The size of a blob that is there, whole.
+    /// Returns the size of a complete blob in bytes, or `None` if the store does not have it.
     pub fn size(&self, digest: &str) -> Option<u64> {
-        Some(std::fs::metadata(self.path("blobs", digest).ok()?).ok()?.len())
+        Some(std::fs::metadata(self.path(BLOBS, digest).ok()?).ok()?.len())
     }
 
-    /// How much of a blob was received before.
-    pub fn partial(&self, digest: &str) -> u64 {
-        self.path("partial", digest).and_then(std::fs::metadata).map_or(0, |m| m.len())
+    /// Returns how many bytes of an incomplete blob the store has.
+    pub fn partial_size(&self, digest: &str) -> u64 {
+        self.path(PARTIAL, digest).and_then(std::fs::metadata).map_or(0, |m| m.len())
     }
 
-    /// Takes a blob away, whole or in part: it is not what it should be.
+    /// Removes a blob, complete or not, whose content is wrong.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Io`] if `digest` is no digest or a file cannot be removed.
     pub fn remove(&self, digest: &str) -> Result<(), StoreError> {
-        self.state().facts.remove(digest);
-        for folder in ["blobs", "partial"] {
-            let path = self
-                .path(folder, digest)
-                .map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
-            atomic_file::remove(&path).map_err(|source| StoreError::Io { path, source })?;
+        self.state().layer_info.remove(digest);
+        for folder in [BLOBS, PARTIAL] {
+            let path = self.path(folder, digest).map_err(io_at(&self.dir))?;
+            atomic_file::remove(&path).map_err(io_at(&path))?;
         }
         Ok(())
     }
 
-    /// Path, size, age and digest of everything that is not being written.
-    fn list(
-        &self,
-        state: &State,
-    ) -> Result<Vec<(PathBuf, u64, std::time::SystemTime, String)>, StoreError> {
-        let mut list = Vec::new();
-        for folder in ["partial", "blobs"] {
+    fn files(&self, state: &State) -> Result<Vec<StoredFile>, StoreError> {
+        let mut files = Vec::new();
+        for folder in [PARTIAL, BLOBS] {
             let dir = self.dir.join(folder);
-            let failed = |source| StoreError::Io { path: dir.clone(), source };
-            for entry in std::fs::read_dir(&dir).map_err(failed)? {
-                let entry = entry.map_err(failed)?;
-                // What was finished or removed meanwhile is not there any more.
+            for entry in std::fs::read_dir(&dir).map_err(io_at(&dir))? {
+                let entry = entry.map_err(io_at(&dir))?;
+                // The file was completed or removed meanwhile.
                 let Ok(metadata) = entry.metadata() else { continue };
                 let digest = format!("sha256:{}", entry.file_name().to_string_lossy());
-                if !state.writing.contains_key(&digest) {
-                    list.push((
-                        entry.path(),
-                        metadata.len(),
-                        metadata.modified().unwrap_or(std::time::UNIX_EPOCH),
+                if !state.reserved.contains_key(&digest) {
+                    files.push(StoredFile {
+                        path: entry.path(),
+                        size: metadata.len(),
+                        modified: metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH),
                         digest,
-                    ));
+                    });
                 }
             }
         }
-        Ok(list)
+        Ok(files)
     }
 
-    /// Announces a blob: makes room for it, so that nothing else takes the place meanwhile.
-    fn reserve(&self, digest: &str, size: u64) -> Result<Writing<'_>, StoreError> {
+    /// Reserves room for a blob. Removes blobs that are not pinned, the oldest first, until it
+    /// fits.
+    fn reserve(&self, digest: &str, size: u64) -> Result<Reservation<'_>, StoreError> {
         let mut state = self.state();
-        if state.writing.contains_key(digest) {
-            let source =
-                io::Error::new(io::ErrorKind::ResourceBusy, "it is being received already");
-            return Err(StoreError::Io { path: self.dir.join(digest), source });
+        if state.reserved.contains_key(digest) {
+            let error =
+                io::Error::new(io::ErrorKind::ResourceBusy, "the blob is already being received");
+            return Err(io_at(&self.dir.join(digest))(error));
         }
-        let mut list = self.list(&state)?;
-        list.retain(|(.., other)| other != digest);
-        let announced: u64 = state.writing.values().sum();
-        let mut used = announced + list.iter().map(|(_, size, ..)| size).sum::<u64>() + size;
-        // What nobody needs goes first, the oldest before the others.
-        list.sort_by_key(|(_, _, modified, _)| *modified);
-        for (path, size, _, digest) in list {
+        let mut files = self.files(&state)?;
+        files.retain(|file| file.digest != digest);
+        let reserved: u64 = state.reserved.values().sum();
+        let mut used = reserved + files.iter().map(|file| file.size).sum::<u64>() + size;
+        files.sort_by_key(|file| file.modified);
+        for file in files {
             if used <= self.quota {
                 break;
             }
-            if !state.pins.values().any(|pinned| pinned.contains(&digest)) {
-                match atomic_file::remove(&path) {
-                    Ok(()) => used -= size,
-                    Err(error) => println!(
-                        "store: {} cannot be removed to make room: {error}",
-                        path.display()
+            if !state.pins.values().any(|pinned| pinned.contains(&file.digest)) {
+                match atomic_file::remove(&file.path) {
+                    Ok(()) => used -= file.size,
+                    Err(error) => logging::warn!(
+                        "cannot remove {} to make room: {error}",
+                        file.path.display()
                     ),
                 }
-                state.facts.remove(&digest);
+                state.layer_info.remove(&file.digest);
             }
         }
         if used > self.quota {
             return Err(StoreError::Quota { needed: size, used: used - size, quota: self.quota });
         }
-        // Last, and with the lock still held: what undoes it takes the lock.
-        state.writing.insert(digest.to_owned(), size);
+        state.reserved.insert(digest.to_owned(), size);
+        // The drop of a reservation locks the state, so the lock is released before there is one.
         drop(state);
-        Ok(Writing { store: self, digest: digest.to_owned() })
+        Ok(Reservation { store: self, digest: digest.to_owned() })
     }
 
-    /// Receives a blob. `content` gives the bytes from `start` on, which must be where
-    /// [`Store::partial`] ends, or 0.
+    /// Receives a blob. `content` supplies the bytes from `start` on, which must be either 0 or
+    /// [`Store::partial_size`].
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Oci`] if the content does not match digest or size or exceeds a limit,
+    /// after the partial blob was removed. Returns [`StoreError::Quota`] if it does not fit, and
+    /// [`StoreError::Io`] if `content` or the storage fails. The partial blob stays in this case.
     pub fn receive(
         &self,
         digest: &str,
@@ -197,14 +207,12 @@ impl Store {
         start: u64,
         content: impl Read,
     ) -> Result<(), StoreError> {
-        let path = self
-            .path("partial", digest)
-            .map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
+        let path = self.path(PARTIAL, digest).map_err(io_at(&self.dir))?;
         let failed = |source: io::Error| match OciError::from(source) {
-            OciError::Io(source) => StoreError::Io { path: path.clone(), source },
-            verdict => StoreError::Oci(verdict),
+            OciError::Io(source) => io_at(&path)(source),
+            rejection => StoreError::Oci(rejection),
         };
-        let _writing = self.reserve(digest, size)?;
+        let _reservation = self.reserve(digest, size)?;
         let mut file = File::options()
             .read(true)
             .write(true)
@@ -212,23 +220,24 @@ impl Store {
             .truncate(start == 0)
             .open(&path)
             .map_err(failed)?;
-        let before = file.try_clone().map_err(failed)?.take(start);
+        let partial = file.try_clone().map_err(failed)?.take(start);
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
-        match self.copy(Checked::new(before.chain(content), digest, size), &mut file, start) {
-            Ok(facts) => {
-                let whole = self.path("blobs", digest).map_err(failed)?;
-                std::fs::rename(&path, &whole).map_err(failed)?;
+        let checked = Checked::new(partial.chain(content), digest, size);
+        match copy_and_inspect(checked, &mut file, start, &self.limits) {
+            Ok(layer_info) => {
+                let complete = self.path(BLOBS, digest).map_err(failed)?;
+                std::fs::rename(&path, &complete).map_err(failed)?;
                 let mut state = self.state();
-                if let Some(facts) = facts {
-                    state.facts.insert(digest.to_owned(), facts);
+                if let Some(layer_info) = layer_info {
+                    state.layer_info.insert(digest.to_owned(), layer_info);
                 }
-                state.unsynced.insert(whole);
+                state.unsynced.insert(complete);
                 Ok(())
             }
             Err(error) => {
                 let error = failed(error);
+                // Wrong content must not be resumed.
                 if matches!(error, StoreError::Oci(_)) {
-                    // Not what was meant to come: of no use for going on.
                     drop(file);
                     atomic_file::remove(&path).map_err(failed)?;
                 }
@@ -237,95 +246,56 @@ impl Store {
         }
     }
 
-    /// Returns when everything that was received is on the medium.
+    /// Writes all received blobs to the medium.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Io`] if a blob cannot be synced. The next call tries it again.
     pub fn sync(&self) -> Result<(), StoreError> {
-        // What another one has taken to sync is not on the medium before it is done.
-        let _one = self.syncing.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another call may have taken blobs that it has not synced yet, so this one waits for it.
+        let _sync = lock(&self.sync);
         let unsynced = std::mem::take(&mut self.state().unsynced);
         for path in &unsynced {
             let synced = match File::open(path) {
-                // It made room for another, or was not what it should be.
+                // The blob was removed meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
                 opened => opened.and_then(|file| file.sync_all()),
             };
-            if let Err(source) = synced {
-                let path = path.clone();
+            if let Err(error) = synced {
+                let error = io_at(path)(error);
                 self.state().unsynced.extend(unsynced);
-                return Err(StoreError::Io { path, source });
+                return Err(error);
             }
         }
         match unsynced.first() {
-            Some(path) => atomic_file::sync_folder(path)
-                .map_err(|source| StoreError::Io { path: path.clone(), source }),
+            Some(path) => atomic_file::sync_folder(path).map_err(io_at(path)),
             None => Ok(()),
         }
     }
 
-    /// Writes what is read, from `start` on, while another thread unpacks it.
-    fn copy(&self, mut from: impl Read, file: &mut File, start: u64) -> io::Result<Option<Facts>> {
-        let mut chunk = vec![0; CHUNK];
-        let mut at = 0;
-        let (sender, receiver) = std::sync::mpsc::sync_channel::<Arc<[u8]>>(AHEAD);
-        std::thread::scope(|scope| {
-            let mut receiver = Some(receiver);
-            let mut sender = Some(sender);
-            let mut inspecting = None;
-            loop {
-                let n = from.read(&mut chunk)?;
-                if n == 0 {
-                    break;
-                }
-                if at == 0 && chunk[0] != b'{' {
-                    // A layer, or something that is none, which is no error before an image wants
-                    // it as one.
-                    inspecting = receiver.take().map(|r| {
-                        scope.spawn(move || {
-                            oci::inspect(
-                                Parts { receiver: r, part: [].into(), at: 0 },
-                                &self.limits,
-                            )
-                        })
-                    });
-                }
-                if inspecting.is_some()
-                    && sender.as_ref().is_some_and(|s| s.send(chunk[..n].into()).is_err())
-                {
-                    // It has seen enough. A limit that was exceeded ends everything at once.
-                    sender = None;
-                    if let Some(Err(error @ OciError::Limit { .. })) =
-                        inspecting.take().and_then(|i| i.join().ok())
-                    {
-                        return Err(error.into());
-                    }
-                }
-                let new = start.saturating_sub(at).min(n as u64) as usize;
-                if new < n {
-                    file.seek(SeekFrom::Start(at + new as u64))?;
-                    file.write_all(&chunk[new..n])?;
-                } else {
-                    // The next bytes come from where these did.
-                    file.seek(SeekFrom::Start(at + n as u64))?;
-                }
-                at += n as u64;
-            }
-            drop(sender);
-            Ok(inspecting.and_then(|i| i.join().ok()).and_then(Result::ok))
-        })
-    }
-
-    /// Takes an image as verified if its layers are what they should be, and says what is not.
+    /// Verifies all layers of an image: digests, sizes, and their unpacked form.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Oci`] for the first layer that is missing or not what manifest and
+    /// config say, or if the layers together exceed a limit.
     pub fn verify(&self, image: Image) -> Result<Verified, StoreError> {
-        Ok(image.judge(&self.limits, |layer| self.inspect(layer))?)
+        Ok(image.verify_layers(&self.limits, |layer| self.inspect(layer))?)
     }
 
-    /// The same of one layer, which says nothing yet of the image.
+    /// Verifies one layer. The image may still have other problems.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`StoreError::Oci`] if the layer is missing or not what manifest and config say.
     pub fn verify_layer(&self, layer: &Layer) -> Result<(), StoreError> {
-        Ok(layer.judge(&self.inspect(layer)?)?)
+        Ok(layer.check(&self.inspect(layer)?)?)
     }
 
-    fn inspect(&self, layer: &Layer) -> Result<Facts, OciError> {
-        if let Some(facts) = self.state().facts.get(&layer.digest) {
-            return Ok(facts.clone());
+    /// Unpacks a layer, unless this process has done so before.
+    fn inspect(&self, layer: &Layer) -> Result<LayerInfo, OciError> {
+        if let Some(layer_info) = self.state().layer_info.get(&layer.digest) {
+            return Ok(layer_info.clone());
         }
         let absent = || OciError::Absent {
             what: "the layer",
@@ -343,21 +313,21 @@ impl Store {
             });
         }
         let inspected = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits);
-        let facts = inspected.map_err(|error| error.of(&layer.digest))?;
-        self.state().facts.insert(layer.digest.clone(), facts.clone());
-        Ok(facts)
+        let layer_info = inspected.map_err(|error| error.in_layer(&layer.digest))?;
+        self.state().layer_info.insert(layer.digest.clone(), layer_info.clone());
+        Ok(layer_info)
     }
 }
 
-/// Frees what was announced.
-struct Writing<'a> {
+/// Room for a blob that is being received. Its drop releases the room.
+struct Reservation<'a> {
     store: &'a Store,
     digest: String,
 }
 
-impl Drop for Writing<'_> {
+impl Drop for Reservation<'_> {
     fn drop(&mut self) {
-        self.store.state().writing.remove(&self.digest);
+        self.store.state().reserved.remove(&self.digest);
     }
 }
 
@@ -365,7 +335,7 @@ impl Blobs for Store {
     type Blob = File;
 
     fn blob(&self, digest: &str) -> io::Result<Option<(u64, File)>> {
-        match File::open(self.path("blobs", digest)?) {
+        match File::open(self.path(BLOBS, digest)?) {
             Ok(file) => Ok(Some((file.metadata()?.len(), file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -375,44 +345,25 @@ impl Blobs for Store {
 
 impl Sink for &Store {
     fn put(&mut self, digest: &str, size: u64, content: &mut dyn Read) -> io::Result<()> {
-        // Known to be good since this process saw its bytes.
-        if self.size(digest) == Some(size) && self.state().facts.contains_key(digest) {
+        // This process has verified the blob before.
+        if self.size(digest) == Some(size) && self.state().layer_info.contains_key(digest) {
             return Ok(());
         }
         self.receive(digest, size, 0, content).map_err(|error| match error {
             StoreError::Io { source, .. } => source,
-            StoreError::Oci(verdict) => verdict.into(),
+            StoreError::Oci(rejection) => rejection.into(),
             full @ StoreError::Quota { .. } => io::Error::new(io::ErrorKind::QuotaExceeded, full),
         })
     }
 }
 
-/// The parts that another thread sends, one after the other.
-struct Parts {
-    receiver: std::sync::mpsc::Receiver<Arc<[u8]>>,
-    part: Arc<[u8]>,
-    at: usize,
-}
-
-impl Read for Parts {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        while self.at == self.part.len() {
-            match self.receiver.recv() {
-                Ok(part) => (self.part, self.at) = (part, 0),
-                Err(_) => return Ok(0),
-            }
-        }
-        let n = buffer.len().min(self.part.len() - self.at);
-        buffer[..n].copy_from_slice(&self.part[self.at..self.at + n]);
-        self.at += n;
-        Ok(n)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::io::Write as _;
+
     use sha2::{Digest as _, Sha256};
+
+    use super::*;
 
     fn sha(data: &[u8]) -> String {
         format!("sha256:{}", measure::hex(&Sha256::digest(data)))
@@ -430,25 +381,25 @@ mod tests {
     }
 
     #[test]
-    fn what_came_in_part_is_gone_on_with() {
+    fn an_interrupted_transfer_is_resumed() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 1 << 20);
         let data: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
         let digest = sha(&data);
         assert!(matches!(
-            store.receive(&digest, 300_000, 0, Broken(&data[..200_000])),
+            store.receive(&digest, 300_000, 0, BrokenConnection(&data[..200_000])),
             Err(StoreError::Io { .. })
         ));
-        assert_eq!((store.partial(&digest), store.size(&digest)), (200_000, None));
+        assert_eq!((store.partial_size(&digest), store.size(&digest)), (200_000, None));
         store.receive(&digest, 300_000, 200_000, &data[200_000..]).unwrap();
-        assert_eq!((store.partial(&digest), store.size(&digest)), (0, Some(300_000)));
+        assert_eq!((store.partial_size(&digest), store.size(&digest)), (0, Some(300_000)));
         assert_eq!(read(&store, &digest), data);
     }
 
-    /// A connection that breaks.
-    struct Broken<'a>(&'a [u8]);
+    /// Connection that breaks after these bytes.
+    struct BrokenConnection<'a>(&'a [u8]);
 
-    impl Read for Broken<'_> {
+    impl Read for BrokenConnection<'_> {
         fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
             match self.0.read(buffer)? {
                 0 => Err(io::ErrorKind::ConnectionReset.into()),
@@ -458,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_something_else_leaves_nothing_behind() {
+    fn wrong_content_leaves_nothing_behind() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 1 << 20);
         let digest = sha(b"good");
@@ -470,17 +421,16 @@ mod tests {
                 ),
                 "{bytes:?}"
             );
-            assert_eq!((store.partial(&digest), store.size(&digest)), (0, None));
+            assert_eq!((store.partial_size(&digest), store.size(&digest)), (0, None));
         }
-        // What was received before counts too: a beginning that is not of this blob does not become
-        // its beginning.
-        assert!(store.receive(&digest, 4, 0, Broken(b"ev")).is_err());
+        // The bytes of the first transfer are verified too.
+        assert!(store.receive(&digest, 4, 0, BrokenConnection(b"ev")).is_err());
         assert!(matches!(store.receive(&digest, 4, 2, &b"od"[..]), Err(StoreError::Oci(_))));
-        assert_eq!(store.partial(&digest), 0);
+        assert_eq!(store.partial_size(&digest), 0);
     }
 
     #[test]
-    fn room_is_made_of_what_nobody_needs() {
+    fn blobs_that_are_not_pinned_are_removed_to_make_room() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 1000);
         let blob = |n: u8| vec![n; 400];
@@ -503,7 +453,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_ends_while_it_comes_in() {
+    fn a_decompression_bomb_is_rejected_during_the_transfer() {
         let dir = tempfile::tempdir().unwrap();
         let limits = Limits { unpacked: 1 << 20, ..Limits::default() };
         let store = Store::open(dir.path(), 1 << 30, limits).unwrap();
@@ -517,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_are_no_digests_reach_no_file() {
+    fn names_that_are_not_digests_reach_no_file() {
         let dir = tempfile::tempdir().unwrap();
         let store = store(dir.path(), 1000);
         for name in ["../../etc/passwd", "sha256:../x", "", "sha256:AA"] {

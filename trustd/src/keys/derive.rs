@@ -1,8 +1,9 @@
-//! The keys of modules: derived from one root key (crate::keys::root_key).
+//! Derivation of the modules' keys from one root key.
 //!
-//! Invariant: a key belongs to a module's name, to what that is bound to and to a purpose; a module
-//! can ask for its own only. The root key leaves the TPM's protection in this process alone and is
-//! never logged.
+//! Invariants:
+//! - A key is determined by the root key, a module's name, the module's [`Binding`] and a purpose.
+//!   A module can use only its own keys.
+//! - The root key leaves the TPM's protection only in this process, and is never logged.
 
 use std::sync::OnceLock;
 
@@ -18,9 +19,14 @@ use zeroize::Zeroizing;
 use super::sign::{self, Algorithm};
 use crate::tpm::{Tpm, TpmError};
 
+/// Length of a root key in bytes.
+pub const ROOT_KEY_BYTES: usize = 32;
+
+/// A root key, from which all other keys are derived.
 pub struct RootKey(Zeroizing<Vec<u8>>);
 
 impl RootKey {
+    /// Copies the key from `bytes`.
     pub fn from_bytes(bytes: &[u8]) -> Self {
         Self(Zeroizing::new(bytes.to_vec()))
     }
@@ -29,56 +35,57 @@ impl RootKey {
         &self.0
     }
 
-    /// For what trustd itself keeps, apart from everything of modules.
-    pub fn own(&self) -> ModuleKeys {
+    /// Derives the keys of trustd itself, which no module has.
+    pub fn derive_own_keys(&self) -> ModuleKeys {
         let mut base = Zeroizing::new([0; 32]);
         derive(&self.0, b"basalt-own-v1", &[], &mut base);
-        ModuleKeys::of(base)
+        ModuleKeys::new(base)
     }
 
-    /// A tag over trustd's own state by which it knows it again (HKDF-SHA256 with the data in
-    /// `info` is HMAC).
-    pub fn tag(&self, what: &str, data: &[u8]) -> [u8; 32] {
+    /// Computes an authentication tag over trustd's own state (HKDF-SHA256 with the data in `info`
+    /// is HMAC). `purpose` separates the kinds of state.
+    pub fn compute_tag(&self, purpose: &str, data: &[u8]) -> [u8; 32] {
         let hkdf = Hkdf::<Sha256>::new(Some(b"basalt-own-state-v1"), &self.0);
         let mut tag = [0; 32];
-        // 32 bytes are always within what HKDF can give.
-        let _ = hkdf.expand_multi_info(&[what.as_bytes(), b"\0", data], &mut tag);
+        // HKDF-SHA256 can output up to 8160 bytes, so 32 never fail.
+        let _ = hkdf.expand_multi_info(&[purpose.as_bytes(), b"\0", data], &mut tag);
         tag
     }
 
-    /// The keys of a module; the same for the same name and binding, for as long as the root key
-    /// is.
-    pub fn module(&self, module: &str, binding: &Binding) -> ModuleKeys {
+    /// Derives the keys of a module. The same name and binding give the same keys as long as the
+    /// root key lasts.
+    pub fn derive_module_keys(&self, module: &str, binding: &Binding) -> ModuleKeys {
         let mut base = Zeroizing::new([0; 32]);
         let (kind, value): (&[u8], &[u8]) = match binding {
             Binding::Approvers(ledger) => (b"approvers", ledger),
             Binding::Image(digest) => (b"image", digest.as_bytes()),
         };
         derive(&self.0, b"basalt-module-v1", &[module.as_bytes(), kind, value], &mut base);
-        ModuleKeys::of(base)
+        ModuleKeys::new(base)
     }
 }
 
-/// What a module's keys depend on beside its name.
+/// Property that a module's keys depend on, in addition to the module's name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Binding {
-    /// [`ledger::TrustPolicy::identity`]
+    /// The approvers: [`ledger::TrustPolicy::identity`].
     Approvers(Digest),
-    /// Of the manifest.
+    /// The image: digest of its manifest.
     Image(String),
 }
 
-/// HKDF-SHA256 (RFC 5869); in `info` each part has its length before it.
-fn derive(key: &[u8], salt: &[u8], parts: &[&[u8]], to: &mut [u8; 32]) {
+/// Derives 32 bytes with HKDF-SHA256 (RFC 5869). In `info` each part is preceded by its length as
+/// four bytes, big endian.
+fn derive(key: &[u8], salt: &[u8], parts: &[&[u8]], out: &mut [u8; 32]) {
     let lengths: Vec<[u8; 4]> =
         parts.iter().map(|part| (part.len() as u32).to_be_bytes()).collect();
     let info: Vec<&[u8]> =
         lengths.iter().zip(parts).flat_map(|(length, part)| [&length[..], *part]).collect();
-    // 32 bytes are always within what HKDF can give.
-    let _ = Hkdf::<Sha256>::new(Some(salt), key).expand_multi_info(&info, to);
+    // HKDF-SHA256 can output up to 8160 bytes, so 32 never fail.
+    let _ = Hkdf::<Sha256>::new(Some(salt), key).expand_multi_info(&info, out);
 }
 
-/// One module's keys, each made when it is first asked for.
+/// Keys of one module, each derived at its first use.
 pub struct ModuleKeys {
     base: Zeroizing<[u8; 32]>,
     vrf: [OnceLock<SecretKey>; Suite::ALL.len()],
@@ -87,71 +94,81 @@ pub struct ModuleKeys {
 }
 
 impl ModuleKeys {
-    fn of(base: Zeroizing<[u8; 32]>) -> Self {
+    fn new(base: Zeroizing<[u8; 32]>) -> Self {
         Self { base, vrf: Default::default(), ed25519: OnceLock::new(), p256: OnceLock::new() }
     }
 
-    pub(super) fn derive(&self, parts: &[&[u8]], to: &mut [u8; 32]) {
-        derive(&*self.base, b"basalt-key-v1", parts, to);
+    pub(super) fn derive(&self, parts: &[&[u8]], out: &mut [u8; 32]) {
+        derive(&*self.base, b"basalt-key-v1", parts, out);
     }
 
-    /// With a counter, for the rare output that is no key.
-    fn find<K>(&self, what: &[u8], name: &[u8], key: impl Fn(&[u8; 32]) -> Option<K>) -> K {
+    /// Derives a key with a counter, and increments the counter until the output is a valid key,
+    /// which the first output almost always is.
+    fn derive_valid<K>(
+        &self,
+        purpose: &[u8],
+        name: &[u8],
+        parse: impl Fn(&[u8; 32]) -> Option<K>,
+    ) -> K {
         let mut secret = Zeroizing::new([0; 32]);
         let mut counter = 0u32;
         loop {
-            self.derive(&[what, name, &counter.to_be_bytes()], &mut secret);
-            if let Some(key) = key(&secret) {
+            self.derive(&[purpose, name, &counter.to_be_bytes()], &mut secret);
+            if let Some(key) = parse(&secret) {
                 return key;
             }
             counter += 1;
         }
     }
 
-    pub fn vrf(&self, suite: Suite) -> &SecretKey {
+    /// Returns the key of a verifiable random function.
+    pub fn vrf_key(&self, suite: Suite) -> &SecretKey {
         let at = Suite::ALL.iter().position(|s| *s == suite).unwrap_or_default();
         self.vrf[at].get_or_init(|| {
-            self.find(b"vrf", suite.name().as_bytes(), |secret| SecretKey::new(suite, secret).ok())
+            self.derive_valid(b"vrf", suite.name().as_bytes(), |secret| {
+                SecretKey::new(suite, secret).ok()
+            })
         })
     }
 
-    /// Public key and signature.
+    /// Signs data. Returns the public key and the signature.
     pub fn sign(&self, algorithm: Algorithm, data: &[u8]) -> (Vec<u8>, Vec<u8>) {
         match algorithm {
             Algorithm::Ed25519 => {
                 let key = self.ed25519.get_or_init(|| {
-                    self.find(b"sign", b"ed25519", |secret| Some(SigningKey::from_bytes(secret)))
+                    self.derive_valid(b"sign", b"ed25519", |secret| {
+                        Some(SigningKey::from_bytes(secret))
+                    })
                 });
-                (key.verifying_key().as_bytes().to_vec(), sign::ed25519(key, data))
+                (key.verifying_key().as_bytes().to_vec(), sign::sign_ed25519(key, data))
             }
             Algorithm::EcdsaP256 => {
                 let key = self.p256.get_or_init(|| {
-                    self.find(b"sign", b"p256", |secret| p256::PrivateKey::decode(secret))
+                    self.derive_valid(b"sign", b"p256", |secret| p256::PrivateKey::decode(secret))
                 });
-                (sign::p256_public(key), sign::ecdsa(key, data))
+                (sign::encode_p256_public_key(key), sign::sign_ecdsa_p256(key, data))
             }
         }
     }
 
-    /// The key of a message authentication code (HMAC, RFC 2104); each label has another one.
-    pub fn mac(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
+    /// Derives the key of a message authentication code (HMAC, RFC 2104). Each label has its own.
+    pub fn mac_key(&self, label: &[u8]) -> Zeroizing<[u8; 32]> {
         let mut key = Zeroizing::new([0; 32]);
         self.derive(&[b"hmac", label], &mut key);
         key
     }
 }
 
-/// From the TPM's generator and the kernel's together: somebody who listens on the TPM's bus, or
-/// who knows one of them, knows nothing of it.
-pub async fn random(tpm: &Tpm, bytes: usize) -> Result<Vec<u8>, TpmError> {
-    let mut random = tpm.random(bytes).await?;
-    let mut ours = Zeroizing::new(vec![0; bytes]);
-    let filled = SystemRandom::new().fill(&mut ours);
-    filled.map_err(|_| TpmError::Answer {
-        what: "random numbers",
-        problem: "the kernel has none".into(),
-    })?;
-    random.iter_mut().zip(ours.iter()).for_each(|(byte, other)| *byte ^= other);
+/// Returns random bytes from the TPM's generator and the kernel's, combined by XOR. An attacker who
+/// listens on the TPM's bus, or knows the output of one generator, learns nothing about the result.
+///
+/// # Errors
+/// [`TpmError`] if one of the generators fails.
+pub async fn generate_random(tpm: &Tpm, len: usize) -> Result<Vec<u8>, TpmError> {
+    let mut random = tpm.get_random(len).await?;
+    let mut kernel = Zeroizing::new(vec![0; len]);
+    SystemRandom::new().fill(&mut kernel).map_err(|_| TpmError::KernelRandom)?;
+    random.iter_mut().zip(kernel.iter()).for_each(|(byte, other)| *byte ^= other);
     Ok(random)
 }
 
@@ -160,17 +177,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_differ_by_module_binding_and_purpose_and_stay_the_same() {
+    fn keys_are_stable_and_differ_by_module_binding_and_purpose() {
         let root = RootKey::from_bytes(&[7; 32]);
         let all = |module: &str, binding: &Binding| {
-            let keys = root.module(module, binding);
+            let keys = root.derive_module_keys(module, binding);
             let mut all: Vec<Vec<u8>> =
-                Suite::ALL.iter().map(|suite| keys.vrf(*suite).public_key().to_vec()).collect();
+                Suite::ALL.iter().map(|suite| keys.vrf_key(*suite).public_key().to_vec()).collect();
             all.extend(
                 [Algorithm::Ed25519, Algorithm::EcdsaP256]
                     .map(|algorithm| keys.sign(algorithm, b"").0),
             );
-            all.extend([b"", &b"label"[..]].map(|label| keys.mac(label).to_vec()));
+            all.extend([b"", &b"label"[..]].map(|label| keys.mac_key(label).to_vec()));
             all
         };
         let bindings = [
@@ -187,7 +204,10 @@ mod tests {
                 "{module} {binding:?}"
             );
         }
-        let other = RootKey::from_bytes(&[8; 32]).module("a", &bindings[0]).mac(b"").to_vec();
+        let other = RootKey::from_bytes(&[8; 32])
+            .derive_module_keys("a", &bindings[0])
+            .mac_key(b"")
+            .to_vec();
         assert!(seen.insert(other));
     }
 }

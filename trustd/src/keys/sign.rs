@@ -1,43 +1,52 @@
-//! Signatures: Ed25519 (RFC 8032) and ECDSA on P-256 with SHA-256 (FIPS 186-5; nonces after RFC
-//! 6979).
+//! Signatures: Ed25519 (RFC 8032), and ECDSA on P-256 with SHA-256 (FIPS 186-5) and deterministic
+//! nonces (RFC 6979).
 
 use crrl::p256;
 use ed25519_dalek::{Signature, Signer as _, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// Signature algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Algorithm {
+    /// Ed25519. Public key: 32 bytes; signature: 64 bytes.
     #[serde(rename = "ed25519")]
     Ed25519,
+    /// ECDSA on P-256 with SHA-256. Public key: SEC 1; signature: r and s, 32 bytes each.
     #[serde(rename = "ecdsa-p256-sha256")]
     EcdsaP256,
 }
 
+/// Error of verifying a signature that cannot be valid for any data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SignError {
+    /// The public key is invalid.
     #[error(
-        "the public key is not valid for this algorithm: expected 32 bytes (ed25519, not of small order) or a point in SEC 1 form (ecdsa-p256-sha256)"
+        "the public key is not valid for this algorithm: expected 32 bytes (ed25519, not of small \
+         order) or a point in SEC 1 form (ecdsa-p256-sha256)"
     )]
     PublicKey,
-    #[error("the signature is not of the form that this algorithm has: 64 bytes")]
+    /// The signature has another form than the algorithm's signatures.
+    #[error("the signature does not have the form of this algorithm: expected 64 bytes")]
     Form,
 }
 
-pub(super) fn p256_public(key: &p256::PrivateKey) -> Vec<u8> {
+pub(super) fn encode_p256_public_key(key: &p256::PrivateKey) -> Vec<u8> {
     key.to_public_key().encode_compressed().to_vec()
 }
 
-pub(super) fn ed25519(key: &ed25519_dalek::SigningKey, data: &[u8]) -> Vec<u8> {
+pub(super) fn sign_ed25519(key: &ed25519_dalek::SigningKey, data: &[u8]) -> Vec<u8> {
     key.sign(data).to_bytes().to_vec()
 }
 
-pub(super) fn ecdsa(key: &p256::PrivateKey, data: &[u8]) -> Vec<u8> {
+pub(super) fn sign_ecdsa_p256(key: &p256::PrivateKey, data: &[u8]) -> Vec<u8> {
     key.sign_hash(&Sha256::digest(data), &[]).to_vec()
 }
 
+/// Reports whether a signature of `data` is valid.
+///
 /// # Errors
-/// [`SignError`] if key or signature cannot be those of anybody.
+/// [`SignError`] if the key or the signature is malformed.
 pub fn verify(
     algorithm: Algorithm,
     public_key: &[u8],
@@ -56,7 +65,7 @@ pub fn verify(
         }
         Algorithm::EcdsaP256 => {
             let key = p256::PublicKey::decode(public_key).ok_or(SignError::PublicKey)?;
-            // The library takes shorter ones.
+            // The library accepts shorter signatures, too.
             let signature: &[u8; 64] = signature.try_into().map_err(|_| SignError::Form)?;
             Ok(key.verify_hash(signature, &Sha256::digest(data)))
         }
@@ -71,19 +80,20 @@ mod tests {
         measure::unhex(hex).unwrap()
     }
 
-    /// RFC 6979, appendix A.2.5, SHA-256, and RFC 8032, section 7.1, test 2.
+    /// Vectors: RFC 6979, appendix A.2.5, SHA-256, and RFC 8032, section 7.1, test 2.
     #[test]
-    fn the_published_examples() {
+    fn signatures_match_the_published_test_vectors() {
         let key = p256::PrivateKey::decode(&bytes(
             "c9afa9d845ba75166b5c215767b1d6934e50c3db36e89b127b8a622b120f6721",
         ))
         .unwrap();
-        let signature = ecdsa(&key, b"sample");
+        let signature = sign_ecdsa_p256(&key, b"sample");
         assert_eq!(
             measure::hex(&signature),
-            "efd48b2aacb6a8fd1140dd9cd45e81d69d2c877b56aaf991c34d0ea84eaf3716f7cb1c942d657c41d436c7a1b6e29f65f3e900dbb9aff4064dc4ab2f843acda8"
+            "efd48b2aacb6a8fd1140dd9cd45e81d69d2c877b56aaf991c34d0ea84eaf3716\
+             f7cb1c942d657c41d436c7a1b6e29f65f3e900dbb9aff4064dc4ab2f843acda8"
         );
-        let public = p256_public(&key);
+        let public = encode_p256_public_key(&key);
         assert_eq!(
             measure::hex(&public),
             "0360fed4ba255a9d31c961eb74c6356d68c049b8923b61fa6ce669622e60f29fb6"
@@ -95,10 +105,11 @@ mod tests {
                 .try_into()
                 .unwrap();
         let key = ed25519_dalek::SigningKey::from_bytes(&secret);
-        let signature = ed25519(&key, &[0x72]);
+        let signature = sign_ed25519(&key, &[0x72]);
         assert_eq!(
             measure::hex(&signature),
-            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+            "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da\
+             085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
         );
         assert_eq!(
             verify(Algorithm::Ed25519, key.verifying_key().as_bytes(), &[0x72], &signature),
@@ -107,15 +118,15 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_a_signature_is_not_taken_for_one() {
+    fn altered_signatures_and_malformed_keys_are_rejected() {
         let p256 = p256::PrivateKey::decode(&[7; 32]).unwrap();
         let edwards = ed25519_dalek::SigningKey::from_bytes(&[7; 32]);
         let cases = [
-            (Algorithm::EcdsaP256, p256_public(&p256), ecdsa(&p256, b"data")),
+            (Algorithm::EcdsaP256, encode_p256_public_key(&p256), sign_ecdsa_p256(&p256, b"data")),
             (
                 Algorithm::Ed25519,
                 edwards.verifying_key().as_bytes().to_vec(),
-                ed25519(&edwards, b"data"),
+                sign_ed25519(&edwards, b"data"),
             ),
         ];
         for (algorithm, public, good) in cases {

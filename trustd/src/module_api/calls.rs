@@ -1,178 +1,99 @@
-//! What a module can ask for, and the answers. trustd/openapi-module.json describes every call.
+//! The calls: parsing, computation and answer of each. trustd/openapi-module.json describes them.
 //!
-//! Invariant: nothing that was sent is in an error, for errors end up in logs.
+//! Invariant: an error never contains a value of the request, because errors end up in logs.
 
+use api::ErrorCode;
+use api::QuoteRequest;
+use api::module::{
+    BatchRequest, Hash, HashAlgorithm, HashRequest, HmacRequest, Identity, IdentityRequest, Mac,
+    ModuleQuote, RandomBytes, RandomRequest, SealRequest, Sealed, SignRequest, Signature,
+    SignatureAlgorithm, UnsealRequest, Unsealed, Verification, VerifyRequest, VrfKeys,
+    VrfKeysRequest, VrfProof, VrfProveRequest, VrfVerification, VrfVerifyRequest,
+};
 use axum::http::StatusCode;
 use config::CryptoUse;
-use hmac::{Hmac, KeyInit as _, Mac as _};
-use measure::AttestedStatement;
-use serde::Deserialize;
+use hmac::{Hmac, KeyInit, Mac as MacAlgorithm};
+use measure::{AttestedStatement, hex};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde_json::value::RawValue;
 use sha2::{Digest as _, Sha256, Sha512};
 use vrf::{PublicKey, Suite};
 
-use super::Caller;
+use super::caller::Caller;
+use crate::audit::Audit;
+use crate::keys::derive::generate_random;
+use crate::keys::sign::Algorithm;
 use crate::keys::{seal, sign};
-use crate::rest::{ApiError, nonce, unhex};
+use crate::rest::{ApiError, check_nonce, parse_hex};
+use crate::tpm::Tpm;
 
-const MOST_RANDOM: usize = 1024;
+/// Largest number of random bytes in one call.
+const MAX_RANDOM_BYTES: usize = 1024;
 
-/// All calls but `batch`.
-pub const NAMES: [&str; 12] = [
-    "identity",
-    "vrf/keys",
-    "vrf/prove",
-    "vrf/verify",
-    "random",
-    "hash",
-    "hmac",
-    "sign",
-    "verify",
-    "seal",
-    "unseal",
-    "quote",
-];
-
-/// One call with its request.
+/// A parsed call.
 pub(super) enum Call {
-    /// Computed here.
-    Plain(Plain),
-    /// The TPM has to work for it.
+    /// Call that trustd computes by itself.
+    Local(LocalCall),
+    /// Call for which the TPM has to work.
     Tpm(TpmCall),
 }
 
-pub(super) enum Plain {
+/// Call that trustd computes by itself, with its request.
+pub(super) enum LocalCall {
     Identity,
-    VrfKeys(VrfKeys),
-    VrfProve(VrfProve),
-    VrfVerify(VrfVerify),
-    Hash(Hash),
-    Hmac(MacRequest),
-    Sign(Sign),
-    Verify(Verify),
-    Seal(Seal),
-    Unseal(Unseal),
+    VrfKeys(VrfKeysRequest),
+    VrfProve(VrfProveRequest),
+    VrfVerify(VrfVerifyRequest),
+    Hash(HashRequest),
+    Hmac(HmacRequest),
+    Sign(SignRequest),
+    Verify(VerifyRequest),
+    Seal(SealRequest),
+    Unseal(UnsealRequest),
 }
 
+/// Call for which the TPM has to work.
 pub(super) enum TpmCall {
+    /// Random bytes, at most [`MAX_RANDOM_BYTES`].
     Random(usize),
+    /// Quote about a statement.
     Quote(AttestedStatement),
-    VrfKeys { suite: Suite, public_key: String, statement: AttestedStatement },
+    /// Public key, with a quote about the statement that it is the module's.
+    VrfKeys { suite: api::module::Suite, public_key: String, statement: AttestedStatement },
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Nothing {}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VrfKeys {
-    suite: Suite,
-    /// With it the answer has a statement of the TPM.
-    nonce: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VrfProve {
-    suite: Suite,
-    alpha: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct VrfVerify {
-    suite: Suite,
-    public_key: String,
-    alpha: String,
-    pi: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Random {
-    bytes: usize,
-}
-
-#[derive(Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum Algorithm {
-    Sha256,
-    Sha512,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Hash {
-    algorithm: Algorithm,
-    data: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct MacRequest {
-    algorithm: Algorithm,
-    #[serde(default)]
-    label: String,
-    data: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Sign {
-    algorithm: sign::Algorithm,
-    data: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Verify {
-    algorithm: sign::Algorithm,
-    public_key: String,
-    data: String,
-    signature: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Seal {
-    #[serde(default)]
-    context: String,
-    data: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Unseal {
-    #[serde(default)]
-    context: String,
-    sealed: String,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Quote {
-    nonce: String,
-}
-
-/// The call's own type, and never a value of any shape: that costs many times its size, and crates
-/// that are linked in can let it nest without end.
-fn read<T: DeserializeOwned>(request: &str) -> Result<T, ApiError> {
-    // A structure could also be read from an array, which nothing describes.
+/// Parses a request as the type of its call.
+///
+/// It is never parsed as a JSON value of any shape: such a value needs many times the memory of its
+/// text, and with raw values, which a dependency enables, it can nest without end.
+fn parse<T: DeserializeOwned>(request: &str) -> Result<T, ApiError> {
+    // serde also accepts an array for a struct, which no schema describes.
     if !request.trim_start().starts_with('{') {
-        return Err(ApiError::request("expected a JSON object"));
+        return Err(ApiError::bad_request("expected a JSON object"));
     }
-    serde_json::from_str(request).map_err(|e| ApiError::request(without_values(&e.to_string())))
+    parse_any(request)
 }
 
-/// serde shows, in quotes, what it did not expect.
-pub(super) fn without_values(problem: &str) -> String {
+fn parse_any<T: DeserializeOwned>(request: &str) -> Result<T, ApiError> {
+    serde_json::from_str(request).map_err(|error| ApiError::bad_request(redact(&error.to_string())))
+}
+
+/// Parses the request of a batch. The requests of its calls stay text.
+///
+/// # Errors
+/// [`ApiError`] of a malformed request.
+pub(super) fn parse_batch(request: &str) -> Result<BatchRequest, ApiError> {
+    parse_any(request)
+}
+
+/// Removes the values of the request, which serde quotes, from an error message.
+fn redact(problem: &str) -> String {
     match (problem.find(['"', '`']), problem.rfind(", expected")) {
         (Some(begin), Some(end)) if begin < end => {
             format!("{}(not shown){}", &problem[..begin], &problem[end..])
         }
-        // What is missing was not sent.
+        // The name of a missing member is not from the request.
         (Some(begin), _) if !problem.starts_with("missing field") => {
             format!("{}(not shown)", &problem[..begin])
         }
@@ -180,157 +101,254 @@ pub(super) fn without_values(problem: &str) -> String {
     }
 }
 
+/// Returns what the module file must list under `crypto` for a call, or `None` if every module may
+/// make the call.
+pub(super) fn permission(name: &str) -> Option<CryptoUse> {
+    Some(match name {
+        "vrf/keys" | "vrf/prove" | "vrf/verify" => CryptoUse::Vrf,
+        "random" => CryptoUse::Random,
+        "hash" => CryptoUse::Hash,
+        "hmac" => CryptoUse::Hmac,
+        "sign" | "verify" => CryptoUse::Sign,
+        "seal" | "unseal" => CryptoUse::Seal,
+        "quote" => CryptoUse::Quote,
+        _ => return None,
+    })
+}
+
 impl Call {
+    /// Parses the request of a call.
+    ///
     /// # Errors
-    /// 404 if there is no such call, 400 if the request is not as it should be.
-    pub(super) fn read(name: &str, request: &str, caller: &Caller) -> Result<Self, ApiError> {
-        let plain = match name {
+    /// 404 if there is no such call, 400 if the request is malformed.
+    pub(super) fn parse(name: &str, request: &str, caller: &Caller) -> Result<Self, ApiError> {
+        Ok(Self::Local(match name {
             "identity" => {
-                read::<Nothing>(request)?;
-                Plain::Identity
+                parse::<IdentityRequest>(request)?;
+                LocalCall::Identity
             }
             "vrf/keys" => {
-                let keys: VrfKeys = read(request)?;
-                match &keys.nonce {
-                    Some(hex) => {
-                        let public_key = measure::hex(caller.keys.vrf(keys.suite).public_key());
-                        let statement = AttestedStatement::VrfKey {
-                            bound_to: caller.bound_to(),
-                            image: caller.image.clone(),
-                            module: caller.module.clone(),
-                            nonce: nonce(hex.clone())?,
-                            public_key: public_key.clone(),
-                            suite: keys.suite.name().to_owned(),
-                        };
-                        return Ok(Self::Tpm(TpmCall::VrfKeys {
-                            suite: keys.suite,
-                            public_key,
-                            statement,
-                        }));
+                let mut request: VrfKeysRequest = parse(request)?;
+                match request.nonce.take() {
+                    Some(nonce) => {
+                        return TpmCall::vrf_keys(&request, nonce, caller).map(Self::Tpm);
                     }
-                    None => Plain::VrfKeys(keys),
+                    None => LocalCall::VrfKeys(request),
                 }
             }
-            "vrf/prove" => Plain::VrfProve(read(request)?),
-            "vrf/verify" => Plain::VrfVerify(read(request)?),
-            "random" => {
-                let Random { bytes } = read(request)?;
-                if !(1..=MOST_RANDOM).contains(&bytes) {
-                    return Err(ApiError::request(format!(
-                        "bytes: expected 1 to {MOST_RANDOM}, found {bytes}"
-                    )));
-                }
-                return Ok(Self::Tpm(TpmCall::Random(bytes)));
-            }
-            "hash" => Plain::Hash(read(request)?),
-            "hmac" => Plain::Hmac(read(request)?),
-            "sign" => Plain::Sign(read(request)?),
-            "verify" => Plain::Verify(read(request)?),
-            "seal" => Plain::Seal(read(request)?),
-            "unseal" => Plain::Unseal(read(request)?),
-            "quote" => {
-                let Quote { nonce: hex } = read(request)?;
-                let statement = AttestedStatement::Module {
-                    image: caller.image.clone(),
-                    module: caller.module.clone(),
-                    nonce: nonce(hex)?,
-                };
-                return Ok(Self::Tpm(TpmCall::Quote(statement)));
-            }
+            "vrf/prove" => LocalCall::VrfProve(parse(request)?),
+            "vrf/verify" => LocalCall::VrfVerify(parse(request)?),
+            "random" => return TpmCall::random(&parse(request)?).map(Self::Tpm),
+            "hash" => LocalCall::Hash(parse(request)?),
+            "hmac" => LocalCall::Hmac(parse(request)?),
+            "sign" => LocalCall::Sign(parse(request)?),
+            "verify" => LocalCall::Verify(parse(request)?),
+            "seal" => LocalCall::Seal(parse(request)?),
+            "unseal" => LocalCall::Unseal(parse(request)?),
+            "quote" => return TpmCall::quote(parse(request)?, caller).map(Self::Tpm),
             _ => {
                 return Err(ApiError::not_found(
                     "there is no such call; GET /v1/openapi.json lists them",
                 ));
             }
-        };
-        Ok(Self::Plain(plain))
-    }
-
-    /// What a module's file must list for it.
-    pub(super) fn needs(name: &str) -> Option<CryptoUse> {
-        Some(match name {
-            "vrf/keys" | "vrf/prove" | "vrf/verify" => CryptoUse::Vrf,
-            "random" => CryptoUse::Random,
-            "hash" => CryptoUse::Hash,
-            "hmac" => CryptoUse::Hmac,
-            "sign" | "verify" => CryptoUse::Sign,
-            "seal" | "unseal" => CryptoUse::Seal,
-            "quote" => CryptoUse::Quote,
-            _ => return None,
-        })
+        }))
     }
 }
 
-impl Plain {
-    pub(super) fn answer(self, caller: &Caller) -> Result<Value, ApiError> {
-        let hex = measure::hex;
-        Ok(match self {
-            Self::Identity => json!({
-                "bound_to": caller.bound_to(),
-                "container": caller.container,
-                "image": caller.image,
-                "module": caller.module,
+impl TpmCall {
+    fn random(request: &RandomRequest) -> Result<Self, ApiError> {
+        let RandomRequest { bytes } = *request;
+        if (1..=MAX_RANDOM_BYTES).contains(&bytes) {
+            return Ok(Self::Random(bytes));
+        }
+        let message = format!("bytes: expected 1 to {MAX_RANDOM_BYTES}, found {bytes}");
+        Err(ApiError::bad_request(message))
+    }
+
+    fn quote(request: QuoteRequest, caller: &Caller) -> Result<Self, ApiError> {
+        Ok(Self::Quote(AttestedStatement::Module {
+            image: caller.image.clone(),
+            module: caller.module.clone(),
+            nonce: check_nonce(request.nonce)?,
+        }))
+    }
+
+    fn vrf_keys(
+        request: &VrfKeysRequest,
+        nonce: String,
+        caller: &Caller,
+    ) -> Result<Self, ApiError> {
+        let suite = to_suite(request.suite);
+        let public_key = hex(caller.keys.vrf_key(suite).public_key());
+        let statement = AttestedStatement::VrfKey {
+            bound_to: caller.bound_to(),
+            image: caller.image.clone(),
+            module: caller.module.clone(),
+            nonce: check_nonce(nonce)?,
+            public_key: public_key.clone(),
+            suite: suite.name().to_owned(),
+        };
+        Ok(Self::VrfKeys { suite: request.suite, public_key, statement })
+    }
+
+    /// Computes the answer as JSON text.
+    ///
+    /// # Errors
+    /// [`ApiError`] of the TPM.
+    pub(super) async fn compute(self, tpm: &Tpm, audit: &Audit) -> Result<Box<RawValue>, ApiError> {
+        let quote = async |statement: AttestedStatement| {
+            audit.collect_evidence(&statement).await.map_err(ApiError::failed)
+        };
+        match self {
+            Self::Random(bytes) => {
+                let random = generate_random(tpm, bytes).await.map_err(ApiError::tpm)?;
+                to_json(&RandomBytes { random: hex(&random) })
+            }
+            Self::Quote(statement) => to_json(&ModuleQuote { evidence: quote(statement).await? }),
+            Self::VrfKeys { suite, public_key, statement } => {
+                let evidence = Some(quote(statement).await?);
+                to_json(&VrfKeys { suite, public_key, evidence })
+            }
+        }
+    }
+}
+
+fn to_json(answer: &impl Serialize) -> Result<Box<RawValue>, ApiError> {
+    serde_json::value::to_raw_value(answer).map_err(ApiError::failed)
+}
+
+fn to_suite(suite: api::module::Suite) -> Suite {
+    match suite {
+        api::module::Suite::P256Tai => Suite::P256Tai,
+        api::module::Suite::P256Sswu => Suite::P256Sswu,
+        api::module::Suite::Ed25519Tai => Suite::Ed25519Tai,
+        api::module::Suite::Ed25519Ell2 => Suite::Ed25519Ell2,
+        api::module::Suite::Secp256k1Draft05 => Suite::Secp256k1Draft05,
+    }
+}
+
+fn to_algorithm(algorithm: SignatureAlgorithm) -> Algorithm {
+    match algorithm {
+        SignatureAlgorithm::Ed25519 => Algorithm::Ed25519,
+        SignatureAlgorithm::EcdsaP256 => Algorithm::EcdsaP256,
+    }
+}
+
+impl LocalCall {
+    /// Computes the answer as JSON text.
+    ///
+    /// # Errors
+    /// 400 for members that are not hex or cannot be a key or proof, 422 if data does not unseal.
+    pub(super) fn compute(self, caller: &Caller) -> Result<Box<RawValue>, ApiError> {
+        match self {
+            Self::Identity => to_json(&Identity {
+                module: caller.module.clone(),
+                image: caller.image.clone(),
+                container: caller.container.clone(),
+                bound_to: caller.bound_to(),
             }),
-            Self::VrfKeys(VrfKeys { suite, .. }) => {
-                json!({ "public_key": hex(caller.keys.vrf(suite).public_key()), "suite": suite })
+            Self::VrfKeys(VrfKeysRequest { suite, .. }) => to_json(&VrfKeys {
+                suite,
+                public_key: hex(caller.keys.vrf_key(to_suite(suite)).public_key()),
+                evidence: None,
+            }),
+            Self::VrfProve(request) => to_json(&vrf_prove(&request, caller)?),
+            Self::VrfVerify(request) => to_json(&vrf_verify(&request)?),
+            Self::Hash(request) => to_json(&hash(&request)?),
+            Self::Hmac(request) => to_json(&hmac(&request, caller)?),
+            Self::Sign(SignRequest { algorithm, data }) => {
+                let data = parse_hex("data", &data)?;
+                let (public_key, signature) = caller.keys.sign(to_algorithm(algorithm), &data);
+                to_json(&Signature { public_key: hex(&public_key), signature: hex(&signature) })
             }
-            Self::VrfProve(VrfProve { suite, alpha }) => {
-                let key = caller.keys.vrf(suite);
-                let proof = key.prove(&unhex("alpha", &alpha)?).map_err(ApiError::node)?;
-                json!({ "beta": hex(&proof.beta), "pi": hex(&proof.pi), "public_key": hex(key.public_key()), "suite": suite })
-            }
-            Self::VrfVerify(request) => {
-                let (key, alpha) =
-                    (unhex("public_key", &request.public_key)?, unhex("alpha", &request.alpha)?);
-                let pi = unhex("pi", &request.pi)?;
-                let verified =
-                    PublicKey::new(request.suite, &key).and_then(|key| key.verify(&alpha, &pi));
-                match verified.map_err(ApiError::request)? {
-                    Some(beta) => json!({ "beta": hex(&beta), "valid": true }),
-                    None => json!({ "valid": false }),
-                }
-            }
-            Self::Hash(Hash { algorithm, data }) => {
-                let data = unhex("data", &data)?;
-                json!({ "hash": match algorithm {
-                    Algorithm::Sha256 => hex(&Sha256::digest(&data)),
-                    Algorithm::Sha512 => hex(&Sha512::digest(&data)),
-                } })
-            }
-            Self::Hmac(MacRequest { algorithm, label, data }) => {
-                let key = caller.keys.mac(&unhex("label", &label)?);
-                let data = unhex("data", &data)?;
-                json!({ "mac": match algorithm {
-                    Algorithm::Sha256 => hex(&Hmac::<Sha256>::new_from_slice(&*key).map_err(ApiError::node)?.chain_update(&data).finalize().into_bytes()),
-                    Algorithm::Sha512 => hex(&Hmac::<Sha512>::new_from_slice(&*key).map_err(ApiError::node)?.chain_update(&data).finalize().into_bytes()),
-                } })
-            }
-            Self::Sign(Sign { algorithm, data }) => {
-                let (public_key, signature) = caller.keys.sign(algorithm, &unhex("data", &data)?);
-                json!({ "public_key": hex(&public_key), "signature": hex(&signature) })
-            }
-            Self::Verify(request) => {
-                let (key, data) =
-                    (unhex("public_key", &request.public_key)?, unhex("data", &request.data)?);
-                let signature = unhex("signature", &request.signature)?;
-                json!({ "valid": sign::verify(request.algorithm, &key, &data, &signature).map_err(ApiError::request)? })
-            }
-            Self::Seal(Seal { context, data }) => {
-                let sealed =
-                    seal::seal(&caller.keys, &unhex("context", &context)?, &unhex("data", &data)?);
-                json!({ "sealed": hex(&sealed.map_err(ApiError::node)?) })
-            }
-            Self::Unseal(Unseal { context, sealed }) => {
-                let data = seal::unseal(
-                    &caller.keys,
-                    &unhex("context", &context)?,
-                    &unhex("sealed", &sealed)?,
-                );
-                let data =
-                    data.map_err(|e| ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "sealed", e))?;
-                json!({ "data": hex(&data) })
-            }
-        })
+            Self::Verify(request) => to_json(&verify(&request)?),
+            Self::Seal(request) => to_json(&seal_data(&request, caller)?),
+            Self::Unseal(request) => to_json(&unseal_data(&request, caller)?),
+        }
+    }
+}
+
+fn vrf_prove(request: &VrfProveRequest, caller: &Caller) -> Result<VrfProof, ApiError> {
+    let key = caller.keys.vrf_key(to_suite(request.suite));
+    let alpha = parse_hex("alpha", &request.alpha)?;
+    let proof = key.prove(&alpha).map_err(ApiError::failed)?;
+    Ok(VrfProof {
+        suite: request.suite,
+        public_key: hex(key.public_key()),
+        pi: hex(&proof.pi),
+        beta: hex(&proof.beta),
+    })
+}
+
+fn vrf_verify(request: &VrfVerifyRequest) -> Result<VrfVerification, ApiError> {
+    let key = parse_hex("public_key", &request.public_key)?;
+    let (alpha, pi) = (parse_hex("alpha", &request.alpha)?, parse_hex("pi", &request.pi)?);
+    let beta = PublicKey::new(to_suite(request.suite), &key)
+        .and_then(|key| key.verify(&alpha, &pi))
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    Ok(VrfVerification { valid: beta.is_some(), beta: beta.map(|beta| hex(&beta)) })
+}
+
+fn hash(request: &HashRequest) -> Result<Hash, ApiError> {
+    let data = parse_hex("data", &request.data)?;
+    let hash = match request.algorithm {
+        HashAlgorithm::Sha256 => hex(&Sha256::digest(&data)),
+        HashAlgorithm::Sha512 => hex(&Sha512::digest(&data)),
+    };
+    Ok(Hash { hash })
+}
+
+fn hmac(request: &HmacRequest, caller: &Caller) -> Result<Mac, ApiError> {
+    fn compute<M: MacAlgorithm + KeyInit>(key: &[u8], data: &[u8]) -> Result<String, ApiError> {
+        let mac = <M as KeyInit>::new_from_slice(key).map_err(ApiError::failed)?;
+        Ok(hex(&mac.chain_update(data).finalize().into_bytes()))
+    }
+    let key = caller.keys.mac_key(&parse_hex("label", &request.label)?);
+    let data = parse_hex("data", &request.data)?;
+    let mac = match request.algorithm {
+        HashAlgorithm::Sha256 => compute::<Hmac<Sha256>>(&*key, &data)?,
+        HashAlgorithm::Sha512 => compute::<Hmac<Sha512>>(&*key, &data)?,
+    };
+    Ok(Mac { mac })
+}
+
+fn verify(request: &VerifyRequest) -> Result<Verification, ApiError> {
+    let algorithm = to_algorithm(request.algorithm);
+    let key = parse_hex("public_key", &request.public_key)?;
+    let data = parse_hex("data", &request.data)?;
+    let signature = parse_hex("signature", &request.signature)?;
+    let valid = sign::verify(algorithm, &key, &data, &signature)
+        .map_err(|error| ApiError::bad_request(error.to_string()))?;
+    Ok(Verification { valid })
+}
+
+fn seal_data(request: &SealRequest, caller: &Caller) -> Result<Sealed, ApiError> {
+    let context = parse_hex("context", &request.context)?;
+    let data = parse_hex("data", &request.data)?;
+    let sealed = seal::seal(&caller.keys, &context, &data).map_err(ApiError::failed)?;
+    Ok(Sealed { sealed: hex(&sealed) })
+}
+
+fn unseal_data(request: &UnsealRequest, caller: &Caller) -> Result<Unsealed, ApiError> {
+    let context = parse_hex("context", &request.context)?;
+    let sealed = parse_hex("sealed", &request.sealed)?;
+    let data = seal::unseal(&caller.keys, &context, &sealed).map_err(|error| {
+        ApiError::from_error(StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::Sealed, &error)
+    })?;
+    Ok(Unsealed { data: hex(&data) })
+}
+
+impl Caller {
+    /// Answers a call that trustd computes by itself; returns `None` for a call of the TPM.
+    ///
+    /// # Errors
+    /// [`ApiError`] as the caller gets it.
+    pub fn compute(&self, name: &str, request: &str) -> Option<Result<Box<RawValue>, ApiError>> {
+        match Call::parse(name, request, self) {
+            Ok(Call::Local(call)) => Some(call.compute(self)),
+            Ok(Call::Tpm(_)) => None,
+            Err(error) => Some(Err(error)),
+        }
     }
 }
 
@@ -339,7 +357,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_do_not_repeat_what_was_sent() {
+    fn errors_do_not_contain_values_of_the_request() {
         for request in [
             r#"{"suite":"secret","alpha":""}"#,
             r#"{"suite":"ECVRF-P256-SHA256-TAI","alpha":7}"#,
@@ -349,19 +367,36 @@ mod tests {
             r#"["secret","00"]"#,
             r#"{"suite":"secret"#,
         ] {
-            let Err(error) = read::<VrfProve>(request) else { panic!("{request} was taken") };
+            let Err(error) = parse::<VrfProveRequest>(request) else {
+                panic!("{request} was accepted")
+            };
             assert!(!format!("{error:?}").contains("secret"), "{error:?}");
         }
-        let Err(error) = read::<Random>(r#"{"bytes":"secret"}"#) else { panic!("taken") };
-        assert!(
-            format!("{error:?}").contains("expected usize")
-                && !format!("{error:?}").contains("secret"),
-            "{error:?}"
-        );
-        let Err(error) = read::<Nothing>(r#"{"secret":1}"#) else { panic!("taken") };
+        let Err(error) = parse::<RandomRequest>(r#"{"bytes":"secret"}"#) else {
+            panic!("a text was accepted for a number")
+        };
+        let shown = format!("{error:?}");
+        assert!(shown.contains("expected usize") && !shown.contains("secret"), "{shown}");
+        let Err(error) = parse::<IdentityRequest>(r#"{"secret":1}"#) else {
+            panic!("an unknown member was accepted")
+        };
         assert!(!format!("{error:?}").contains("secret"), "{error:?}");
-        let Err(error) = read::<Random>("{}") else { panic!("taken") };
+        let Err(error) = parse::<RandomRequest>("{}") else {
+            panic!("a missing member was accepted")
+        };
         assert!(format!("{error:?}").contains("`bytes`"), "{error:?}");
-        assert!(!format!("{:?}", unhex("alpha", "secret").unwrap_err()).contains("secret"));
+        assert!(!format!("{:?}", parse_hex("alpha", "secret").unwrap_err()).contains("secret"));
+    }
+
+    #[test]
+    fn the_names_of_suites_and_algorithms_match_the_crates_that_compute_them() {
+        for suite in api::module::Suite::ALL {
+            assert_eq!(suite.as_str(), to_suite(*suite).name());
+        }
+        assert_eq!(api::module::Suite::ALL.len(), Suite::ALL.len());
+        for algorithm in SignatureAlgorithm::ALL {
+            let name = serde_json::to_value(to_algorithm(*algorithm)).unwrap();
+            assert_eq!(name, algorithm.as_str());
+        }
     }
 }

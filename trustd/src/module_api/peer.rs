@@ -1,61 +1,89 @@
-//! Who is on the other end of a socket: the container that its process runs in.
+//! Identification of the process at the other end of a socket by its container.
 //!
-//! Invariant: decided by what the kernel says of the process that connected, never by a number that
-//! another process can get meanwhile nor by a user id, which is root's in many containers.
+//! Invariant: the kernel names the process that connected (SO_PEERPIDFD). A process ID, which
+//! another process can get meanwhile, and the user ID, which is root's in many containers, decide
+//! nothing.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 
+use nix::errno::Errno;
 use nix::sys::socket::{getsockopt, sockopt::PeerPidfd};
 
-/// Length of a container's id: SHA-256 in hex.
-const ID: usize = 64;
+/// Length of a container's ID: SHA-256 in hex.
+const CONTAINER_ID_LEN: usize = 64;
 
-/// Why a process has no container.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum NoContainer {
-    /// It has ended.
-    Gone,
-    Other(String),
+/// Reason why a process is not answered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PeerError {
+    /// The process has ended.
+    #[error("the process has ended")]
+    Ended,
+    /// The kernel does not identify the process.
+    #[error("the kernel does not identify the process (SO_PEERPIDFD)")]
+    Unidentified(#[source] Errno),
+    /// A file about the process cannot be read. The message names no process ID or descriptor, so
+    /// that the denial of each process is the same one and is recorded once.
+    #[error("cannot read {file} of the process")]
+    Proc {
+        /// File below `/proc`.
+        file: &'static str,
+        /// Cause.
+        source: std::io::Error,
+    },
+    /// The process is in no container.
+    #[error("the process runs in no container")]
+    NoContainer,
+    /// The container is not one of trustd's.
+    #[error("trustd did not start the container {0}")]
+    UnknownContainer(String),
+    /// The container is another module's.
+    #[error("the container {container} is of the module {module}")]
+    OtherModule {
+        /// ID of the container.
+        container: String,
+        /// Name of its module.
+        module: String,
+    },
 }
 
-/// The container of the process that connected.
+/// Returns the ID of the container in which the process that connected runs.
 ///
 /// # Errors
-/// Why there is none.
-pub(super) fn container(connection: &impl AsFd) -> Result<String, NoContainer> {
-    let other = |problem: String| NoContainer::Other(problem);
-    let peer = getsockopt(connection, PeerPidfd).map_err(|e| {
-        other(format!("the kernel does not say which process it is (SO_PEERPIDFD): {e}"))
-    })?;
-    let pid = process(&peer)?;
-    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
-    // It still lives, so nobody else had its number in between.
-    if process(&peer)? != pid {
-        return Err(NoContainer::Gone);
+/// [`PeerError`] if the process has ended or is in no container.
+pub(super) fn container_of(connection: &impl AsFd) -> Result<String, PeerError> {
+    let pidfd = getsockopt(connection, PeerPidfd).map_err(PeerError::Unidentified)?;
+    let pid = process_id(&pidfd)?;
+    let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup"));
+    // The process still lives, so no other process had its ID when the file was read.
+    if process_id(&pidfd)? != pid {
+        return Err(PeerError::Ended);
     }
-    let groups = groups.map_err(|e| other(format!("its control groups cannot be read: {e}")))?;
-    id(&groups).ok_or_else(|| other("the process runs in no container".into()))
+    let cgroups = cgroups.map_err(|source| PeerError::Proc { file: "cgroup", source })?;
+    container_id(&cgroups).ok_or(PeerError::NoContainer)
 }
 
-/// The number of a process now (pidfd_open(2); proc_pid_fdinfo(5)).
-fn process(peer: &OwnedFd) -> Result<u32, NoContainer> {
-    let path = format!("/proc/self/fdinfo/{}", peer.as_raw_fd());
-    let text =
-        std::fs::read_to_string(&path).map_err(|e| NoContainer::Other(format!("{path}: {e}")))?;
+/// Returns the current ID of a process (pidfd_open(2), proc_pid_fdinfo(5)).
+fn process_id(pidfd: &OwnedFd) -> Result<u32, PeerError> {
+    let path = format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd());
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| PeerError::Proc { file: "fdinfo", source })?;
     let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")?.trim().parse::<i64>().ok());
-    // 0: not in this namespace; -1: it has ended.
-    u32::try_from(pid.unwrap_or(-1)).ok().filter(|pid| *pid > 0).ok_or(NoContainer::Gone)
+    // 0 means that the process is not in this namespace, -1 that it has ended.
+    u32::try_from(pid.unwrap_or(-1)).ok().filter(|pid| *pid > 0).ok_or(PeerError::Ended)
 }
 
-/// The one container whose groups these are (cgroups(7), "/proc/pid/cgroup"). The engine names a
-/// container's group after its id, and what is above that is no container's to choose: the first
-/// name that is an id counts.
-fn id(groups: &str) -> Option<String> {
+/// Returns the container that the control groups of a process belong to (cgroups(7),
+/// "/proc/pid/cgroup").
+///
+/// The engine names a container's group after the container's ID. The container cannot choose the
+/// names above that group, so the first name that is an ID counts.
+fn container_id(cgroups: &str) -> Option<String> {
     let is_id = |name: &&str| {
-        name.len() == ID && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        name.len() == CONTAINER_ID_LEN
+            && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
     };
-    let paths = groups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
+    let paths = cgroups.lines().filter_map(|line| line.splitn(3, ':').nth(2));
     let ids: BTreeSet<&str> = paths.filter_map(|path| path.split('/').find(is_id)).collect();
     match ids.into_iter().collect::<Vec<_>>()[..] {
         [one] => Some(one.to_owned()),
@@ -68,16 +96,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_container_is_known_by_its_group() {
+    fn a_container_is_identified_by_its_control_group() {
         let (a, b) = ("a".repeat(64), "b".repeat(64));
-        assert_eq!(id(&format!("0::/node/modules/{a}\n")), Some(a.clone()));
+        assert_eq!(container_id(&format!("0::/node/modules/{a}\n")), Some(a.clone()));
         assert_eq!(
-            id(&format!("0::/node/modules/{a}/{b}\n")),
+            container_id(&format!("0::/node/modules/{a}/{b}\n")),
             Some(a.clone()),
-            "what it makes below its own"
+            "a group that the container made below its own"
         );
-        assert_eq!(id(&format!("12:pids:/x/{a}\n1:name=systemd:/\n0::/x/{a}\n")), Some(a.clone()));
-        assert_eq!(id(&format!("12:pids:/x/{a}\n11:cpu:/x/{b}\n")), None, "two at once");
+        let version_1 = format!("12:pids:/x/{a}\n1:name=systemd:/\n0::/x/{a}\n");
+        assert_eq!(container_id(&version_1), Some(a.clone()));
+        assert_eq!(container_id(&format!("12:pids:/x/{a}\n11:cpu:/x/{b}\n")), None, "two IDs");
         for none in [
             "",
             "0::/",
@@ -85,13 +114,14 @@ mod tests {
             &format!("0::/{}\n", &a[1..]),
             &format!("0::/{}\n", a.to_uppercase()),
         ] {
-            assert_eq!(id(none), None, "{none}");
+            assert_eq!(container_id(none), None, "{none}");
         }
     }
 
     #[test]
-    fn this_process_is_in_no_container_of_ours() {
+    fn the_process_at_the_other_end_is_identified() {
         let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-        assert!(process(&getsockopt(&ours, PeerPidfd).unwrap()) == Ok(std::process::id()));
+        let pidfd = getsockopt(&ours, PeerPidfd).unwrap();
+        assert_eq!(process_id(&pidfd).unwrap(), std::process::id());
     }
 }

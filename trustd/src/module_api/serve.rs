@@ -1,9 +1,11 @@
-//! The thread of one module, its connections and its deadlines.
+//! The thread of one module's socket, its connections and timeouts.
 
 use std::os::unix::net::UnixListener as StdListener;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::ErrorCode;
+use api::module::BatchAnswers;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{DefaultBodyLimit, Extension, Path, State};
@@ -16,115 +18,136 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Semaphore, oneshot};
 use tower_service::Service as _;
 
-use super::peer::{self, NoContainer};
-use super::{Caller, Service};
-use crate::rest::{Answer, ApiError, unknown};
+use super::caller::Caller;
+use super::peer::{self, PeerError};
+use super::service::Service;
+use crate::audit::EventKind;
+use crate::rest::{Answer, ApiError, unknown_call};
+use crate::util::error_chain::error_chain;
 
-const LARGEST_REQUEST: usize = 1 << 20;
-/// Further ones wait until one of these ends.
-const MOST_CONNECTIONS: usize = 16;
-/// Requests of one module that are read or answered at the same time; with the size of one this
-/// bounds what they take.
-const AT_ONCE: usize = 4;
-/// From a request's head to its answer, and how long a connection may wait for its next request.
-const WITHIN: Duration = Duration::from_secs(30);
-/// Behind the thread that watches the containers, before what only fetches.
-const NICE: i32 = 5;
+/// Size of a request.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Connections of one module. Further ones wait until one of these ends.
+const MAX_CONNECTIONS: usize = 16;
+/// Requests of one module that are read or answered at the same time. Together with the size of a
+/// request, this bounds the module's memory in trustd.
+const MAX_CONCURRENT_REQUESTS: usize = 4;
+/// Time from the head of a request to its answer, and idle time of a connection.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Pause after a failed accept, which most likely means that there are no file descriptors left.
+const ACCEPT_RETRY_PAUSE: Duration = Duration::from_millis(100);
+/// Increment of the nice value: lower priority than the thread that reconciles modules, higher than
+/// background work.
+const NICE_INCREMENT: i32 = 5;
 const OPENAPI: &str = include_str!("../../openapi-module.json");
 
-/// Who connected; or why it gets no answers.
-type Peer = Result<Arc<Caller>, String>;
+/// The caller at the other end of a connection, or why it is not answered.
+type Peer = Result<Arc<Caller>, Arc<PeerError>>;
 
-/// Serves until what is returned is dropped.
+/// Starts the thread of a module's socket. It ends when the returned handle is dropped.
+///
+/// # Errors
+/// The thread cannot be started.
 pub(super) fn start(
     listener: StdListener,
     service: Service,
 ) -> std::io::Result<oneshot::Sender<()>> {
-    let (keep, mut ended) = oneshot::channel();
-    std::thread::Builder::new().name(format!("m {}", service.module)).spawn(move || {
-        // On Linux it is the calling thread's (setpriority(2), "C library/kernel differences").
-        let _ = rustix::process::setpriority_process(None, NICE);
+    let (handle, mut dropped) = oneshot::channel();
+    let name = format!("m {}", service.module());
+    std::thread::Builder::new().name(name).spawn(move || {
+        // On Linux this applies to the calling thread only (setpriority(2), "C library/kernel
+        // differences").
+        let _ = rustix::process::setpriority_process(None, NICE_INCREMENT);
+        let module = service.module().to_owned();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
-            Err(error) => return println!("module {}: no runtime for its socket: {error}", service.module),
+            Err(error) => {
+                logging::error!("module {module}: cannot start a runtime for its socket: {error}");
+                return;
+            }
         };
         runtime.block_on(async {
             tokio::select! {
-                _ = &mut ended => {}
-                error = accept(listener, Arc::new(service)) => println!("a module's socket ends: {error}"),
+                _ = &mut dropped => {}
+                error = accept_forever(listener, Arc::new(service)) => {
+                    logging::error!("module {module}: cannot listen on its socket: {error}");
+                }
             }
         });
     })?;
-    Ok(keep)
+    Ok(handle)
 }
 
-/// Comes back only if there is no socket to accept from.
-async fn accept(listener: StdListener, service: Arc<Service>) -> std::io::Error {
+/// Accepts connections. Returns only if the socket cannot be used.
+async fn accept_forever(listener: StdListener, service: Arc<Service>) -> std::io::Error {
     let listener = match UnixListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
     };
     let router = router(service.clone());
-    let (room, working) =
-        (Arc::new(Semaphore::new(MOST_CONNECTIONS)), Arc::new(Semaphore::new(AT_ONCE)));
+    let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let requests = Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS));
     loop {
-        let Ok(place) = room.clone().acquire_owned().await else {
-            return std::io::Error::other("the room is closed");
+        let Ok(permit) = connections.clone().acquire_owned().await else {
+            return std::io::Error::other("the semaphore of the connections is closed");
         };
         let connection = match listener.accept().await {
             Ok((connection, _)) => connection,
             Err(error) => {
-                // Out of descriptors, most likely: others must end first.
-                println!("module {}: {error}", service.module);
-                tokio::time::sleep(Duration::from_millis(100)).await;
+                logging::warn!("module {}: cannot accept: {error}", service.module());
+                tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
                 continue;
             }
         };
-        let (service, router, working) = (service.clone(), router.clone(), working.clone());
+        let (service, router, requests) = (service.clone(), router.clone(), requests.clone());
         tokio::spawn(async move {
-            let _place = place;
-            let peer = match peer::container(&connection) {
-                Ok(container) => service.caller(&container).map(Arc::new),
-                Err(NoContainer::Other(problem)) => Err(problem),
-                // There is nobody to be answered any more.
-                Err(NoContainer::Gone) => return,
+            let _permit = permit;
+            let container = peer::container_of(&connection);
+            let peer = match container.and_then(|id| service.identify(&id)) {
+                Ok(caller) => Ok(Arc::new(caller)),
+                // No process is left that could read an answer.
+                Err(PeerError::Ended) => return,
+                Err(error) => {
+                    let (kind, reason) = (EventKind::ModuleSocketDenied, error_chain(&error));
+                    service.record_denial(kind, "reason", reason).await;
+                    Err(Arc::new(error))
+                }
             };
-            if let Err(reason) = &peer {
-                service.refuse("module-socket-denied", "reason", reason.clone()).await;
-            }
-            serve(connection, peer, router, working).await;
+            serve(connection, peer, router, requests).await;
         });
     }
 }
 
-async fn serve(connection: UnixStream, peer: Peer, router: Router, working: Arc<Semaphore>) {
-    let answer = service_fn(move |mut request: Request<Incoming>| {
-        let (mut router, working) = (router.clone(), working.clone());
+/// Serves one connection until it ends.
+async fn serve(connection: UnixStream, peer: Peer, router: Router, requests: Arc<Semaphore>) {
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (mut router, requests) = (router.clone(), requests.clone());
         request.extensions_mut().insert(peer.clone());
         async move {
-            let answered = tokio::time::timeout(WITHIN, async {
-                let _turn = working.acquire().await;
+            let answer = tokio::time::timeout(REQUEST_TIMEOUT, async {
+                let _permit = requests.acquire().await;
                 router.call(request).await
             });
-            answered.await.unwrap_or_else(|_| Ok(late()))
+            answer.await.unwrap_or_else(|_| Ok(timeout_answer()))
         }
     });
-    // What goes wrong with a connection is the module's affair.
+    // A broken connection concerns the module only.
     let _ = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(WITHIN)
-        .serve_connection(TokioIo::new(connection), answer)
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .serve_connection(TokioIo::new(connection), service)
         .await;
 }
 
-fn late() -> Response {
-    let message = format!("the request and its answer took longer than {} s", WITHIN.as_secs());
-    ApiError::new(StatusCode::REQUEST_TIMEOUT, "late", message).into_response()
+fn timeout_answer() -> Response {
+    let seconds = REQUEST_TIMEOUT.as_secs();
+    let message = format!("the request and its answer took longer than {seconds} s");
+    ApiError::new(StatusCode::REQUEST_TIMEOUT, ErrorCode::Late, message).into_response()
 }
 
 fn router(service: Arc<Service>) -> Router {
@@ -132,32 +155,30 @@ fn router(service: Arc<Service>) -> Router {
         .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
         .route("/v1/identity", get(identity))
         .route("/v1/batch", post(batch))
-        .route("/v1/{*call}", post(single))
-        .fallback(unknown)
-        .method_not_allowed_fallback(unknown)
-        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
+        .route("/v1/{*call}", post(call))
+        .fallback(unknown_call)
+        .method_not_allowed_fallback(unknown_call)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .with_state(service)
 }
 
-fn known(peer: Peer) -> Result<Arc<Caller>, ApiError> {
-    peer.map_err(|reason| {
-        ApiError::new(
-            StatusCode::FORBIDDEN,
-            "unknown-peer",
-            format!("only this module's container is answered here: {reason}"),
-        )
+fn require_caller(peer: Peer) -> Result<Arc<Caller>, ApiError> {
+    peer.map_err(|error| {
+        let reason = error_chain(&*error);
+        let message = format!("only this module's container is answered here: {reason}");
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::UnknownPeer, message)
     })
 }
 
 type Body = Result<Bytes, BytesRejection>;
 
-fn text(body: &Body) -> Result<&str, ApiError> {
+fn to_text(body: &Body) -> Result<&str, ApiError> {
     match body {
-        Ok(bytes) => {
-            std::str::from_utf8(bytes).map_err(|_| ApiError::request("the request is not UTF-8"))
-        }
+        Ok(bytes) => std::str::from_utf8(bytes)
+            .map_err(|_| ApiError::bad_request("the request is not UTF-8")),
         Err(rejection) => {
-            Err(ApiError::new(rejection.status(), "bad-request", rejection.body_text()))
+            let message = rejection.body_text();
+            Err(ApiError::new(rejection.status(), ErrorCode::BadRequest, message))
         }
     }
 }
@@ -165,26 +186,26 @@ fn text(body: &Body) -> Result<&str, ApiError> {
 async fn identity(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
-) -> Answer<Value> {
-    Ok(Json(service.call(&*known(peer)?, "identity", "{}").await?))
+) -> Answer<Box<RawValue>> {
+    Ok(Json(service.call(&*require_caller(peer)?, "identity", "{}").await?))
 }
 
-async fn single(
+async fn call(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
     name: Result<Path<String>, PathRejection>,
     body: Body,
-) -> Answer<Value> {
-    let caller = known(peer)?;
-    let Ok(Path(name)) = name else { return Err(unknown().await) };
-    Ok(Json(service.call(&caller, &name, text(&body)?).await?))
+) -> Answer<Box<RawValue>> {
+    let caller = require_caller(peer)?;
+    let Ok(Path(name)) = name else { return Err(unknown_call().await) };
+    Ok(Json(service.call(&caller, &name, to_text(&body)?).await?))
 }
 
 async fn batch(
     State(service): State<Arc<Service>>,
     Extension(peer): Extension<Peer>,
     body: Body,
-) -> Answer<Value> {
-    let caller = known(peer)?;
-    Ok(Json(service.batch(&caller, text(&body)?).await?))
+) -> Answer<BatchAnswers> {
+    let caller = require_caller(peer)?;
+    Ok(Json(service.batch(&caller, to_text(&body)?).await?))
 }

@@ -1,188 +1,168 @@
-//! One module as trustd sees it: what is desired, what became of it, and when it is tried again.
+//! State of one module in memory: its history, its status, and the time of the next attempt.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use api::owner::ModuleStatus;
+use api::owner::{PreviousVersion, Progress};
 use deployment::DesiredState;
-use serde::Serialize;
 use tokio::time::Instant;
 
-use super::desired::{Kept, Record};
-use crate::images::fetch::{Progress, Watched};
+use super::desired::{History, Version};
+use crate::images::fetch::ProgressCell;
 
-/// After a start that failed, a module waits this long, twice as long each time.
-const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// A module that ran this long has its earlier failures forgotten.
-const STABLE: Duration = Duration::from_secs(60);
+/// Delay after the first failure. It doubles with each further failure.
+const BACKOFF_INITIAL: Duration = Duration::from_secs(1);
+const BACKOFF_MAX: Duration = Duration::from_secs(60);
+/// Time that a module must run until its earlier failures are forgotten.
+const STABLE_TIME: Duration = Duration::from_secs(60);
 
-/// What became of a module.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "state", rename_all = "lowercase")]
-pub enum State {
-    /// Not looked at yet, or not before something else.
-    Waiting {
-        reason: String,
-    },
-    /// Its image is on its way.
-    Fetching,
-    /// It runs and is not healthy yet.
-    Starting {
-        container: String,
-    },
-    Running {
-        container: String,
-    },
-    /// As its owner specs.
-    Stopped,
-    /// The ledger forbids it, or its image is not what it should be.
-    Refused {
-        reason: String,
-    },
-    /// It may run and does not.
-    Failed {
-        reason: String,
-    },
-}
-
-pub struct Unit {
-    pub record: Record,
-    pub state: State,
-    /// Why the newest spec is not what runs.
-    pub trouble: Option<String>,
-    pub progress: Watched,
-    /// The manifest's digest of each version that the engine has, by fingerprint.
-    pub(super) loaded: std::collections::BTreeMap<String, String>,
-    /// What was said in the audit log of this spec, and need not be said again.
-    pub(super) said: std::collections::BTreeSet<String>,
-    /// Somebody works on it.
+/// State of a module in memory.
+pub(super) struct ModuleState {
+    /// Persistent versions.
+    pub(super) history: History,
+    /// Status.
+    pub(super) status: ModuleStatus,
+    /// Reason why the newest spec is not what runs.
+    pub(super) last_error: Option<String>,
+    /// Progress of the current fetch.
+    pub(super) progress: ProgressCell,
+    /// Digest of the manifest of each version that the engine has, by the version's fingerprint.
+    pub(super) loaded: BTreeMap<String, String>,
+    /// Events that were recorded for the newest spec and are not repeated.
+    pub(super) recorded: BTreeSet<String>,
+    /// Whether a rollout of this module is in progress.
     pub(super) busy: bool,
-    since: Instant,
-    pause: Duration,
-    not_before: Option<Instant>,
-    pub restarts: u64,
+    /// Restarts after the container exited.
+    pub(super) restarts: u64,
+    running_since: Instant,
+    backoff: Duration,
+    retry_at: Option<Instant>,
 }
 
-/// What a module's owner sees.
-#[derive(Debug, Serialize)]
-pub struct View {
+/// Module as its owner sees it, without the ledger's decision.
+#[derive(Debug)]
+pub struct ModuleView {
+    /// Name.
     pub name: String,
+    /// Desired state of the newest spec.
     pub desired: DesiredState,
+    /// Generation of the newest spec.
     pub generation: u64,
-    /// What was asked for.
+    /// Digest that the newest spec names.
     pub digest: String,
-    /// The module's file that is in force, and what `rollback` goes back to.
+    /// Module file of the version that should run now.
     pub toml: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub previous: Option<Previous>,
-    pub status: State,
-    /// What was desired last is what runs.
+    /// Version that a rollback leads to.
+    pub previous: Option<PreviousVersion>,
+    /// Status.
+    pub status: ModuleStatus,
+    /// Whether the newest spec is what runs.
     pub reconciled: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub trouble: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Reason why the newest spec is not what runs.
+    pub last_error: Option<String>,
+    /// Progress of the current fetch.
     pub progress: Option<Progress>,
+    /// Restarts after the container exited, since trustd started.
     pub restarts: u64,
 }
 
-#[derive(Debug, Serialize)]
-pub struct Previous {
-    pub digest: String,
-    pub toml: String,
-}
-
-impl Unit {
-    pub fn new(record: Record) -> Self {
-        let trouble = record.rolled_back().map(str::to_owned);
+impl ModuleState {
+    /// Creates the state after a start of trustd.
+    pub(super) fn new(history: History) -> Self {
+        let last_error = history.rollback_reason().map(str::to_owned);
         Self {
-            record,
-            state: State::Waiting { reason: "not looked at yet".into() },
-            trouble,
-            progress: Watched::default(),
-            loaded: Default::default(),
-            said: Default::default(),
+            history,
+            status: ModuleStatus::Waiting { reason: "not inspected yet".into() },
+            last_error,
+            progress: ProgressCell::default(),
+            loaded: BTreeMap::new(),
+            recorded: BTreeSet::new(),
             busy: false,
-            since: Instant::now(),
-            pause: FIRST_PAUSE,
-            not_before: None,
             restarts: 0,
+            running_since: Instant::now(),
+            backoff: BACKOFF_INITIAL,
+            retry_at: None,
         }
     }
 
-    /// What should run: the newest spec, or the last good one if that was rolled back.
-    pub fn target(&self) -> Option<&Kept> {
-        let now = self.record.now.as_ref()?;
-        match &self.record.good {
-            Some(good)
-                if now.desired == DesiredState::Run && self.record.rolled_back().is_some() =>
-            {
-                Some(good)
-            }
-            _ => Some(now),
+    /// Returns the version that should run: the newest, or the last good one if the newest was
+    /// rolled back.
+    pub(super) fn target(&self) -> Option<&Version> {
+        let desired = self.history.desired.as_ref()?;
+        let rolled_back = self.history.rollback_reason().is_some();
+        match &self.history.last_good {
+            Some(good) if desired.desired == DesiredState::Run && rolled_back => Some(good),
+            _ => Some(desired),
         }
     }
 
-    /// Whether the target was healthy before: then there is nothing to go back to.
-    pub fn proven(&self) -> bool {
-        match (self.target(), &self.record.good) {
+    /// Reports whether the target was healthy before. If so, there is nothing to roll back to.
+    pub(super) fn target_is_good(&self) -> bool {
+        match (self.target(), &self.history.last_good) {
             (Some(target), Some(good)) => target.fingerprint() == good.fingerprint(),
             _ => false,
         }
     }
 
-    pub fn desired(&mut self, kept: Kept) {
-        self.record.now = Some(kept);
-        self.record.failed = None;
-        self.trouble = None;
-        self.said.clear();
-        (self.pause, self.not_before) = (FIRST_PAUSE, None);
+    /// Replaces the newest version.
+    pub(super) fn set_desired(&mut self, version: Version) {
+        self.history.desired = Some(version);
+        self.history.failed = None;
+        self.last_error = None;
+        self.recorded.clear();
+        (self.backoff, self.retry_at) = (BACKOFF_INITIAL, None);
     }
 
-    /// It runs; once it has for a while, earlier failures are forgotten.
-    pub fn running(&mut self, container: &str) {
-        if !matches!(&self.state, State::Running { container: c } if c == container) {
-            self.state = State::Running { container: container.to_owned() };
-            self.since = Instant::now();
-        } else if self.since.elapsed() >= STABLE {
-            self.pause = FIRST_PAUSE;
+    /// Sets the status to running. A container that has run long enough resets the backoff.
+    pub(super) fn set_running(&mut self, container: &str) {
+        if !matches!(&self.status, ModuleStatus::Running { container: c } if c == container) {
+            self.status = ModuleStatus::Running { container: container.to_owned() };
+            self.running_since = Instant::now();
+        } else if self.running_since.elapsed() >= STABLE_TIME {
+            self.backoff = BACKOFF_INITIAL;
         }
-        self.not_before = None;
+        self.retry_at = None;
     }
 
-    /// Nothing is tried with this module for a while, longer each time.
-    pub fn pause(&mut self) {
-        self.not_before = Some(Instant::now() + self.pause);
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+    /// Delays the next attempt after a failure of this module, and doubles the delay.
+    pub(super) fn back_off(&mut self) {
+        self.retry_at = Some(Instant::now() + self.backoff);
+        self.backoff = (self.backoff * 2).min(BACKOFF_MAX);
     }
 
-    /// A short while, not longer each time: it is not its fault.
-    pub fn rest(&mut self) {
-        self.not_before = Some(Instant::now() + FIRST_PAUSE);
+    /// Delays the next attempt without a change of the backoff, because the module did not fail.
+    pub(super) fn retry_soon(&mut self) {
+        self.retry_at = Some(Instant::now() + BACKOFF_INITIAL);
     }
 
-    pub fn resting(&self) -> bool {
-        self.not_before.is_some_and(|t| Instant::now() < t)
+    /// Reports whether the time of the next attempt has not come yet.
+    pub(super) fn is_backing_off(&self) -> bool {
+        self.retry_at.is_some_and(|time| Instant::now() < time)
     }
 
-    pub fn view(&self, name: &str) -> Option<View> {
-        let now = self.record.now.as_ref()?;
-        let older = [&self.record.good, &self.record.before].into_iter().flatten();
-        let previous = older.into_iter().find(|kept| kept.fingerprint() != now.fingerprint());
-        Some(View {
+    /// Returns the view for the API, or `None` if there was never a version.
+    pub(super) fn view(&self, name: &str) -> Option<ModuleView> {
+        let desired = self.history.desired.as_ref()?;
+        let good = [&self.history.last_good, &self.history.previous_good].into_iter().flatten();
+        let previous =
+            good.into_iter().find(|version| version.fingerprint() != desired.fingerprint());
+        Some(ModuleView {
             name: name.to_owned(),
-            desired: now.desired,
-            generation: now.generation,
-            digest: now.source.digest.clone(),
-            toml: self.target().unwrap_or(now).toml.clone(),
-            previous: previous.map(|kept| Previous {
-                digest: kept.source.digest.clone(),
-                toml: kept.toml.clone(),
+            desired: desired.desired,
+            generation: desired.generation,
+            digest: desired.source.digest.clone(),
+            toml: self.target().unwrap_or(desired).toml.clone(),
+            previous: previous.map(|version| PreviousVersion {
+                digest: version.source.digest.clone(),
+                toml: version.toml.clone(),
             }),
-            status: self.state.clone(),
-            reconciled: matches!(self.state, State::Running { .. })
-                && self.proven()
-                && self.trouble.is_none(),
-            trouble: self.trouble.clone(),
-            progress: matches!(self.state, State::Fetching).then(|| self.progress.look()),
+            status: self.status.clone(),
+            reconciled: matches!(self.status, ModuleStatus::Running { .. })
+                && self.target_is_good()
+                && self.last_error.is_none(),
+            last_error: self.last_error.clone(),
+            progress: matches!(self.status, ModuleStatus::Fetching).then(|| self.progress.get()),
             restarts: self.restarts,
         })
     }

@@ -1,144 +1,123 @@
-//! What anybody may ask a node for, so that anybody can find out what it is: quotes, and which TPM
-//! made them. docs/attestation.md
+//! Attestation: quotes, and the identity of the TPM that made them (docs/attestation.md).
+//!
+//! Anonymous clients may make these calls, so that a verifier needs no relation to the node. They
+//! share one rate limit, because each call keeps the TPM busy for up to a second.
 
-use axum::Json;
-use axum::Router;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use api::owner::{ActivatedCredential, Credential, Endorsement};
+use api::{ErrorCode, Evidence, QuoteRequest};
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
-use measure::AttestedStatement;
-use serde::{Deserialize, Serialize};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use measure::{AttestedStatement, hex};
 use tokio::sync::Semaphore;
 
-use super::common::{Base, This, add, open_routes};
-use crate::audit::Evidence;
-use crate::rest::rate_limit::Bucket;
-use crate::rest::{Answer, ApiError, nonce, unhex};
-use crate::tpm;
+use super::route::Route;
+use super::state::NodeState;
+use crate::rest::rate_limit::TokenBucket;
+use crate::rest::{Answer, ApiError, check_nonce, parse_hex};
+use crate::util::lock::lock;
 
-/// Of all strangers together: each lets the TPM work for up to a second.
-const STRANGERS_PER_S: u32 = 2;
-/// The largest credential has some 150 bytes.
-const LARGEST_REQUEST: usize = 4096;
+/// Rate limit of all anonymous clients together, in requests per second.
+const MAX_ANONYMOUS_REQUESTS_PER_SECOND: u32 = 2;
+/// Size of an anonymous client's request. The largest credential has about 150 bytes.
+const MAX_ANONYMOUS_REQUEST_BYTES: usize = 4096;
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct QuoteRequest {
-    nonce: String,
+/// Returns the routes of attestation.
+pub(super) fn routes() -> Vec<Route<Arc<NodeState>>> {
+    vec![
+        Route::new("/v1/quote", &["post"], post(quote)),
+        Route::new("/v1/endorsement", &["get"], get(endorsement)),
+        Route::new("/v1/activate-credential", &["post"], post(activate_credential)),
+    ]
 }
 
-pub(super) async fn quote(
-    State(base): This,
+async fn quote(
+    State(node): State<Arc<NodeState>>,
     request: Result<Json<QuoteRequest>, JsonRejection>,
 ) -> Answer<Evidence> {
-    let nonce = nonce(request?.0.nonce)?;
-    let statement = AttestedStatement::Node { certificate: base.certificate.clone(), nonce };
-    Ok(Json(base.audit.evidence(&statement).await.map_err(ApiError::node)?))
+    let nonce = check_nonce(request?.0.nonce)?;
+    let statement = AttestedStatement::Node { certificate: node.certificate.clone(), nonce };
+    Ok(Json(node.audit.collect_evidence(&statement).await.map_err(ApiError::failed)?))
 }
 
-/// Which TPM this is.
-#[derive(Serialize)]
-pub(super) struct Endorsement {
-    /// TPMT_PUBLIC
-    key: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    certificate: Option<String>,
-}
-
-pub(super) async fn endorsement(State(base): This) -> Answer<Endorsement> {
-    let tpm::Endorsement { area, certificate } =
-        base.audit.tpm().endorsement().await.map_err(ApiError::tpm)?;
+async fn endorsement(State(node): State<Arc<NodeState>>) -> Answer<Endorsement> {
+    let endorsement = node.audit.tpm().read_endorsement().await.map_err(ApiError::tpm)?;
     Ok(Json(Endorsement {
-        key: measure::hex(&area),
-        certificate: certificate.map(|c| measure::hex(&c)),
+        key: hex(&endorsement.public_area),
+        certificate: endorsement.certificate.map(|certificate| hex(&certificate)),
     }))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct Credential {
-    blob: String,
-    seed: String,
-}
-
-#[derive(Serialize)]
-pub(super) struct Activated {
-    secret: String,
-}
-
 /// Proves that the attestation key is in the TPM for whose endorsement key the credential was made.
-pub(super) async fn activate(
-    State(base): This,
+async fn activate_credential(
+    State(node): State<Arc<NodeState>>,
     request: Result<Json<Credential>, JsonRejection>,
-) -> Answer<Activated> {
+) -> Answer<ActivatedCredential> {
     let Json(credential) = request?;
-    let (blob, seed) = (unhex("blob", &credential.blob)?, unhex("seed", &credential.seed)?);
-    let activated = base.audit.tpm().activate(blob, seed).await.map_err(|error| match error {
-        wrong if wrong.is_of("ActivateCredential") => {
-            ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "credential", wrong)
+    let (blob, seed) = (parse_hex("blob", &credential.blob)?, parse_hex("seed", &credential.seed)?);
+    let secret = node.audit.tpm().activate_credential(blob, seed).await.map_err(|error| {
+        if error.is_rejection_of("ActivateCredential") {
+            let status = StatusCode::UNPROCESSABLE_ENTITY;
+            return ApiError::from_error(status, ErrorCode::Credential, &error);
         }
-        other => ApiError::tpm(other),
+        ApiError::tpm(error)
     })?;
-    Ok(Json(Activated { secret: measure::hex(&activated) }))
+    Ok(Json(ActivatedCredential { secret: hex(&secret) }))
 }
 
-/// Who shows no certificate gets these calls and no others.
-pub fn router(base: Arc<Base>) -> Router {
-    let router = open_routes().into_iter().fold(Router::new(), add);
-    let gate = Arc::new((
-        Mutex::new(Bucket::new(STRANGERS_PER_S, Instant::now())),
-        Arc::new(Semaphore::new(1)),
-    ));
-    let in_turn = axum::middleware::from_fn(move |request: Request, next: Next| {
-        let gate = gate.clone();
-        async move { in_turn(&gate.0, gate.1.clone(), request, next).await }
+/// Returns the router for anonymous clients, who may request attestation and nothing else.
+pub fn anonymous_router(node: Arc<NodeState>) -> Router {
+    let limit = Arc::new(AnonymousLimit {
+        bucket: Mutex::new(TokenBucket::new(MAX_ANONYMOUS_REQUESTS_PER_SECOND, Instant::now())),
+        permit: Arc::new(Semaphore::new(1)),
     });
-    let stranger = async || {
-        ApiError::new(
-            StatusCode::FORBIDDEN,
-            "certificate",
-            "show a client certificate that node.toml pins; without one there is attestation only",
-        )
+    let limited = axum::middleware::from_fn(move |request: Request, next: Next| {
+        let limit = limit.clone();
+        async move { limit.run(request, next).await }
+    });
+    let certificate_required = async || {
+        let message = "present a client certificate that node.toml pins; without one, only \
+                       attestation is allowed";
+        ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Certificate, message)
     };
-    router
-        .layer(in_turn)
-        .fallback(stranger)
-        .method_not_allowed_fallback(stranger)
-        .layer(DefaultBodyLimit::max(LARGEST_REQUEST))
-        .with_state(base)
+    Route::collect(routes())
+        .layer(limited)
+        .fallback(certificate_required)
+        .method_not_allowed_fallback(certificate_required)
+        .layer(DefaultBodyLimit::max(MAX_ANONYMOUS_REQUEST_BYTES))
+        .with_state(node)
 }
 
-async fn in_turn(
-    bucket: &Mutex<Bucket>,
-    turn: Arc<Semaphore>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(
-        1,
-        STRANGERS_PER_S,
-        Instant::now(),
-    );
-    match taken {
-        Ok(()) => {
-            // One stranger's request at a time is the TPM's affair, and it stays his turn even if
-            // he goes away.
-            let answered = tokio::spawn(async move {
-                let _turn = turn.acquire().await;
-                next.run(request).await
-            });
-            answered.await.unwrap_or_else(|error| ApiError::node(error).into_response())
+/// Limits all anonymous clients together.
+struct AnonymousLimit {
+    bucket: Mutex<TokenBucket>,
+    /// Permit of the one request that the TPM may work on.
+    permit: Arc<Semaphore>,
+}
+
+impl AnonymousLimit {
+    async fn run(&self, request: Request, next: Next) -> Response {
+        let taken = lock(&self.bucket).take(1, MAX_ANONYMOUS_REQUESTS_PER_SECOND, Instant::now());
+        if let Err(wait) = taken {
+            let wait = wait.unwrap_or_default().as_millis().max(1);
+            let message = format!("other clients are being answered; retry in {wait} ms");
+            return ApiError::new(StatusCode::TOO_MANY_REQUESTS, ErrorCode::Quota, message)
+                .into_response();
         }
-        Err(after) => {
-            let message = format!(
-                "others are being answered; try again in {} ms",
-                after.unwrap_or_default().as_millis().max(1)
-            );
-            ApiError::new(StatusCode::TOO_MANY_REQUESTS, "quota", message).into_response()
-        }
+        let permit = self.permit.clone();
+        // In a task of its own: the permit is held until the TPM is done, even if the client
+        // disconnects.
+        let answer = tokio::spawn(async move {
+            let _permit = permit.acquire().await;
+            next.run(request).await
+        });
+        answer.await.unwrap_or_else(|error| ApiError::failed(error).into_response())
     }
 }

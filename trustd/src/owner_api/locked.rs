@@ -1,35 +1,38 @@
-//! A node without its root key: it says what it is and what it needs. It runs no module, for it
-//! could not say whose keys are whose.
+//! The API of a locked node, which cannot unseal its root key. It reports its state and what it
+//! needs, and runs no modules, because it could not derive their keys.
 
 use std::sync::Arc;
 
+use api::ErrorCode;
+use api::owner::{LockedStatus, NodeStatus};
 use axum::http::StatusCode;
 use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::{Value, json};
 
-use super::common::{Base, add, routes};
-use super::routes as owner;
-use crate::rest::{ApiError, unknown};
+use super::host;
+use super::route::Route;
+use super::routes::{guard, shared_routes};
+use super::state::NodeState;
+use crate::rest::{ApiError, unknown_call};
 
-/// What an owner can ask for meanwhile; `why` is what stands between the node and its key.
-pub fn router(base: Arc<Base>, why: &str) -> Router {
-    let (this, reason) = (base.clone(), why.to_owned());
-    let status = async move || Json(status(&this, &reason));
-    let refused = why.to_owned();
-    let locked = async move || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "locked", refused);
-    let router = routes().into_iter().fold(Router::new(), add);
-    let router = router.route("/v1/status", get(status));
-    owner::guarded(router.fallback(locked).method_not_allowed_fallback(unknown)).with_state(base)
+/// Returns the router for owners of a locked node. `reason` says why the node is locked.
+pub fn router(node: Arc<NodeState>, reason: &str) -> Router {
+    let (state, locked) = (node.clone(), reason.to_owned());
+    let status = async move || Json(NodeStatus::Locked(describe(&state, &locked)));
+    let locked = reason.to_owned();
+    let fallback =
+        async move || ApiError::new(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Locked, locked);
+    let router = Route::collect(shared_routes()).route("/v1/status", get(status));
+    guard(router.fallback(fallback).method_not_allowed_fallback(unknown_call)).with_state(node)
 }
 
-fn status(base: &Base, why: &str) -> Value {
-    json!({
-        "machine": base.machine,
-        "variant": base.boot.variant,
-        "version": base.boot.version,
-        "hostname": owner::hostname(),
-        "uptime_s": owner::since_boot(),
-        "locked": why,
-    })
+fn describe(node: &NodeState, reason: &str) -> LockedStatus {
+    LockedStatus {
+        machine: node.machine.clone(),
+        variant: node.boot.variant.clone(),
+        version: node.boot.version.clone(),
+        hostname: host::hostname(),
+        uptime_s: host::uptime_seconds(),
+        locked: reason.to_owned(),
+    }
 }

@@ -1,158 +1,163 @@
-//! What Prometheus asks for: the text exposition format, version 0.0.4.
+//! Metrics for Prometheus: the text exposition format, version 0.0.4.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::Value;
-
-use super::snapshot::Snapshot;
+use api::owner::{EngineState, LogSummary, Module, ModuleStatus, Registers, SourceStatus, Status};
 
 pub(super) const CONTENT_TYPE: &str = "text/plain; version=0.0.4";
-const STATES: [&str; 7] =
-    ["waiting", "fetching", "starting", "running", "stopped", "refused", "failed"];
 
-/// What else is counted.
-pub(super) struct Counts {
-    /// Events of the audit log since the boot, by kind.
+/// Values that are not part of the node's status.
+pub(super) struct Counters {
+    /// Events in the audit log since the boot, by kind.
     pub(super) events: BTreeMap<String, u64>,
-    /// Requests that the second lock refused.
-    pub(super) refused: u64,
-    /// Memory of this process, in bytes.
-    pub(super) resident: Option<u64>,
+    /// Requests to the engine that the authorization plugin denied.
+    pub(super) denied_engine_requests: u64,
+    /// Resident memory of this process in bytes.
+    pub(super) resident_bytes: Option<u64>,
 }
 
-pub(super) fn render(snapshot: &Snapshot, counts: &Counts) -> String {
-    let Snapshot { status, modules, registers } = snapshot;
-    let mut out = Text::default();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    let info = ["version", "variant", "machine"].map(|key| (key, text(&status[key])));
-    out.family("basalt_info", "gauge", "The image that runs", &[(info, 1.0)]);
-    out.single("basalt_uptime_seconds", "gauge", "Since the boot", status["uptime_s"].as_f64());
-    out.single(
-        "basalt_engine_up",
-        "gauge",
-        "Whether the engine answers",
-        Some(one_if(status["engine"] == "answers")),
-    );
-    out.single(
-        "basalt_tpm_up",
-        "gauge",
-        "Whether the TPM answers",
-        Some(one_if(registers.is_ok())),
-    );
-    let kib = |key: &str| status["memory"][key].as_f64().map(|k| k * 1024.0);
-    out.single("basalt_memory_bytes", "gauge", "Memory of the node", kib("total_kb"));
-    out.single(
-        "basalt_memory_available_bytes",
-        "gauge",
-        "Memory that is free to use",
-        kib("available_kb"),
-    );
-    let ledger = &status["ledger"];
-    out.single(
-        "basalt_ledger_usable",
-        "gauge",
-        "Whether the ledger can be used",
-        Some(one_if(ledger["problem"].is_null())),
-    );
-    out.single(
-        "basalt_ledger_statements",
-        "gauge",
-        "Statements in the ledger",
-        ledger["statements"].as_f64(),
-    );
-    out.single(
-        "basalt_ledger_witnessed_timestamp_seconds",
-        "gauge",
-        "The time that enough witnesses vouch for",
-        ledger["witnessed"].as_f64(),
-    );
-    out.single(
-        "basalt_ledger_max_age_seconds",
-        "gauge",
-        "For how long after that the ledger counts",
-        ledger["max_age_s"].as_f64(),
-    );
-    let up = |label: &'static str, list: &Value| -> Vec<_> {
-        let list = list.as_object().into_iter().flatten();
-        list.map(|(name, heard)| ([(label, name.clone())], one_if(heard["problem"].is_null())))
-            .collect()
-    };
-    let title = "Whether a source of the ledger gave one that holds";
-    out.family("basalt_ledger_source_up", "gauge", title, &up("source", &ledger["sources"]));
-    let chain = &ledger["chain"];
-    out.single(
-        "basalt_chain_final_block",
-        "gauge",
-        "Number of the final block that decides",
-        chain["block"].as_f64(),
-    );
-    out.single(
-        "basalt_chain_final_timestamp_seconds",
-        "gauge",
-        "When that block's slot was",
-        chain["time"].as_f64(),
-    );
-    out.single(
-        "basalt_chain_max_age_seconds",
-        "gauge",
-        "How old that block may be",
-        chain["max_age_s"].as_f64(),
-    );
-    let title = "Whether a relay of the chain gave a bundle that holds";
-    out.family("basalt_chain_relay_up", "gauge", title, &up("relay", &ledger["relays"]));
-    let states: Vec<_> = modules
-        .iter()
-        .flat_map(|m| {
-            let (name, state) = (text(&m["name"]), text(&m["status"]["state"]));
-            STATES
-                .map(|s| ([("module", name.clone()), ("state", s.to_owned())], one_if(s == state)))
-        })
-        .collect();
-    out.family("basalt_module_state", "gauge", "1 for the state that a module is in", &states);
-    let each = |value: &dyn Fn(&Value) -> f64| -> Vec<_> {
-        modules.iter().map(|m| ([("module", text(&m["name"]))], value(m))).collect()
-    };
-    let allowed = each(&|m| one_if(m["ledger"]["allowed"] == true));
-    out.family("basalt_module_allowed", "gauge", "Whether the ledger allows a module", &allowed);
-    let restarts = each(&|m| m["restarts"].as_f64().unwrap_or_default());
-    out.family(
-        "basalt_module_restarts_total",
-        "counter",
-        "How often a module ended by itself",
-        &restarts,
-    );
-    let events: Vec<_> =
-        counts.events.iter().map(|(kind, n)| ([("type", kind.clone())], *n as f64)).collect();
-    out.single(
-        "process_resident_memory_bytes",
-        "gauge",
-        "Of trustd",
-        counts.resident.map(|bytes| bytes as f64),
-    );
-    out.family("basalt_audit_events_total", "counter", "Events in PCR 15 since the boot", &events);
-    out.single(
-        "basalt_engine_requests_denied_total",
-        "counter",
-        "Requests that the second lock refused",
-        Some(counts.refused as f64),
-    );
-    out.0
+/// Returns the metrics as text.
+pub(super) fn render(status: &Status, modules: &[Module], counters: &Counters) -> String {
+    let mut metrics = Metrics::default();
+    metrics.node(status);
+    metrics.ledger(status);
+    metrics.modules(modules);
+    metrics.counters(counters);
+    metrics.0
 }
 
-fn one_if(condition: bool) -> f64 {
-    if condition { 1.0 } else { 0.0 }
-}
-
+/// Text in the exposition format that grows.
 #[derive(Default)]
-struct Text(String);
+struct Metrics(String);
 
-impl Text {
+impl Metrics {
+    fn node(&mut self, status: &Status) {
+        let labels = [
+            ("version", status.version.clone()),
+            ("variant", status.variant.clone()),
+            ("machine", status.machine.clone()),
+        ];
+        self.family("basalt_info", "gauge", "Version of the image", &[(labels, 1.0)]);
+        self.gauge("basalt_uptime_seconds", "Time since the boot", status.uptime_s);
+        let engine = flag(status.engine == EngineState::Available);
+        self.gauge("basalt_engine_up", "Whether the engine answers", Some(engine));
+        let tpm = flag(matches!(status.registers, Registers::Values(_)));
+        self.gauge("basalt_tpm_up", "Whether the TPM answers", Some(tpm));
+        let bytes = |kib: Option<u64>| kib.map(|kib| kib as f64 * 1024.0);
+        let (total, available) = (status.memory.total_kib, status.memory.available_kib);
+        self.gauge("basalt_memory_bytes", "Memory of the node", bytes(total));
+        self.gauge(
+            "basalt_memory_available_bytes",
+            "Memory that programs can use without swapping",
+            bytes(available),
+        );
+    }
+
+    fn ledger(&mut self, status: &Status) {
+        let log = status.ledger.log.usable();
+        let number = |value: &dyn Fn(&LogSummary) -> Option<u64>| {
+            log.and_then(value).map(|number| number as f64)
+        };
+        self.gauge("basalt_ledger_usable", "Whether the log is usable", Some(flag(log.is_some())));
+        self.gauge(
+            "basalt_ledger_statements",
+            "Statements in the log",
+            number(&|log| Some(log.statements)),
+        );
+        self.gauge(
+            "basalt_ledger_witnessed_timestamp_seconds",
+            "Time at which enough witnesses had seen the log",
+            number(&|log| log.witnessed),
+        );
+        self.gauge(
+            "basalt_ledger_max_age_seconds",
+            "Time for which a witnessed log is fresh",
+            number(&|log| log.max_age_s),
+        );
+        let help = "Whether the last poll of a log source succeeded";
+        self.sources("basalt_ledger_source_up", help, "source", &status.ledger.sources);
+        self.gauge(
+            "basalt_chain_final_block",
+            "Number of the finalized block that decides",
+            number(&|log| Some(log.chain.as_ref()?.head.as_ref()?.block)),
+        );
+        self.gauge(
+            "basalt_chain_final_timestamp_seconds",
+            "Time of that block's slot",
+            number(&|log| Some(log.chain.as_ref()?.head.as_ref()?.time)),
+        );
+        self.gauge(
+            "basalt_chain_max_age_seconds",
+            "Time for which a finalized block is fresh",
+            number(&|log| Some(log.chain.as_ref()?.max_age_s)),
+        );
+        let help = "Whether the last poll of a relay succeeded";
+        self.sources("basalt_chain_relay_up", help, "relay", &status.ledger.relays);
+    }
+
+    fn sources(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &'static str,
+        sources: &BTreeMap<String, SourceStatus>,
+    ) {
+        let samples: Vec<_> = sources
+            .iter()
+            .map(|(address, status)| ([(label, address.clone())], flag(status.problem.is_none())))
+            .collect();
+        self.family(name, "gauge", help, &samples);
+    }
+
+    fn modules(&mut self, modules: &[Module]) {
+        let states: Vec<_> = modules
+            .iter()
+            .flat_map(|module| {
+                ModuleStatus::STATES.map(|state| {
+                    let labels = [("module", module.name.clone()), ("state", state.to_owned())];
+                    (labels, flag(module.status.state() == state))
+                })
+            })
+            .collect();
+        let help = "1 for the state of the module, 0 for the others";
+        self.family("basalt_module_state", "gauge", help, &states);
+        let each = |value: &dyn Fn(&Module) -> f64| -> Vec<_> {
+            modules.iter().map(|m| ([("module", m.name.clone())], value(m))).collect()
+        };
+        let allowed = each(&|module| flag(module.ledger.is_allowed()));
+        let help = "Whether the ledger allows the module";
+        self.family("basalt_module_allowed", "gauge", help, &allowed);
+        let restarts = each(&|module| module.restarts as f64);
+        let help = "How often the module exited by itself";
+        self.family("basalt_module_restarts_total", "counter", help, &restarts);
+    }
+
+    fn counters(&mut self, counters: &Counters) {
+        let resident = counters.resident_bytes.map(|bytes| bytes as f64);
+        self.gauge("process_resident_memory_bytes", "Memory of trustd", resident);
+        let events: Vec<_> = counters
+            .events
+            .iter()
+            .map(|(kind, count)| ([("type", kind.clone())], *count as f64))
+            .collect();
+        let help = "Events in PCR 15 since the boot";
+        self.family("basalt_audit_events_total", "counter", help, &events);
+        let denied = counters.denied_engine_requests as f64;
+        let help = "Requests that the authorization plugin denied";
+        self.single("basalt_engine_requests_denied_total", "counter", help, Some(denied));
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: Option<f64>) {
+        self.single(name, "gauge", help, value);
+    }
+
+    /// Adds a metric without labels. It is left out if there is no value.
     fn single(&mut self, name: &str, kind: &str, help: &str, value: Option<f64>) {
         self.family(name, kind, help, value.map(|value| ([], value)).as_slice());
     }
 
-    /// One metric with all its samples; left out where there is none.
+    /// Adds a metric with all its samples. It is left out if there are none.
     fn family<'a, L: AsRef<[(&'a str, String)]>>(
         &mut self,
         name: &str,
@@ -163,7 +168,7 @@ impl Text {
         if samples.is_empty() {
             return;
         }
-        // Writing into a String does not fail.
+        // Writing to a String does not fail.
         let _ = write!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
         for (labels, value) in samples {
             let labels: Vec<String> = labels
@@ -178,45 +183,96 @@ impl Text {
     }
 }
 
+fn flag(condition: bool) -> f64 {
+    if condition { 1.0 } else { 0.0 }
+}
+
+/// Escapes the value of a label.
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use api::owner::{DesiredState, LedgerDecision, LedgerState, LedgerStatus, Memory};
 
     use super::*;
 
+    fn status() -> Status {
+        let source =
+            |problem: Option<&str>| SourceStatus { polled: 1, problem: problem.map(str::to_owned) };
+        let log = LogSummary {
+            statements: 3,
+            root: "00".into(),
+            approvers: Vec::new(),
+            threshold: 1,
+            witnessed: None,
+            max_age_s: None,
+            chain: None,
+        };
+        Status {
+            machine: "virt".into(),
+            variant: "prod".into(),
+            version: "1\"}\n2\\".into(),
+            hostname: "n".into(),
+            time: 5,
+            uptime_s: Some(7.5),
+            engine: EngineState::Available,
+            ledger: LedgerStatus {
+                log: LedgerState::Usable(log),
+                sources: BTreeMap::from([
+                    ("https://x/l".to_owned(), source(None)),
+                    ("file:/y".to_owned(), source(Some("gone"))),
+                ]),
+                relays: BTreeMap::new(),
+            },
+            memory: Memory::default(),
+            processes: 1,
+            registers: Registers::Values(BTreeMap::new()),
+        }
+    }
+
+    fn module() -> Module {
+        Module {
+            name: "app".into(),
+            desired: DesiredState::Run,
+            generation: 1,
+            digest: "sha256:00".into(),
+            toml: String::new(),
+            previous: None,
+            status: ModuleStatus::Running { container: "c".into() },
+            reconciled: true,
+            last_error: None,
+            progress: None,
+            restarts: 2,
+            ledger: LedgerDecision::Allow { statement: 1, until: 2, signers: 1 },
+        }
+    }
+
     #[test]
-    fn samples_have_their_type_and_labels_cannot_break_out() {
-        let snapshot = Snapshot {
-            status: json!({ "version": "1\"}\n2\\", "variant": "prod", "machine": "virt", "engine": "answers", "uptime_s": 7.5,
-                "ledger": { "statements": 3, "sources": { "https://x/l": {}, "file:/y": { "problem": "gone" } } } }),
-            modules: vec![
-                json!({ "name": "app", "status": { "state": "running" }, "ledger": { "allowed": true }, "restarts": 2 }),
-            ],
-            registers: Ok(Default::default()),
-        };
-        let counts = Counts {
+    fn samples_have_a_type_and_label_values_are_escaped() {
+        let counters = Counters {
             events: [("module-started".to_owned(), 4)].into(),
-            refused: 1,
-            resident: Some(7_000_000),
+            denied_engine_requests: 1,
+            resident_bytes: Some(7_000_000),
         };
-        let text = render(&snapshot, &counts);
+        let text = render(&status(), &[module()], &counters);
         for line in [
             "basalt_info{version=\"1\\\"}\\n2\\\\\",variant=\"prod\",machine=\"virt\"} 1",
             "basalt_uptime_seconds 7.5",
+            "basalt_engine_up 1",
+            "basalt_ledger_statements 3",
             "basalt_ledger_source_up{source=\"file:/y\"} 0",
             "basalt_module_state{module=\"app\",state=\"running\"} 1",
             "basalt_module_state{module=\"app\",state=\"failed\"} 0",
+            "basalt_module_allowed{module=\"app\"} 1",
             "basalt_module_restarts_total{module=\"app\"} 2",
             "basalt_audit_events_total{type=\"module-started\"} 4",
             "process_resident_memory_bytes 7000000",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
         }
-        assert!(!text.contains("witnessed"), "what is not known is left out");
+        assert!(!text.contains("witnessed"), "unknown values are left out");
         for line in text.lines().filter(|l| !l.starts_with('#')) {
             let name = line.split(['{', ' ']).next().unwrap();
             assert_eq!(text.matches(&format!("# TYPE {name} ")).count(), 1, "{line}");

@@ -1,94 +1,110 @@
-//! The two HTTP/1.1 + JSON interfaces. docs/api.md describes both.
+//! Parts that both HTTP/1.1 + JSON interfaces share: errors, and the parsing of common members.
+//! docs/api.md describes the interfaces.
 
 pub mod rate_limit;
 
+use std::error::Error;
+
+use api::{ErrorBody, ErrorCode, ErrorDetail};
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use serde_json::{Value, json};
 
-/// The one shape of every error: `{"error":{"code":"…","message":"…"}}`.
+use crate::tpm::TpmError;
+use crate::util::error_chain::error_chain;
+
+/// Length of a verifier's nonce in bytes (docs/attestation.md).
+const NONCE_BYTES: std::ops::RangeInclusive<usize> = 8..=32;
+
+/// Error of a call, which is answered with its status and an [`ErrorBody`].
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
-    code: &'static str,
-    message: String,
+    detail: ErrorDetail,
 }
 
 impl ApiError {
-    pub fn new(status: StatusCode, code: &'static str, message: impl ToString) -> Self {
-        Self { status, code, message: message.to_string() }
+    /// Creates an error with a message for people.
+    pub fn new(status: StatusCode, code: ErrorCode, message: impl Into<String>) -> Self {
+        Self { status, detail: ErrorDetail { code, message: message.into() } }
     }
 
-    /// The request is not as it should be.
-    pub fn request(message: impl ToString) -> Self {
-        Self::new(StatusCode::BAD_REQUEST, "bad-request", message)
+    /// Creates an error whose message is that of `error` and its causes.
+    pub fn from_error(status: StatusCode, code: ErrorCode, error: &(dyn Error + 'static)) -> Self {
+        Self::new(status, code, error_chain(error))
     }
 
-    /// Something on the node failed.
-    pub fn node(message: impl ToString) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "failed", message)
+    /// Creates the error of a malformed request.
+    pub fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, ErrorCode::BadRequest, message)
     }
 
-    /// Something on the node is busy; the same call may go through later.
-    pub fn tpm(error: crate::tpm::TpmError) -> Self {
+    /// Creates the error of a call, module or document that does not exist.
+    pub fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, ErrorCode::NotFound, message)
+    }
+
+    /// Creates the error of a failure on the node.
+    pub fn failed(error: impl Error + 'static) -> Self {
+        Self::from_error(StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Failed, &error)
+    }
+
+    /// Creates the error of a failed TPM operation. A busy TPM is reported as such, because the
+    /// same call may succeed later.
+    pub fn tpm(error: TpmError) -> Self {
         match error {
-            crate::tpm::TpmError::Busy => Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", error),
-            other => Self::node(other),
+            TpmError::Busy => {
+                Self::from_error(StatusCode::SERVICE_UNAVAILABLE, ErrorCode::Busy, &error)
+            }
+            other => Self::failed(other),
         }
     }
 
-    pub(crate) fn body(&self) -> Value {
-        json!({ "error": { "code": self.code, "message": self.message } })
-    }
-
-    pub fn not_found(message: impl ToString) -> Self {
-        Self::new(StatusCode::NOT_FOUND, "not-found", message)
+    /// Returns the code and the message.
+    pub fn into_detail(self) -> ErrorDetail {
+        self.detail
     }
 }
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(self.body())).into_response()
+        (self.status, Json(ErrorBody { error: self.detail })).into_response()
     }
 }
 
 impl From<JsonRejection> for ApiError {
     fn from(rejection: JsonRejection) -> Self {
-        // Too much is said as such; all else is a request that is not as it should be.
-        let status = if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            rejection.status()
-        } else {
-            StatusCode::BAD_REQUEST
+        let status = match rejection.status() {
+            StatusCode::PAYLOAD_TOO_LARGE => StatusCode::PAYLOAD_TOO_LARGE,
+            _ => StatusCode::BAD_REQUEST,
         };
-        Self::new(status, "bad-request", rejection.body_text())
+        Self::new(status, ErrorCode::BadRequest, rejection.body_text())
     }
 }
 
-/// What a handler returns.
+/// Result of a handler.
 pub type Answer<T> = Result<Json<T>, ApiError>;
 
-pub(crate) fn unhex(what: &str, text: &str) -> Result<Vec<u8>, ApiError> {
+/// Decodes a member of a request. The error names the member and not its value.
+pub(crate) fn parse_hex(member: &str, text: &str) -> Result<Vec<u8>, ApiError> {
     measure::unhex(text).ok_or_else(|| {
-        ApiError::request(format!("{what}: expected lower-case hex digits, an even number of them"))
+        let expected = "expected lower-case hex digits, an even number of them";
+        ApiError::bad_request(format!("{member}: {expected}"))
     })
 }
 
-/// A verifier's, in hex (docs/attestation.md).
-pub(crate) fn nonce(hex: String) -> Result<String, ApiError> {
-    const BYTES: std::ops::RangeInclusive<usize> = 8..=32;
-    let length = unhex("nonce", &hex)?.len();
-    if BYTES.contains(&length) {
-        return Ok(hex);
+/// Verifies the length of a verifier's nonce and returns it in hex, as it is attested.
+pub(crate) fn check_nonce(nonce: String) -> Result<String, ApiError> {
+    let (len, min, max) =
+        (parse_hex("nonce", &nonce)?.len(), NONCE_BYTES.start(), NONCE_BYTES.end());
+    if NONCE_BYTES.contains(&len) {
+        return Ok(nonce);
     }
-    Err(ApiError::request(format!(
-        "nonce: expected {} to {} bytes, found {length}",
-        BYTES.start(),
-        BYTES.end()
-    )))
+    Err(ApiError::bad_request(format!("nonce: expected {min} to {max} bytes, found {len}")))
 }
 
-pub(crate) async fn unknown() -> ApiError {
+/// Answers a request for a path or method that does not exist.
+pub(crate) async fn unknown_call() -> ApiError {
     ApiError::not_found("there is no such call; docs/api.md lists them")
 }

@@ -1,6 +1,7 @@
-//! How others know which TPM this is: its endorsement key, the manufacturer's certificate for it,
-//! and the proof that the attestation key is in the same TPM (TPM 2.0 Library, Part 1, 24; TCG EK
-//! Credential Profile 2.3).
+//! Identity of the TPM: its endorsement key, the manufacturer's certificate for that key, and the
+//! proof that the attestation key is in the same TPM.
+//!
+//! Source: TPM 2.0 Library, Part 1, 24; TCG EK Credential Profile 2.3.
 
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, ek};
 use tss_esapi::constants::SessionType;
@@ -13,15 +14,17 @@ use tss_esapi::structures::{
     Digest, EncryptedSecret, IdObject, Nonce, Public, SymmetricDefinition,
 };
 use tss_esapi::traits::Marshall as _;
-use tss_esapi::{Context, Error};
+use tss_esapi::{Context, Error, WrapperErrorKind};
 
-use super::device::{Device, attestation_key, refused};
-use super::{Endorsement, TpmError, nv};
+use super::device::{Device, attestation_template, with_primary_key};
+use super::error::{TpmError, failed};
+use super::nv;
+use super::types::Endorsement;
 
-/// The certificate of the ECC P-256 key (EK Credential Profile, 2.2.1.4).
-const CERTIFICATE: u32 = 0x01c0_000a;
+/// NV index of the certificate of the ECC P-256 key (EK Credential Profile, 2.2.1.4).
+const CERTIFICATE_INDEX: u32 = 0x01c0_000a;
 
-fn template() -> Result<Public, Error> {
+fn endorsement_template() -> Result<Public, Error> {
     ek::create_ek_public_from_default_template_2(
         AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256),
         None,
@@ -29,42 +32,46 @@ fn template() -> Result<Public, Error> {
 }
 
 impl Device {
-    pub(super) fn endorsement(&mut self) -> Result<Endorsement, TpmError> {
-        let area = self.with_primary(
+    pub(super) fn read_endorsement(&mut self) -> Result<Endorsement, TpmError> {
+        const OPERATION: &str = "CreatePrimary of the endorsement key";
+        let public_area = self.with_primary_key(
             Hierarchy::Endorsement,
-            template(),
-            "CreatePrimary of the endorsement key",
-            |_, _, public| {
-                public.marshall().map_err(refused("CreatePrimary of the endorsement key"))
-            },
+            endorsement_template(),
+            OPERATION,
+            |_, _, public| public.marshall().map_err(failed(OPERATION)),
         )?;
-        let certificate = match nv::find(&mut self.0, CERTIFICATE)? {
-            // Padded to the index's size in some TPMs: the reader goes by the length inside.
+        let certificate = match nv::find(&mut self.0, CERTIFICATE_INDEX)? {
+            // Some TPMs pad the certificate to the size of the index. The reader uses the length
+            // in the certificate.
             Some(handle) => nv::read(&mut self.0, handle)?,
             None => None,
         };
-        Ok(Endorsement { area, certificate })
+        Ok(Endorsement { public_area, certificate })
     }
 
-    /// TPM2_ActivateCredential: gives the secret back only if the attestation key has the name that
-    /// it was made for.
-    pub(super) fn activate(&mut self, blob: &[u8], seed: &[u8]) -> Result<Vec<u8>, TpmError> {
+    /// Runs TPM2_ActivateCredential: returns the secret only if the attestation key has the name
+    /// that the credential was made for.
+    pub(super) fn activate_credential(
+        &mut self,
+        blob: &[u8],
+        seed: &[u8],
+    ) -> Result<Vec<u8>, TpmError> {
         let blob = IdObject::try_from(blob.to_vec())
-            .map_err(refused("ActivateCredential: the credential"))?;
+            .map_err(failed("ActivateCredential: the credential"))?;
         let seed = EncryptedSecret::try_from(seed.to_vec())
-            .map_err(refused("ActivateCredential: the secret"))?;
-        self.with_primary(
+            .map_err(failed("ActivateCredential: the secret"))?;
+        self.with_primary_key(
             Hierarchy::Endorsement,
-            template(),
+            endorsement_template(),
             "CreatePrimary",
             |context, endorsement, _| {
-                Self::primary(
+                with_primary_key(
                     context,
                     Hierarchy::Endorsement,
-                    attestation_key(),
+                    attestation_template(),
                     "CreatePrimary",
                     |context, attestation, _| {
-                        let secret = with_policy(context, |context, policy| {
+                        let secret = with_endorsement_policy(context, |context, policy| {
                             context.execute_with_sessions(
                                 (Some(AuthSession::Password), Some(policy), None),
                                 |c| {
@@ -77,7 +84,7 @@ impl Device {
                                 },
                             )
                         });
-                        Ok(secret.map_err(refused("ActivateCredential"))?.value().to_vec())
+                        Ok(secret.map_err(failed("ActivateCredential"))?.value().to_vec())
                     },
                 )
             },
@@ -85,13 +92,13 @@ impl Device {
     }
 }
 
-/// A session that may use the endorsement key: PolicySecret of its hierarchy, whose password is
-/// empty.
-fn with_policy<T>(
+/// Opens a session that may use the endorsement key, passes it to `use_session` and flushes it.
+/// The session's policy is PolicySecret of the endorsement hierarchy, whose password is empty.
+fn with_endorsement_policy<T>(
     context: &mut Context,
-    use_it: impl FnOnce(&mut Context, AuthSession) -> Result<T, Error>,
+    use_session: impl FnOnce(&mut Context, AuthSession) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let started = context.execute_without_session(|c| {
+    let session = context.execute_without_session(|c| {
         c.start_auth_session(
             None,
             None,
@@ -101,10 +108,9 @@ fn with_policy<T>(
             HashingAlgorithm::Sha256,
         )
     })?;
-    let session =
-        started.ok_or(Error::WrapperError(tss_esapi::WrapperErrorKind::WrongValueFromTpm))?;
+    let session = session.ok_or(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
     let policy = PolicySession::try_from(session);
-    let used = policy.and_then(|policy| {
+    let result = policy.and_then(|policy| {
         context.execute_with_session(Some(AuthSession::Password), |c| {
             c.policy_secret(
                 policy,
@@ -115,8 +121,8 @@ fn with_policy<T>(
                 None,
             )
         })?;
-        use_it(context, session)
+        use_session(context, session)
     });
     context.flush_context(SessionHandle::from(session).into())?;
-    used
+    result
 }

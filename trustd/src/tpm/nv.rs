@@ -1,4 +1,4 @@
-//! What is kept in the TPM's own memory (TPM 2.0 Library, Part 1, 37 "NV Memory").
+//! The TPM's non-volatile memory (TPM 2.0 Library, Part 1, 37 "NV Memory").
 
 use tss_esapi::Context;
 use tss_esapi::constants::CapabilityType;
@@ -7,44 +7,44 @@ use tss_esapi::interface_types::resource_handles::NvAuth;
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{CapabilityData, NvPublic};
 
-use super::TpmError;
-use super::device::refused;
+use super::error::{TpmError, failed};
 
-/// At most so many bytes come at once: every TPM can do that.
-const CHUNK: usize = 512;
+/// Bytes per NV_Read: every TPM can return that many.
+const MAX_READ_BYTES: usize = 512;
 
-/// The index, if there is one. Asked first: the C library complains loudly about one that is not.
+/// Returns the handle of an index, or `None` if it is not defined. The list of handles is read
+/// first, because the C library prints errors about an undefined index.
 pub(super) fn find(context: &mut Context, index: u32) -> Result<Option<NvIndexHandle>, TpmError> {
     let listed =
         context.execute_without_session(|c| c.get_capability(CapabilityType::Handles, index, 1));
-    let (CapabilityData::Handles(handles), _) = listed.map_err(refused("GetCapability"))? else {
-        return Err(TpmError::Answer {
-            what: "GetCapability",
-            problem: "no list of handles".into(),
+    let (CapabilityData::Handles(handles), _) = listed.map_err(failed("GetCapability"))? else {
+        return Err(TpmError::Response {
+            operation: "GetCapability",
+            problem: "expected a list of handles".into(),
         });
     };
-    let index = NvIndexTpmHandle::new(index).map_err(refused("the index"))?;
+    let index = NvIndexTpmHandle::new(index).map_err(failed("GetCapability: the index"))?;
     if !handles.into_inner().contains(&TpmHandle::NvIndex(index)) {
         return Ok(None);
     }
-    let found =
+    let object =
         context.execute_without_session(|c| c.tr_from_tpm_public(TpmHandle::NvIndex(index)));
-    Ok(Some(found.map_err(refused("NV_ReadPublic"))?.into()))
+    Ok(Some(object.map_err(failed("NV_ReadPublic"))?.into()))
 }
 
-fn public(context: &mut Context, handle: NvIndexHandle) -> Result<NvPublic, TpmError> {
+fn read_public(context: &mut Context, handle: NvIndexHandle) -> Result<NvPublic, TpmError> {
     Ok(context
         .execute_without_session(|c| c.nv_read_public(handle))
-        .map_err(refused("NV_ReadPublic"))?
+        .map_err(failed("NV_ReadPublic"))?
         .0)
 }
 
-/// All of it; nothing if nothing was written yet.
+/// Reads the whole index. Returns `None` if nothing was written to it yet.
 pub(super) fn read(
     context: &mut Context,
     handle: NvIndexHandle,
 ) -> Result<Option<Vec<u8>>, TpmError> {
-    let public = public(context, handle)?;
+    let public = read_public(context, handle)?;
     if !public.attributes().written() {
         return Ok(None);
     }
@@ -52,13 +52,14 @@ pub(super) fn read(
     while bytes.len() < public.data_size() {
         // Sizes and offsets in a TPM have 16 bits.
         let (size, offset) =
-            ((public.data_size() - bytes.len()).min(CHUNK) as u16, bytes.len() as u16);
+            ((public.data_size() - bytes.len()).min(MAX_READ_BYTES) as u16, bytes.len() as u16);
         let read = context.execute_with_session(Some(AuthSession::Password), |c| {
             c.nv_read(NvAuth::Owner, handle, size, offset)
         });
-        let read = read.map_err(refused("NV_Read"))?;
+        let read = read.map_err(failed("NV_Read"))?;
         if read.value().is_empty() {
-            return Err(TpmError::Answer { what: "NV_Read", problem: "no bytes".into() });
+            let problem = format!("expected up to {size} bytes, found none");
+            return Err(TpmError::Response { operation: "NV_Read", problem });
         }
         bytes.extend_from_slice(read.value());
     }

@@ -1,9 +1,11 @@
-//! Secrets that only this TPM gives back, and those of them that it gives back only to boots that
-//! somebody approved. They cross the bus encrypted: in sessions that are salted with a key of the
-//! TPM's own (TPM 2.0 Library, Part 1, 19 and 21).
+//! Sealing: secrets that only this TPM returns and, under a policy, only to boots that the policy's
+//! signer authorized.
+//!
+//! Secrets cross the bus encrypted, in sessions that are salted with a key of the TPM (TPM 2.0
+//! Library, Part 1, 19 and 21).
 
 use measure::{Digest, PLATFORM_PCR};
-use policy::Approved;
+use policy::AuthorizedPolicy;
 use tss_esapi::attributes::SessionAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{KeyHandle, SessionHandle};
@@ -20,80 +22,107 @@ use tss_esapi::structures::{
 use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use tss_esapi::{Context, Error, WrapperErrorKind};
 
-use super::device::{Device, bound_to_tpm, flush, public, refused, restricted_key, selection};
-use super::{Sealed, TpmError};
+use super::device::{
+    Device, flush, new_public, restricted_key_attributes, select_pcrs, tpm_bound_attributes,
+};
+use super::error::{TpmError, failed};
+use super::types::SealedSecret;
 
 impl Device {
     pub(super) fn seal(
         &mut self,
         secret: &[u8],
         policy: Option<&Digest>,
-    ) -> Result<Sealed, TpmError> {
+    ) -> Result<SealedSecret, TpmError> {
         let secret =
-            SensitiveData::try_from(secret.to_vec()).map_err(refused("Create: the secret"))?;
-        self.with_primary(Hierarchy::Owner, storage_key(), "Create", |context, parent, _| {
-            let name = context
-                .tr_get_name(parent.into())
-                .map_err(refused("the storage key's name"))?
-                .value()
-                .to_vec();
-            let made = salted(context, parent, SessionType::Hmac, |context, session| {
-                let template = sealed_object(policy)?;
-                context.execute_with_session(Some(session), |c| {
-                    c.create(parent, template, None, Some(secret.clone()), None, None)
-                })
-            });
-            let made = made.map_err(refused("Create"))?;
-            let public = made.out_public.marshall().map_err(refused("Create"))?;
-            Ok(Sealed { public, private: made.out_private.value().to_vec(), parent: name })
-        })
+            SensitiveData::try_from(secret.to_vec()).map_err(failed("Create: the secret"))?;
+        self.with_primary_key(
+            Hierarchy::Owner,
+            storage_template(),
+            "Create",
+            |context, storage_key, _| {
+                let parent = read_name(context, storage_key)?;
+                let created = with_salted_session(
+                    context,
+                    storage_key,
+                    SessionType::Hmac,
+                    |context, session| {
+                        let template = sealed_template(policy)?;
+                        context.execute_with_session(Some(session), |c| {
+                            c.create(storage_key, template, None, Some(secret.clone()), None, None)
+                        })
+                    },
+                );
+                let created = created.map_err(failed("Create"))?;
+                let public = created.out_public.marshall().map_err(failed("Create"))?;
+                Ok(SealedSecret { public, private: created.out_private.value().to_vec(), parent })
+            },
+        )
     }
 
     pub(super) fn unseal(
         &mut self,
-        sealed: &Sealed,
-        policy: Option<&Approved>,
+        sealed: &SealedSecret,
+        policy: Option<&AuthorizedPolicy>,
     ) -> Result<Vec<u8>, TpmError> {
-        let public =
-            Public::unmarshall(&sealed.public).map_err(refused("Load: the public part"))?;
+        let public = Public::unmarshall(&sealed.public).map_err(failed("Load: the public part"))?;
         let private =
-            Private::try_from(sealed.private.clone()).map_err(refused("Load: the private part"))?;
-        self.with_primary(Hierarchy::Owner, storage_key(), "Load", |context, parent, _| {
-            let name = context.tr_get_name(parent.into()).map_err(refused("the storage key's name"))?;
-            if name.value() != sealed.parent {
-                let (expected, found) = (measure::hex(&sealed.parent), measure::hex(name.value()));
-                let problem = format!("its storage key has the name {found}, and the secret was sealed under {expected}");
-                return Err(TpmError::Answer { what: "CreatePrimary", problem });
-            }
-            let handle = context
-                .execute_with_session(Some(AuthSession::Password), |c| c.load(parent, private.clone(), public.clone()))
-                .map_err(refused("Load"))?;
-            let kind = if policy.is_some() { SessionType::Policy } else { SessionType::Hmac };
-            let secret = salted(context, parent, kind, |context, session| {
-                if let (Some(policy), AuthSession::PolicySession(session)) = (policy, session) {
-                    authorise(context, session, policy)?;
-                }
-                context.execute_with_session(Some(session), |c| c.unseal(handle.into()))
-            });
-            flush(context, handle)?;
-            Ok(secret.map_err(refused("Unseal"))?.value().to_vec())
-        })
+            Private::try_from(sealed.private.clone()).map_err(failed("Load: the private part"))?;
+        self.with_primary_key(
+            Hierarchy::Owner,
+            storage_template(),
+            "Load",
+            |context, storage_key, _| {
+                require_parent(&read_name(context, storage_key)?, &sealed.parent)?;
+                let handle = context
+                    .execute_with_session(Some(AuthSession::Password), |c| {
+                        c.load(storage_key, private.clone(), public.clone())
+                    })
+                    .map_err(failed("Load"))?;
+                let kind = if policy.is_some() { SessionType::Policy } else { SessionType::Hmac };
+                let secret = with_salted_session(context, storage_key, kind, |context, session| {
+                    if let (Some(policy), AuthSession::PolicySession(session)) = (policy, session) {
+                        authorize(context, session, policy)?;
+                    }
+                    context.execute_with_session(Some(session), |c| c.unseal(handle.into()))
+                });
+                flush(context, handle)?;
+                Ok(secret.map_err(failed("Unseal"))?.value().to_vec())
+            },
+        )
     }
 }
 
-/// The session's policy is that PCR 14 is as it is, and the signer of the secret's approved that
-/// (Part 3, 23.16).
-fn authorise(
+fn read_name(context: &mut Context, key: KeyHandle) -> Result<Vec<u8>, TpmError> {
+    let name = context.tr_get_name(key.into()).map_err(failed("the storage key's name"))?;
+    Ok(name.value().to_vec())
+}
+
+fn require_parent(found: &[u8], expected: &[u8]) -> Result<(), TpmError> {
+    if found == expected {
+        return Ok(());
+    }
+    let problem = format!(
+        "the secret was sealed under the storage key {}, found {}",
+        measure::hex(expected),
+        measure::hex(found)
+    );
+    Err(TpmError::Response { operation: "CreatePrimary", problem })
+}
+
+/// Satisfies the session's policy: PCR 14 has its present value, and the signer to whom the secret
+/// is sealed approved that value (Part 3, 23.16).
+fn authorize(
     context: &mut Context,
     session: PolicySession,
-    approved: &Approved,
+    authorized: &AuthorizedPolicy,
 ) -> Result<(), Error> {
     context.execute_without_session(|c| {
-        c.policy_pcr(session, TpmDigest::default(), selection(&[PLATFORM_PCR])?)?;
-        // A ticket counts only in a hierarchy that has a secret: not in that of null.
-        let key =
-            c.load_external_public(Public::unmarshall(&approved.signer.area())?, Hierarchy::Owner)?;
-        let (r, s) = approved.signature.split_at(32);
+        c.policy_pcr(session, TpmDigest::default(), select_pcrs(&[PLATFORM_PCR])?)?;
+        // Tickets of the null hierarchy are not valid, so the key is loaded into another one.
+        let signer = Public::unmarshall(&authorized.signer.public_area())?;
+        let key = c.load_external_public(signer, Hierarchy::Owner)?;
+        let (r, s) = authorized.signature.split_at(32);
         let signature = EccSignature::create(
             HashingAlgorithm::Sha256,
             EccParameter::try_from(r)?,
@@ -102,34 +131,34 @@ fn authorise(
         let ticket = signature.and_then(|signature| {
             c.verify_signature(
                 key,
-                TpmDigest::try_from(&approved.digest[..])?,
+                TpmDigest::try_from(&authorized.digest[..])?,
                 Signature::EcDsa(signature),
             )
         });
         c.flush_context(key.into())?;
-        let (policy, reference) =
-            (TpmDigest::try_from(&approved.policy[..])?, Nonce::try_from(Approved::REFERENCE)?);
+        let policy = TpmDigest::try_from(&authorized.policy[..])?;
+        let reference = Nonce::try_from(AuthorizedPolicy::REFERENCE)?;
         c.policy_authorize(
             session,
             policy,
             reference,
-            &Name::try_from(approved.signer.name().to_vec())?,
+            &Name::try_from(authorized.signer.name().to_vec())?,
             ticket?,
         )
     })
 }
 
-/// A session in which the first parameter goes encrypted in both directions; flushed whatever
-/// happened in it.
-fn salted<T>(
+/// Opens a session that encrypts the first parameter in both directions, passes it to
+/// `use_session` and flushes it, also after an error of `use_session`.
+fn with_salted_session<T>(
     context: &mut Context,
-    with: KeyHandle,
+    salt_key: KeyHandle,
     kind: SessionType,
-    use_it: impl FnOnce(&mut Context, AuthSession) -> Result<T, Error>,
+    use_session: impl FnOnce(&mut Context, AuthSession) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let started = context.execute_without_session(|c| {
+    let session = context.execute_without_session(|c| {
         c.start_auth_session(
-            Some(with),
+            Some(salt_key),
             None,
             None,
             kind,
@@ -137,40 +166,42 @@ fn salted<T>(
             HashingAlgorithm::Sha256,
         )
     })?;
-    let session = started.ok_or(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
-    // It goes on after the command, so that there is one place where it ends.
+    let session = session.ok_or(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm))?;
+    // The session survives the command, so that it is flushed in one place only.
     let (attributes, mask) = SessionAttributesBuilder::new()
         .with_decrypt(true)
         .with_encrypt(true)
         .with_continue_session(true)
         .build();
-    let used = context
+    let result = context
         .tr_sess_set_attributes(session, attributes, mask)
-        .and_then(|()| use_it(context, session));
+        .and_then(|()| use_session(context, session));
     context.flush_context(SessionHandle::from(session).into())?;
-    used
+    result
 }
 
-fn storage_key() -> Result<Public, Error> {
-    let attributes = restricted_key().with_decrypt(true).build()?;
+/// Returns the template of the storage key: restricted decryption, ECC P-256, AES-128-CFB.
+fn storage_template() -> Result<Public, Error> {
+    let attributes = restricted_key_attributes().with_decrypt(true).build()?;
     let parameters = PublicEccParametersBuilder::new_restricted_decryption_key(
         SymmetricDefinitionObject::AES_128_CFB,
         EccCurve::NistP256,
     )
     .with_key_derivation_function_scheme(KeyDerivationFunctionScheme::Null)
     .build()?;
-    public(PublicAlgorithm::Ecc, attributes)?
+    new_public(PublicAlgorithm::Ecc, attributes)
         .with_ecc_parameters(parameters)
         .with_ecc_unique_identifier(EccPoint::default())
         .build()
 }
 
-/// With a policy nothing else unseals it; without one, whoever has the TPM does.
-fn sealed_object(policy: Option<&Digest>) -> Result<Public, Error> {
-    let attributes = bound_to_tpm().with_user_with_auth(policy.is_none()).build()?;
+/// Returns the template of a sealed object. With a policy, only a session that satisfies it
+/// unseals; without one, every user of the TPM can unseal.
+fn sealed_template(policy: Option<&Digest>) -> Result<Public, Error> {
+    let attributes = tpm_bound_attributes().with_user_with_auth(policy.is_none()).build()?;
     let policy = policy
         .map_or_else(|| Ok(TpmDigest::default()), |policy| TpmDigest::try_from(&policy[..]))?;
-    public(PublicAlgorithm::KeyedHash, attributes)?
+    new_public(PublicAlgorithm::KeyedHash, attributes)
         .with_auth_policy(policy)
         .with_keyed_hash_parameters(PublicKeyedHashParameters::new(KeyedHashScheme::Null))
         .with_keyed_hash_unique_identifier(TpmDigest::default())

@@ -1,52 +1,51 @@
-//! Much of the same, over all processors.
+//! Parallel map.
 
 use std::num::NonZeroUsize;
 use std::sync::Mutex;
 
-/// So many are taken at a time: few, so that no thread waits long for the last one to end.
-const AT_ONCE: usize = 16;
+use super::lock::lock;
 
-/// `work` on each of `items`, in their order, on as many threads as there are processors.
-pub fn over<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
+/// Number of items that a thread takes at a time. It is small so that no thread waits long for the
+/// last one.
+const CHUNK_LEN: usize = 16;
+
+/// Applies `work` to each item on as many threads as there are processors, and returns the results
+/// in the order of the items.
+pub fn map<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + Sync) -> Vec<R> {
     let threads = std::thread::available_parallelism()
         .map_or(1, NonZeroUsize::get)
-        .min(items.len().div_ceil(AT_ONCE));
+        .min(items.len().div_ceil(CHUNK_LEN));
     if threads < 2 {
         return items.into_iter().map(work).collect();
     }
-    let mut done: Vec<Option<R>> = items.iter().map(|_| None).collect();
-    let places = items.into_iter().zip(done.iter_mut());
-    // Whoever is done with his takes the next ones.
-    let waiting = Mutex::new(places);
-    let labour = || loop {
-        let mine: Vec<_> = match waiting.lock() {
-            Ok(mut waiting) => waiting.by_ref().take(AT_ONCE).collect(),
-            Err(_) => return,
-        };
-        if mine.is_empty() {
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    let queue = Mutex::new(items.into_iter().zip(results.iter_mut()));
+    let worker = || loop {
+        let chunk: Vec<_> = lock(&queue).by_ref().take(CHUNK_LEN).collect();
+        if chunk.is_empty() {
             return;
         }
-        for (item, place) in mine {
-            *place = Some(work(item));
+        for (item, result) in chunk {
+            *result = Some(work(item));
         }
     };
     std::thread::scope(|scope| {
         for _ in 1..threads {
-            // Where no thread can be had, the others do it.
-            let _ = std::thread::Builder::new().name("spread".into()).spawn_scoped(scope, labour);
+            // If a thread cannot be started, the other threads do its share.
+            let _ = std::thread::Builder::new().name("parallel".into()).spawn_scoped(scope, worker);
         }
-        labour();
+        worker();
     });
-    done.into_iter().flatten().collect()
+    results.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     #[test]
-    fn the_order_stays() {
+    fn results_have_the_order_of_the_items() {
         for n in [0, 1, 15, 16, 17, 1000] {
             assert_eq!(
-                super::over((0..n).collect(), |i: usize| i * 2),
+                super::map((0..n).collect(), |i: usize| i * 2),
                 (0..n).map(|i| i * 2).collect::<Vec<_>>()
             );
         }

@@ -1,14 +1,15 @@
-//! The owner's API against what trustd/openapi.json says of it, on a node that really runs
-//! something.
+//! Compares the owner's API with trustd/openapi.json, on a node that runs a module.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use basalt_trustd::admission::log_sources::Sources;
-use basalt_trustd::admission::relays::Relays;
-use basalt_trustd::images::fetch::Client;
+use basalt_trustd::admission::log_sources::LogPoller;
+use basalt_trustd::admission::relays::RelayPoller;
+use basalt_trustd::images::fetch::RegistryClient;
 use basalt_trustd::owner_api::routes;
+use basalt_trustd::owner_api::state::OwnerState;
 use deployment::DesiredState;
 use http_body_util::BodyExt as _;
 use ledger::Status;
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use crate::common::signer;
-use crate::images::image;
+use crate::images::{TestImage, image};
 use crate::node::{Node, run};
 
 fn document() -> Value {
@@ -25,7 +26,7 @@ fn document() -> Value {
 }
 
 #[test]
-fn every_route_is_described_and_nothing_else_is() {
+fn the_document_has_every_route_and_no_other() {
     let document = document();
     let mut described: Vec<(String, String)> = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
@@ -34,7 +35,7 @@ fn every_route_is_described_and_nothing_else_is() {
         );
     }
     let mut routed: Vec<(String, String)> = Vec::new();
-    for (path, methods) in routes::listed() {
+    for (path, methods) in routes::list() {
         routed.extend(methods.iter().map(|method| (path.to_owned(), (*method).to_owned())));
     }
     described.sort();
@@ -42,31 +43,33 @@ fn every_route_is_described_and_nothing_else_is() {
     assert_eq!(described, routed);
 }
 
+/// The API of a node, and the answers that were compared with the document.
 struct Api {
     router: axum::Router,
     document: Value,
-    /// What was answered so far: method, path, status.
-    seen: std::collections::BTreeSet<(String, String, String)>,
+    /// Method, path and status of each answer.
+    answers: BTreeSet<(String, String, String)>,
 }
 
 impl Api {
     fn of(node: &Node) -> Self {
-        let client = Client::new(&[], std::time::Duration::from_secs(3)).unwrap();
-        let router = routes::router(Arc::new(routes::Node {
-            base: node.base(&"ab".repeat(32)),
+        let client = RegistryClient::new(&[], std::time::Duration::from_secs(3)).unwrap();
+        let router = routes::router(Arc::new(OwnerState {
+            node: node.node_state(&"ab".repeat(32)),
             modules: node.modules.clone(),
-            approvals: node.approvals.clone(),
-            sources: Arc::new(
-                Sources::new(&node.config, &node.settings.boot_log, client.clone()).unwrap(),
+            admission: node.admission.clone(),
+            log_sources: Arc::new(
+                LogPoller::new(&node.config, &node.settings.boot_log, client.clone()).unwrap(),
             ),
-            relays: Arc::new(Relays::new(&node.config, client).unwrap()),
+            relays: Arc::new(RelayPoller::new(&node.config, client).unwrap()),
             tickets: node.tickets.clone(),
         }));
-        Self { router, document: document(), seen: Default::default() }
+        Self { router, document: document(), answers: BTreeSet::new() }
     }
 
-    /// Asks, and holds the answer against the description.
-    async fn ask(
+    /// Sends a request and validates the answer against its schema. `path` is the route and `uri`
+    /// the path that is requested.
+    async fn call(
         &mut self,
         method: &str,
         path: &str,
@@ -84,14 +87,14 @@ impl Api {
         let text =
             String::from_utf8(response.into_body().collect().await.unwrap().to_bytes().to_vec())
                 .unwrap();
-        let described = &self.document["paths"][path][method]["responses"][status.as_str()]["content"]
-            [&kind]["schema"];
+        let responses = &self.document["paths"][path][method]["responses"];
+        let schema = &responses[status.as_str()]["content"][&kind]["schema"];
         assert!(
-            described.is_object(),
-            "{method} {uri} answers {status} as {kind}, which is not described: {text}"
+            schema.is_object(),
+            "{method} {uri} answers {status} as {kind}, which the document does not have: {text}"
         );
         if kind == "application/json" {
-            let schema = json!({ "allOf": [described], "components": self.document["components"] });
+            let schema = json!({ "allOf": [schema], "components": self.document["components"] });
             let validator = jsonschema::draft202012::new(&schema).unwrap();
             let value: Value = serde_json::from_str(&text).unwrap();
             let problems: Vec<String> = validator
@@ -100,216 +103,88 @@ impl Api {
                 .collect();
             assert!(problems.is_empty(), "{method} {uri}: {problems:?} in {text}");
         }
-        self.seen.insert((method.to_owned(), path.to_owned(), status.as_str().to_owned()));
+        let status_text = status.as_str().to_owned();
+        self.answers.insert((method.to_owned(), path.to_owned(), status_text));
         (status, text)
     }
-}
 
-#[test]
-fn every_answer_is_as_described() {
-    run(async {
-        let recovery = policy::RecoveryKey::from_bytes([4; 32]).public().unwrap();
-        let mut node = Node::with("api", &format!("[keys]\nrecovery = \"{recovery}\"\n")).await;
-        let (good, evil) = (image("good"), image("evil"));
-        node.state(&good.digest, Status::Approved).await;
-        let mut api = Api::of(&node);
-        let junk = || Body::from("{");
-        let toml = |digest: &str| {
-            format!("memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{digest}\"\n")
-        };
+    /// Sends a request to a route without parameters and returns the status.
+    async fn status(&mut self, method: &str, path: &str, body: impl Into<Body>) -> StatusCode {
+        self.call(method, path, path, body).await.0
+    }
 
-        assert_eq!(api.ask("put", "/v1/images", "/v1/images", good.archive()).await.0, 200);
-        assert_eq!(
-            api.ask("put", "/v1/images", "/v1/images", "not a tar".repeat(1000)).await.0,
-            422
-        );
-        let spec = node.spec("app", DesiredState::Run, &toml(&good.digest));
-        let sent = |spec: &deployment::SignedSpec| serde_json::to_string(spec).unwrap();
-        assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&spec)).await.0,
-            200
-        );
-        assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&spec)).await.0,
-            409,
-            "it is not newer"
-        );
-        assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/other", sent(&spec)).await.0,
-            400,
-            "it is for another"
-        );
-        let mut forged = spec.clone();
-        forged
-            .signature
-            .replace_range(20..22, if &forged.signature[20..22] == "00" { "01" } else { "00" });
-        assert_eq!(
-            api.ask("put", "/v1/modules/{name}", "/v1/modules/app", sent(&forged)).await.0,
-            403
-        );
-        assert_eq!(api.ask("put", "/v1/modules/{name}", "/v1/modules/app", junk()).await.0, 400);
-        node.apply("evil", &toml(&evil.digest));
-        node.running("app").await;
-        node.refused("evil").await;
+    /// Sends a request to a route with parameters and returns the status.
+    async fn status_of(
+        &mut self,
+        method: &str,
+        path: &str,
+        uri: &str,
+        body: impl Into<Body>,
+    ) -> StatusCode {
+        self.call(method, path, uri, body).await.0
+    }
 
-        for path in ["/v1/status", "/v1/modules", "/v1/audit", "/v1/openapi.json"] {
-            assert_eq!(api.ask("get", path, path, Body::empty()).await.0, 200);
-        }
-        let log = "/v1/modules/{name}/log";
-        assert_eq!(api.ask("get", log, "/v1/modules/app/log?lines=5", Body::empty()).await.0, 200);
-        assert_eq!(api.ask("get", log, "/v1/modules/evil/log", Body::empty()).await.0, 404);
-        assert_eq!(
-            api.ask("get", log, "/v1/modules/app/log?lines=many", Body::empty()).await.0,
-            400
-        );
-        let nonce = json!({ "nonce": "ab".repeat(16) }).to_string();
-        assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", nonce).await.0, 200);
-        assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", "{\"nonce\":\"ab\"}").await.0, 400);
-        assert_eq!(
-            api.ask("get", "/v1/endorsement", "/v1/endorsement", Body::empty()).await.0,
-            200
-        );
-        let credential = |blob: &str| json!({ "blob": blob, "seed": "00" }).to_string();
-        assert_eq!(
-            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", credential("00"))
-                .await
-                .0,
-            422
-        );
-        assert_eq!(
-            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", credential("x"))
-                .await
-                .0,
-            400
-        );
-        let made = {
-            let (tpm, nonce) = (node.audit.tpm(), [1; 32]);
-            let attestation =
-                measure::TpmKey::attestation(&tpm.quote(nonce).await.unwrap().key).unwrap();
-            let endorsement =
-                measure::TpmKey::endorsement(&tpm.endorsement().await.unwrap().area).unwrap();
-            measure::make_credential(&endorsement, &attestation.name(), &nonce, &[3; 32]).unwrap()
-        };
-        let made = json!({ "blob": measure::hex(&made.blob), "seed": measure::hex(&made.seed) })
-            .to_string();
-        assert_eq!(
-            api.ask("post", "/v1/activate-credential", "/v1/activate-credential", made).await.0,
-            200
-        );
-        let (_, text) = api.ask("get", "/v1/ledger", "/v1/ledger", Body::empty()).await;
-        assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", text).await.0, 200);
-        assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\"}").await.0, 409);
-        assert_eq!(api.ask("put", "/v1/ledger", "/v1/ledger", junk()).await.0, 400);
-        assert_eq!(
-            api.ask("post", "/v1/ledger/reset", "/v1/ledger/reset", Body::empty()).await.0,
-            200
-        );
-        // This node follows no chain (trustd/tests/chain.rs).
-        assert_eq!(api.ask("put", "/v1/ledger/bundle", "/v1/ledger/bundle", "{}").await.0, 409);
-        assert_eq!(
-            api.ask("put", "/v1/ledger/bundle", "/v1/ledger/bundle", vec![0xff]).await.0,
-            400
-        );
-        assert_eq!(api.ask("get", "/v1/policies", "/v1/policies", Body::empty()).await.0, 200);
-        let policies = |signer: &policy::Signer| policy::Policies {
-            signer: signer.public().hex(),
-            policies: vec![signer.sign("virt", &measure::Pcr([1; 32]))],
-        };
-        let send = |signer: &policy::Signer| policies(signer).text();
-        assert_eq!(api.ask("put", "/v1/policies", "/v1/policies", send(&signer())).await.0, 200);
-        assert_eq!(
-            api.ask(
-                "put",
-                "/v1/policies",
-                "/v1/policies",
-                send(&policy::Signer::of_builder(&[8; 32]))
-            )
-            .await
-            .0,
-            403
-        );
-        assert_eq!(api.ask("put", "/v1/policies", "/v1/policies", junk()).await.0, 400);
-        let root = json!({ "root": "00".repeat(32) }).to_string();
-        assert_eq!(api.ask("get", "/v1/recovery", "/v1/recovery", Body::empty()).await.0, 200);
-        assert_eq!(
-            api.ask("put", "/v1/recovery", "/v1/recovery", root.clone()).await.0,
-            409,
-            "it has its own"
-        );
-        assert_eq!(api.ask("put", "/v1/recovery", "/v1/recovery", junk()).await.0, 400);
-        std::fs::remove_file(node.settings.data.join("root.escrow")).unwrap();
-        assert_eq!(api.ask("get", "/v1/recovery", "/v1/recovery", Body::empty()).await.0, 404);
-        std::fs::write(node.settings.data.join("root.sealed"), "junk").unwrap();
-        assert_eq!(api.ask("put", "/v1/recovery", "/v1/recovery", root).await.0, 200);
-        assert!(node.kinds().await.contains(&"root-key-restored".to_owned()));
-        // Nobody plays init here.
-        let service = "/v1/services/{name}/{verb}";
-        assert_eq!(
-            api.ask("post", service, "/v1/services/dockerd/restart", Body::empty()).await.0,
-            500
-        );
-        assert_eq!(
-            api.ask("post", service, "/v1/services/dockerd/stop", Body::empty()).await.0,
-            404
-        );
-        assert_eq!(
-            api.ask("post", "/v1/node/{verb}", "/v1/node/reboot", Body::empty()).await.0,
-            500
-        );
-        assert_eq!(
-            api.ask("post", "/v1/node/{verb}", "/v1/node/dance", Body::empty()).await.0,
-            404
-        );
-
-        // What a page in a browser could have it do with the owner's certificate: nothing.
-        for header in [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")] {
-            let request = Request::post("/v1/node/poweroff")
-                .header(header.0, header.1)
-                .body(Body::empty())
-                .unwrap();
-            assert_eq!(api.router.clone().oneshot(request).await.unwrap().status(), 403);
-        }
-        // A request of another shape is one that is not as it should be, in the one form of errors.
-        assert_eq!(api.ask("post", "/v1/quote", "/v1/quote", "{\"nonce\":5}").await.0, 400);
-        assert_eq!(
-            api.ask("put", "/v1/ledger", "/v1/ledger", "{\"log\":\"\",\"x\":1}").await.0,
-            400
-        );
-
-        let (_, page) = api.ask("get", "/", "/", Body::empty()).await;
-        assert!(
-            page.contains(&good.digest) && page.contains("running") && page.contains("unknown"),
-            "{page}"
-        );
-        let (_, metrics) = api.ask("get", "/metrics", "/metrics", Body::empty()).await;
-        for line in [
-            "basalt_engine_up 1",
-            "basalt_module_state{module=\"app\",state=\"running\"} 1",
-            "basalt_module_allowed{module=\"evil\"} 0",
-            "basalt_ledger_statements 1",
-            "basalt_audit_events_total{type=\"module-started\"} 1",
-        ] {
-            assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
-        }
-
-        // Everything that is described was answered at least once; what stays needs a broken node.
-        let mut left: Vec<String> = Vec::new();
-        for (path, methods) in api.document["paths"].as_object().unwrap() {
+    /// Returns the answers of the document that no call gave.
+    fn missing_answers(&self) -> Vec<String> {
+        let mut missing = Vec::new();
+        for (path, methods) in self.document["paths"].as_object().unwrap() {
             for (method, operation) in methods.as_object().unwrap() {
                 for status in operation["responses"].as_object().unwrap().keys() {
-                    if !api.seen.contains(&(method.clone(), path.clone(), status.clone())) {
-                        left.push(format!("{method} {path} {status}"));
+                    if !self.answers.contains(&(method.clone(), path.clone(), status.clone())) {
+                        missing.push(format!("{method} {path} {status}"));
                     }
                 }
             }
         }
-        // Strangers alone are told to wait (attest.rs), and a TPM's queue is never full here.
-        left.retain(|what| {
-            ![" 500", " 503", " 507", " 429"].iter().any(|status| what.ends_with(status))
+        missing
+    }
+}
+
+fn module_toml(digest: &str) -> String {
+    format!("memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{digest}\"\n")
+}
+
+const INVALID_JSON: &str = "{";
+
+#[test]
+fn every_answer_matches_its_schema() {
+    run(async {
+        let recovery = policy::RecoveryKey::from_bytes([4; 32]).public().unwrap();
+        let mut node = Node::with("api", &format!("[keys]\nrecovery = \"{recovery}\"\n")).await;
+        let (good, evil) = (image("good"), image("evil"));
+        node.add_statement(&good.digest, Status::Approved).await;
+        let mut api = Api::of(&node);
+        call_modules(&mut api, &node, &good).await;
+        node.apply("evil", &module_toml(&evil.digest));
+        node.wait_until_running("app").await;
+        node.wait_until_denied("evil").await;
+
+        for path in ["/v1/status", "/v1/modules", "/v1/audit", "/v1/openapi.json"] {
+            assert_eq!(api.status("get", path, Body::empty()).await, 200);
+        }
+        let log = "/v1/modules/{name}/log";
+        let log_of = |name: &str| format!("/v1/modules/{name}");
+        let lines = format!("{}?lines=5", log_of("app/log"));
+        assert_eq!(api.status_of("get", log, &lines, Body::empty()).await, 200);
+        assert_eq!(api.status_of("get", log, &log_of("evil/log"), Body::empty()).await, 404);
+        let lines = format!("{}?lines=many", log_of("app/log"));
+        assert_eq!(api.status_of("get", log, &lines, Body::empty()).await, 400);
+        call_attestation(&mut api, &node).await;
+        call_ledger(&mut api).await;
+        call_policies_and_recovery(&mut api, &node).await;
+        call_init(&mut api).await;
+        reject_cross_site_requests(&api).await;
+        check_page_and_metrics(&mut api, &good.digest).await;
+
+        // The remaining answers need a broken node, a full queue of the TPM, or an anonymous client
+        // (attest.rs).
+        let mut missing = api.missing_answers();
+        missing.retain(|answer| {
+            ![" 500", " 503", " 507", " 429"].iter().any(|status| answer.ends_with(status))
         });
-        left.sort();
+        missing.sort();
         assert_eq!(
-            left,
+            missing,
             [
                 "post /v1/ledger/reset 409",
                 "post /v1/node/{verb} 200",
@@ -318,4 +193,127 @@ fn every_answer_is_as_described() {
             ]
         );
     });
+}
+
+async fn call_modules(api: &mut Api, node: &Node, good: &TestImage) {
+    assert_eq!(api.status("put", "/v1/images", good.archive()).await, 200);
+    assert_eq!(api.status("put", "/v1/images", "not a tar".repeat(1000)).await, 422);
+    let spec = node.spec("app", DesiredState::Run, &module_toml(&good.digest));
+    let body = |spec: &deployment::SignedSpec| serde_json::to_string(spec).unwrap();
+    let (path, uri) = ("/v1/modules/{name}", "/v1/modules/app");
+    assert_eq!(api.status_of("put", path, uri, body(&spec)).await, 200);
+    assert_eq!(
+        api.status_of("put", path, uri, body(&spec)).await,
+        409,
+        "the generation is not greater"
+    );
+    assert_eq!(
+        api.status_of("put", path, "/v1/modules/other", body(&spec)).await,
+        400,
+        "the spec is for another module"
+    );
+    let mut forged = spec.clone();
+    forged
+        .signature
+        .replace_range(20..22, if &forged.signature[20..22] == "00" { "01" } else { "00" });
+    assert_eq!(api.status_of("put", path, uri, body(&forged)).await, 403);
+    assert_eq!(api.status_of("put", path, uri, INVALID_JSON).await, 400);
+}
+
+async fn call_attestation(api: &mut Api, node: &Node) {
+    let nonce = json!({ "nonce": "ab".repeat(16) }).to_string();
+    assert_eq!(api.status("post", "/v1/quote", nonce).await, 200);
+    assert_eq!(api.status("post", "/v1/quote", "{\"nonce\":\"ab\"}").await, 400);
+    assert_eq!(api.status("post", "/v1/quote", "{\"nonce\":5}").await, 400);
+    assert_eq!(api.status("get", "/v1/endorsement", Body::empty()).await, 200);
+    let path = "/v1/activate-credential";
+    let credential = |blob: &str| json!({ "blob": blob, "seed": "00" }).to_string();
+    assert_eq!(api.status("post", path, credential("00")).await, 422);
+    assert_eq!(api.status("post", path, credential("x")).await, 400);
+    let (tpm, nonce) = (node.audit.tpm(), [1; 32]);
+    let attestation = measure::TpmKey::attestation(&tpm.quote(nonce).await.unwrap().key).unwrap();
+    let public_area = tpm.read_endorsement().await.unwrap().public_area;
+    let endorsement = measure::TpmKey::endorsement(&public_area).unwrap();
+    let made =
+        measure::make_credential(&endorsement, &attestation.name(), &nonce, &[3; 32]).unwrap();
+    let made = json!({ "blob": measure::hex(&made.blob), "seed": measure::hex(&made.seed) });
+    assert_eq!(api.status("post", path, made.to_string()).await, 200);
+}
+
+async fn call_ledger(api: &mut Api) {
+    let (_, text) = api.call("get", "/v1/ledger", "/v1/ledger", Body::empty()).await;
+    assert_eq!(api.status("put", "/v1/ledger", text).await, 200);
+    assert_eq!(api.status("put", "/v1/ledger", "{\"log\":\"\"}").await, 409);
+    assert_eq!(api.status("put", "/v1/ledger", INVALID_JSON).await, 400);
+    assert_eq!(api.status("put", "/v1/ledger", "{\"log\":\"\",\"x\":1}").await, 400);
+    assert_eq!(api.status("post", "/v1/ledger/reset", Body::empty()).await, 200);
+    // This node follows no chain; trustd/tests/chain.rs has nodes that do.
+    assert_eq!(api.status("put", "/v1/ledger/bundle", "{}").await, 409);
+    assert_eq!(api.status("put", "/v1/ledger/bundle", vec![0xff]).await, 400);
+}
+
+async fn call_policies_and_recovery(api: &mut Api, node: &Node) {
+    assert_eq!(api.status("get", "/v1/policies", Body::empty()).await, 200);
+    let policies = |signer: &policy::Signer| {
+        let policies = vec![signer.sign("virt", &measure::Pcr([1; 32]))];
+        policy::Policies { signer: signer.public().hex(), policies }.text()
+    };
+    assert_eq!(api.status("put", "/v1/policies", policies(&signer())).await, 200);
+    let other = policy::Signer::from_builder_key(&[8; 32]);
+    assert_eq!(api.status("put", "/v1/policies", policies(&other)).await, 403);
+    assert_eq!(api.status("put", "/v1/policies", INVALID_JSON).await, 400);
+
+    let root = json!({ "root": "00".repeat(32) }).to_string();
+    assert_eq!(api.status("get", "/v1/recovery", Body::empty()).await, 200);
+    assert_eq!(
+        api.status("put", "/v1/recovery", root.clone()).await,
+        409,
+        "the node has its root key"
+    );
+    assert_eq!(api.status("put", "/v1/recovery", INVALID_JSON).await, 400);
+    std::fs::remove_file(node.settings.data.join("root.escrow")).unwrap();
+    assert_eq!(api.status("get", "/v1/recovery", Body::empty()).await, 404);
+    std::fs::write(node.settings.data.join("root.sealed"), "junk").unwrap();
+    assert_eq!(api.status("put", "/v1/recovery", root).await, 200);
+    assert!(node.event_kinds().await.contains(&"root-key-restored".to_owned()));
+}
+
+/// init does not run in this test, so a valid request fails on the node.
+async fn call_init(api: &mut Api) {
+    let (service, node) = ("/v1/services/{name}/{verb}", "/v1/node/{verb}");
+    let uri = "/v1/services/dockerd/restart";
+    assert_eq!(api.status_of("post", service, uri, Body::empty()).await, 500);
+    let uri = "/v1/services/dockerd/stop";
+    assert_eq!(api.status_of("post", service, uri, Body::empty()).await, 404);
+    assert_eq!(api.status_of("post", node, "/v1/node/reboot", Body::empty()).await, 500);
+    assert_eq!(api.status_of("post", node, "/v1/node/dance", Body::empty()).await, 404);
+}
+
+/// A web page in a browser that has the owner's certificate must not change anything.
+async fn reject_cross_site_requests(api: &Api) {
+    for header in [("origin", "https://other.example"), ("sec-fetch-site", "cross-site")] {
+        let request = Request::post("/v1/node/poweroff")
+            .header(header.0, header.1)
+            .body(Body::empty())
+            .unwrap();
+        assert_eq!(api.router.clone().oneshot(request).await.unwrap().status(), 403);
+    }
+}
+
+async fn check_page_and_metrics(api: &mut Api, running_digest: &str) {
+    let (_, page) = api.call("get", "/", "/", Body::empty()).await;
+    assert!(
+        page.contains(running_digest) && page.contains("running") && page.contains("unknown"),
+        "{page}"
+    );
+    let (_, metrics) = api.call("get", "/metrics", "/metrics", Body::empty()).await;
+    for line in [
+        "basalt_engine_up 1",
+        "basalt_module_state{module=\"app\",state=\"running\"} 1",
+        "basalt_module_allowed{module=\"evil\"} 0",
+        "basalt_ledger_statements 1",
+        "basalt_audit_events_total{type=\"module-started\"} 1",
+    ] {
+        assert!(metrics.lines().any(|l| l == line), "{line} is not in\n{metrics}");
+    }
 }

@@ -1,27 +1,32 @@
-//! A node that asks a real network: `cargo xtask test chain`, which takes some ten minutes and is
-//! not part of the others.
+//! A node that follows a real network: `cargo xtask test chain`. The test takes about ten minutes
+//! and does not run with the other tests.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use basalt_trustd::admission::relays::Relays;
-use basalt_trustd::images::fetch::Client;
-use basalt_trustd::modules::State;
+use basalt_trustd::admission::relays::RelayPoller;
+use basalt_trustd::images::fetch::RegistryClient;
+use basalt_trustd::modules::ModuleStatus;
 use ledger::Status;
-use ledger::ethereum::{Approval, Hash};
+use ledger::ethereum::types::Hex;
+use ledger::ethereum::{ApprovalLevel, Hash};
 use serde_json::json;
-use trustctl::chain::serve::{PATH, serve};
-use trustctl::chain::{Ask, From, Registry, Relay, nodes};
+use tokio::runtime::Runtime;
+use trustctl::chain::{
+    Approvers, BUNDLE_PATH, BundleRequest, ExecutionNode, Receipt, Registry, Relay, Signer,
+    StartingPoint, parse_digest, serve, wait_until_final,
+};
 
 use crate::devnet::{Devnet, Kind, Stalled, account, now};
-use crate::images::image;
+use crate::images::{TestImage, image};
 use crate::node::Node;
 
-/// With a fork after the checkpoint, and one change of the committee before the end.
+/// Network with a fork after the checkpoint, and one change of the committee before the end.
 const MINIMAL: Kind =
     Kind { preset: "minimal", slots_per_epoch: 8, validators: 16, capella: 4, seconds_per_slot: 4 };
-/// Committees as large as on the public network, which are recorded for the other tests.
+/// Network with committees as large as on the public network. Its bundles are recorded for other
+/// tests.
 const MAINNET: Kind = Kind {
     preset: "mainnet",
     slots_per_epoch: 32,
@@ -29,62 +34,64 @@ const MAINNET: Kind = Kind {
     capella: 0,
     seconds_per_slot: 3,
 };
-const FAR: u64 = 4_000_000_000;
+/// Expiry of the approvals, in the year 2096.
+const NOT_AFTER: u64 = 4_000_000_000;
 
-/// All of it, the restart too; what hangs ends with the sandbox.
-const WITHIN: Duration = Duration::from_secs(60 * 60);
+/// Timeout of the test with its one restart. Processes that hang end with the sandbox.
+const TEST_TIMEOUT: Duration = Duration::from_secs(60 * 60);
 
-/// What a network that stands still makes of a call.
+/// Attributes the error of a call to a network that has stalled.
 fn stalled(error: impl std::fmt::Debug) -> Stalled {
     Stalled(format!("{error:?}"))
 }
 
-/// The command line of `trustctl`, as its users call it; what it says.
+/// Runs `trustctl` and returns its output.
 fn trustctl(args: &[&str]) -> Result<String, String> {
     let program = std::env::var_os("BASALT_TRUSTCTL")
-        .expect("this test needs trustctl: cargo xtask test chain");
+        .expect("BASALT_TRUSTCTL is not set: cargo xtask test chain sets it");
     let output = std::process::Command::new(program).args(args).output().unwrap();
-    let [said, problem] =
+    let [printed, problem] =
         [output.stdout, output.stderr].map(|bytes| String::from_utf8_lossy(&bytes).into_owned());
-    if output.status.success() { Ok(said) } else { Err(format!("trustctl {args:?}: {problem}")) }
+    if output.status.success() { Ok(printed) } else { Err(format!("trustctl {args:?}: {problem}")) }
 }
 
 #[test]
-#[ignore = "a whole network, alone on the machine: cargo xtask test chain"]
+#[ignore = "runs a whole network, alone on the machine: cargo xtask test chain"]
 fn a_real_network_decides() {
     let kind = if std::env::var_os("BASALT_CHAIN_512").is_some() { MAINNET } else { MINIMAL };
     std::thread::spawn(|| {
-        std::thread::sleep(WITHIN);
-        println!("not done after {} s", WITHIN.as_secs());
+        std::thread::sleep(TEST_TIMEOUT);
+        println!("not finished after {} s", TEST_TIMEOUT.as_secs());
         std::process::exit(1);
     });
-    // The one restart: a network that fell behind its own clock never catches up.
-    if let Err(Stalled(why)) = decides(kind) {
-        println!("{why}; once more from the beginning");
-        decides(kind).unwrap();
+    // A network that fell behind its own clock never catches up, so it is started a second time.
+    if let Err(Stalled(reason)) = follow_a_network(kind) {
+        println!("{reason}; starting again");
+        follow_a_network(kind).unwrap();
     }
 }
 
-/// What the other tests replay.
+/// Bundles that other tests replay.
 #[derive(Default)]
 struct Recording {
     bundles: Vec<serde_json::Value>,
 }
 
 impl Recording {
-    fn take(
+    fn add(
         &mut self,
         name: &str,
         relay: &Relay,
-        from: From,
+        from: StartingPoint,
         digests: &[Hash],
     ) -> Result<(), Stalled> {
-        let bundle = relay.bundle(&Ask { from, digests: digests.to_vec() }).map_err(stalled)?;
+        let request = BundleRequest { from, digests: digests.to_vec() };
+        let bundle = relay.bundle(&request).map_err(stalled)?;
         self.bundles.push(json!({ "name": name, "now": now(), "bundle": bundle }));
         Ok(())
     }
 
-    fn write(self, kind: Kind, settings: &str, digests: &[Hash]) {
+    fn write(&self, kind: Kind, settings: &str, digests: &[Hash]) {
         let Some(dir) = std::env::var_os("BASALT_CHAIN_RECORDING") else { return };
         let path = Path::new(&dir).join(format!("devnet-{}.json", kind.preset));
         let recording =
@@ -94,141 +101,182 @@ impl Recording {
     }
 }
 
-fn decides(kind: Kind) -> Result<(), Stalled> {
+/// Digests that the registry is asked for.
+struct Digests {
+    /// Approved, and revoked at the end.
+    wanted: Hash,
+    /// Revoked without an approval.
+    revoked: Hash,
+    /// Never mentioned.
+    absent: Hash,
+    /// Image that the boot test of a node in QEMU runs.
+    guest: Hash,
+}
+
+impl Digests {
+    fn all(&self) -> [Hash; 4] {
+        [self.wanted, self.revoked, self.absent, self.guest]
+    }
+}
+
+fn follow_a_network(kind: Kind) -> Result<(), Stalled> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let chain = Devnet::start(Path::new("/cache/devnet"), kind)?;
-    let execution = chain.execution();
-    let (ana, ben) = (account(1), account(2));
-    let begin = || chain.until("a final block", || chain.is_final());
+    let wait_for_finality = || chain.until("a finalized block", || chain.is_final());
     if kind.capella > 0 {
-        begin()?;
+        wait_for_finality()?;
         chain.until("the fork", || chain.head() > kind.capella * kind.slots_per_epoch)?;
     }
     let good = image("good");
-    let wanted = nodes::digest(&good.digest).unwrap();
-    let (gone, absent) = (Hash::new([0x90; 32]), Hash::new([0xab; 32]));
-    let (registry, mined) =
-        Registry::deploy(&execution, &ana, &[ana.address(), ben.address()], 2, 1)
-            .map_err(stalled)?;
-    println!("deployed in block {} with {} gas", mined.block, mined.gas);
-    assert!(
-        registry
-            .approve(&account(3), &wanted, Approval::Clear, FAR)
-            .unwrap_err()
-            .to_string()
-            .contains("approvers")
-    );
-    let first = registry.approve(&ana, &wanted, Approval::Proof, FAR).map_err(stalled)?;
-    assert!(!first.changed);
-    assert!(
-        registry
-            .approve(&ana, &wanted, Approval::Proof, FAR)
-            .unwrap_err()
-            .to_string()
-            .contains("voted for that already")
-    );
-    let approved = registry.approve(&ben, &wanted, Approval::Proof, FAR).map_err(stalled)?;
-    assert!(approved.changed);
-    // What the boot test of a node in QEMU runs.
-    let guest = nodes::digest(&crate::pause::image().1).unwrap();
-    for who in [&ana, &ben] {
-        registry.approve(who, &guest, Approval::Clear, FAR).map_err(stalled)?;
-    }
-    registry.revoke(&ben, &gone).map_err(stalled)?;
-    let (who, quorum, revocations) = registry.approvers().unwrap();
-    assert_eq!((who, quorum, revocations), (vec![ana.address(), ben.address()], 2, 1));
+    let digests = Digests {
+        wanted: parse_digest(&good.digest).unwrap(),
+        revoked: Hash::new([0x90; 32]),
+        absent: Hash::new([0xab; 32]),
+        guest: parse_digest(&crate::pause::image().1).unwrap(),
+    };
+    let execution = chain.execution();
+    let (registry, approved) = approve(&execution, &digests)?;
     if kind.capella == 0 {
-        begin()?;
+        wait_for_finality()?;
     }
 
     let relay =
         Arc::new(Relay::new(&chain.beacon_url, &chain.execution_url, registry.address, 0).unwrap());
     let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-    let url = format!("http://{}{PATH}", listener.local_addr().unwrap());
+    let url = format!("http://{}{BUNDLE_PATH}", listener.local_addr().unwrap());
     runtime.spawn(serve(relay.clone(), listener));
     let (settings, checkpoint) = chain.settings(registry.address, &url);
-    let mut node = runtime.block_on(Node::with("chain", &settings));
-    let client = Client::new(&[], Duration::from_secs(30)).unwrap();
-    let relays = Arc::new(Relays::new(&node.config, client).unwrap());
-    let modules = node.modules.clone();
-    runtime.spawn(relays.clone().keep(node.approvals.clone(), move || modules.wake()));
-    runtime.block_on(async {
-        node.state(&good.digest, Status::Approved).await;
-        node.push(&good.archive()).await.unwrap();
-        node.apply("m", &format!("memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n[health]\nstays-s = 0\n", good.digest));
-    });
+    let node = start_node(&runtime, &settings, &good);
     if kind.capella > 0 {
-        // The approvers signed, the newest block has it; it is not final.
-        let reason = runtime.block_on(node.refused("m"));
-        assert!(reason.contains("the chain does not let"), "{reason}");
+        // The newest block has the approval, but it is not finalized.
+        let reason = runtime.block_on(node.wait_until_denied("m"));
+        assert!(reason.contains("the chain does not allow"), "{reason}");
     }
-    let state = || node.modules.state("m");
-    chain.until("the approval is final and the module runs", || {
-        matches!(state(), Some(State::Running { .. }))
+    let status = || node.modules.status("m");
+    chain.until("the approval is finalized and the module runs", || {
+        matches!(status(), Some(ModuleStatus::Running { .. }))
     })?;
-    trustctl::chain::registry::wait_final(&execution, approved, Duration::from_secs(5), |_| ())
-        .unwrap();
-    let (asked, mut recording) = ([wanted, gone, absent, guest], Recording::default());
-    recording.take("approved", &relay, From::Checkpoint(checkpoint), &asked)?;
-    // The same from the command line: into a file, which nodes take too.
-    let file = Path::new("/cache/devnet/bundle.json").to_str().unwrap();
-    let contract = registry.address.to_string();
-    let nodes = [
-        "--beacon",
-        &chain.beacon_url,
-        "--execution",
-        &chain.execution_url,
-        "--contract",
-        &contract,
-    ];
-    let (root, digest) = (checkpoint.to_string(), good.digest.as_str());
-    let to_file =
-        [&["relay"][..], &nodes, &["--out", file, "--checkpoint", &root, "--digest", digest]]
-            .concat();
-    // The node may have heard of a newer block in between, or the committee change.
-    chain.until("a bundle from a file is taken", || {
-        let said = trustctl(&to_file);
-        let taken =
-            || runtime.block_on(node.approvals.take(&std::fs::read_to_string(file).unwrap()));
-        said.is_ok_and(|said| said.contains("1 records")) && taken().is_ok()
-    })?;
-    let pinned = trustctl(&[&["chain", "pin"][..], &nodes, &["--relay", &url]].concat()).unwrap();
-    assert!(
-        pinned.contains(&format!("contract = \"{contract}\"")) && pinned.contains("[ledger.chain]"),
-        "{pinned}"
-    );
-    let shown = trustctl(&[
-        "chain",
-        "show",
-        "--execution",
-        &chain.execution_url,
-        "--contract",
-        &contract,
-        digest,
-    ])
-    .unwrap();
-    assert!(shown.contains("proof") && shown.contains("final"), "{shown}");
+    wait_until_final(&execution, approved, Duration::from_secs(5), |_| ()).unwrap();
+    let mut recording = Recording::default();
+    let from_checkpoint = || StartingPoint::Checkpoint(checkpoint);
+    recording.add("approved", &relay, from_checkpoint(), &digests.all())?;
+    use_the_command_line(&chain, &node, &runtime, registry.address, checkpoint, &url, &good)?;
 
-    registry.revoke(&ana, &guest).map_err(stalled)?;
-    let revoked = registry.revoke(&ana, &wanted).map_err(stalled)?;
+    let ana = account(1);
+    registry.revoke(&ana, &digests.guest).map_err(stalled)?;
+    let revoked = registry.revoke(&ana, &digests.wanted).map_err(stalled)?;
     assert!(revoked.changed);
-    chain.until("the module is stopped", || matches!(state(), Some(State::Refused { .. })))?;
-    let reason = runtime.block_on(node.refused("m"));
+    chain
+        .until("the module is stopped", || matches!(status(), Some(ModuleStatus::Denied { .. })))?;
+    let reason = runtime.block_on(node.wait_until_denied("m"));
     assert!(reason.contains("revoked at block"), "{reason}");
-    let last = registry.record(&wanted, "finalized").unwrap();
-    println!("revoked in block {}, stopped while block {} was final", revoked.block, last.block);
-    assert!(last.block < revoked.block, "bad news is not waited for");
-    recording.take("attested", &relay, From::Checkpoint(checkpoint), &asked)?;
+    let last = registry.record(&digests.wanted, "finalized").unwrap();
+    println!("revoked in block {}, finalized was block {}", revoked.block, last.block);
+    assert!(last.block < revoked.block, "a revocation takes effect before it is finalized");
+    recording.add("attested", &relay, from_checkpoint(), &digests.all())?;
     if kind.capella > 0 {
-        let bundle = || relay.bundle(&Ask { from: From::Period(0), digests: vec![wanted] }).ok();
-        // The beacon node gives no new final header while the committee changes.
-        chain.until("the revocation is final", || {
-            bundle().is_some_and(|bundle| bundle.at_final.records[&wanted].word.0[31] == 3)
+        let request =
+            || BundleRequest { from: StartingPoint::Period(0), digests: vec![digests.wanted] };
+        let bundle = || relay.bundle(&request()).ok();
+        // The beacon node has no new finalized header while the committee changes.
+        chain.until("the revocation is finalized", || {
+            bundle().is_some_and(|b| b.at_final.records[&digests.wanted].word.0[31] == 3)
         })?;
-        recording.take("revoked", &relay, From::Checkpoint(checkpoint), &asked)?;
-        recording.take("period", &relay, From::Period(1), &asked)?;
+        recording.add("revoked", &relay, from_checkpoint(), &digests.all())?;
+        recording.add("period", &relay, StartingPoint::Period(1), &digests.all())?;
     }
-    recording.write(kind, &settings, &asked);
+    recording.write(kind, &settings, &digests.all());
+    Ok(())
+}
+
+/// Deploys the registry; two approvers approve two images and revoke one. Returns the registry and
+/// the transaction that completed the first approval.
+fn approve<'a>(
+    execution: &'a ExecutionNode,
+    digests: &Digests,
+) -> Result<(Registry<'a>, Receipt), Stalled> {
+    let (ana, ben) = (account(1), account(2));
+    let addresses = vec![ana.address(), ben.address()];
+    let (registry, mined) = Registry::deploy(execution, &ana, &addresses, 2, 1).map_err(stalled)?;
+    println!("deployed in block {} with {} gas", mined.block, mined.gas);
+    let (wanted, level) = (&digests.wanted, ApprovalLevel::Proof);
+    let rejection = |signer: &Signer, level: ApprovalLevel| {
+        registry.approve(signer, wanted, level, NOT_AFTER).unwrap_err().to_string()
+    };
+    let message = rejection(&account(3), ApprovalLevel::Clear);
+    assert!(message.contains("approvers"), "{message}");
+    let first = registry.approve(&ana, wanted, level, NOT_AFTER).map_err(stalled)?;
+    assert!(!first.changed);
+    let message = rejection(&ana, level);
+    assert!(message.contains("voted for that already"), "{message}");
+    let approved = registry.approve(&ben, wanted, level, NOT_AFTER).map_err(stalled)?;
+    assert!(approved.changed);
+    for approver in [&ana, &ben] {
+        registry
+            .approve(approver, &digests.guest, ApprovalLevel::Clear, NOT_AFTER)
+            .map_err(stalled)?;
+    }
+    registry.revoke(&ben, &digests.revoked).map_err(stalled)?;
+    let approvers = Approvers { addresses, quorum: 2, revocation_quorum: 1 };
+    assert_eq!(registry.approvers().unwrap(), approvers);
+    Ok((registry, approved))
+}
+
+/// Starts a node that polls the relay and has a module of this image.
+fn start_node(runtime: &Runtime, settings: &str, image: &TestImage) -> Node {
+    let mut node = runtime.block_on(Node::with("chain", settings));
+    let client = RegistryClient::new(&[], Duration::from_secs(30)).unwrap();
+    let relays = Arc::new(RelayPoller::new(&node.config, client).unwrap());
+    let modules = node.modules.clone();
+    runtime.spawn(relays.poll_forever(node.admission.clone(), move || modules.wake()));
+    runtime.block_on(async {
+        node.add_statement(&image.digest, Status::Approved).await;
+        node.push(&image.archive()).await.unwrap();
+        node.apply(
+            "m",
+            &format!(
+                "memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n\
+                 [health]\nstays-s = 0\n",
+                image.digest
+            ),
+        );
+    });
+    node
+}
+
+/// The commands of trustctl make a bundle that the node accepts, pin the chain, and show the record
+/// of the image.
+fn use_the_command_line(
+    chain: &Devnet,
+    node: &Node,
+    runtime: &Runtime,
+    contract: Hex<20>,
+    checkpoint: Hash,
+    relay_url: &str,
+    image: &TestImage,
+) -> Result<(), Stalled> {
+    let file = "/cache/devnet/bundle.json";
+    let (contract, root) = (contract.to_string(), checkpoint.to_string());
+    let execution = ["--execution", &chain.execution_url, "--contract", &contract];
+    let nodes = [&["--beacon", &*chain.beacon_url][..], &execution].concat();
+    let output = ["--out", file, "--checkpoint", &root, "--digest", &image.digest];
+    let make_bundle = [&["relay"][..], &nodes, &output].concat();
+    let apply = || {
+        let bundle = std::fs::read_to_string(file).unwrap();
+        runtime.block_on(node.admission.apply_bundle(&bundle))
+    };
+    // The node can have applied a newer block in the meantime, or the committee can have changed.
+    chain.until("the node accepts a bundle from a file", || {
+        let output = trustctl(&make_bundle);
+        output.is_ok_and(|output| output.contains("1 records")) && apply().is_ok()
+    })?;
+    let pin = [&["chain", "pin"][..], &nodes, &["--relay", relay_url]].concat();
+    let pinned = trustctl(&pin).unwrap();
+    let line = format!("contract = \"{contract}\"");
+    assert!(pinned.contains(&line) && pinned.contains("[ledger.chain]"), "{pinned}");
+    let show = [&["chain", "show"][..], &execution, &[image.digest.as_str()]].concat();
+    let shown = trustctl(&show).unwrap();
+    assert!(shown.contains("proof") && shown.contains("final"), "{shown}");
     Ok(())
 }

@@ -1,14 +1,17 @@
-//! Small images of every form that an honest builder makes.
+//! Small images in every form that image builders produce.
 
 use std::io::Write as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
-/// A static program: says what the file `/word` holds, and does what it says.
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const INDEX_TYPE: &str = "application/vnd.oci.image.index.v1+json";
+
+/// Static program that prints the content of the file `/word` and acts on it.
 const PROGRAM: &str = r#"
 fn main() {
     let word = std::fs::read_to_string("/word").unwrap_or_default();
@@ -33,9 +36,9 @@ fn main() {
     if let Some(peer) = word.strip_prefix("asks ") {
         for _ in 0..600 {
             if let Ok(mut stream) = std::net::TcpStream::connect((peer, 80)) {
-                let mut said = String::new();
-                let _ = std::io::Read::read_to_string(&mut stream, &mut said);
-                println!("{peer} said: {said}");
+                let mut answer = String::new();
+                let _ = std::io::Read::read_to_string(&mut stream, &mut answer);
+                println!("{peer} answered: {answer}");
                 break;
             }
             std::thread::sleep(std::time::Duration::from_millis(100));
@@ -66,32 +69,43 @@ pub(crate) fn sha(data: &[u8]) -> String {
     format!("sha256:{}", measure::hex(&Sha256::digest(data)))
 }
 
+fn descriptor(media_type: &str, blob: &[u8]) -> Value {
+    json!({ "mediaType": media_type, "digest": sha(blob), "size": blob.len() })
+}
+
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Packed {
-    No,
+pub(crate) enum Compression {
+    None,
     Gzip,
     Zstd,
 }
 
-/// An image in blobs.
+/// Image as blobs.
 #[derive(Debug, Clone)]
-pub(crate) struct Built {
+pub(crate) struct TestImage {
+    /// Layers, config and manifest.
     pub(crate) blobs: Vec<Vec<u8>>,
-    /// Of the manifest.
+    /// Digest of the manifest.
     pub(crate) digest: String,
+    /// Digests of the packed layers.
     pub(crate) layers: Vec<String>,
     pub(crate) manifest: Vec<u8>,
 }
 
-/// A program that does what the word says, in as many layers as there are ways to pack them.
-pub(crate) fn image(word: &str) -> Built {
-    layered(word, &[Packed::Gzip], 0)
+/// Returns an image of one layer whose program acts on `word`.
+pub(crate) fn image(word: &str) -> TestImage {
+    image_with_layers(word, &[Compression::Gzip], 0)
 }
 
-pub(crate) fn layered(word: &str, packed: &[Packed], filling: usize) -> Built {
+/// Returns an image with one layer for each compression. Each layer has `padding` random bytes.
+pub(crate) fn image_with_layers(
+    word: &str,
+    compressions: &[Compression],
+    padding: usize,
+) -> TestImage {
     let mut blobs = Vec::new();
     let (mut layers, mut diff_ids, mut listed) = (Vec::new(), Vec::new(), Vec::new());
-    for (n, how) in packed.iter().enumerate() {
+    for (n, compression) in compressions.iter().enumerate() {
         let mut tar = tar::Builder::new(Vec::new());
         let mut file = |name: &str, mode: u32, data: &[u8]| {
             let mut header = tar::Header::new_ustar();
@@ -106,47 +120,52 @@ pub(crate) fn layered(word: &str, packed: &[Packed], filling: usize) -> Built {
             file("run/basalt/.keep", 0o644, b"");
             file("var/lib/app/.keep", 0o644, b"");
         }
-        file(&format!("layer{n}"), 0o644, &noise(n as u64, filling));
+        file(&format!("layer{n}"), 0o644, &random_bytes(n as u64, padding));
         let layer = tar.into_inner().unwrap();
-        let (kind, bytes) = match how {
-            Packed::No => ("application/vnd.oci.image.layer.v1.tar", layer.clone()),
-            Packed::Gzip => {
+        let (kind, bytes) = match compression {
+            Compression::None => ("application/vnd.oci.image.layer.v1.tar", layer.clone()),
+            Compression::Gzip => {
                 let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
                 gz.write_all(&layer).unwrap();
                 ("application/vnd.oci.image.layer.v1.tar+gzip", gz.finish().unwrap())
             }
-            Packed::Zstd => (
+            Compression::Zstd => (
                 "application/vnd.oci.image.layer.v1.tar+zstd",
                 zstd::encode_all(layer.as_slice(), 3).unwrap(),
             ),
         };
-        listed.push(json!({ "mediaType": kind, "digest": sha(&bytes), "size": bytes.len() }));
+        listed.push(descriptor(kind, &bytes));
         diff_ids.push(sha(&layer));
         layers.push(sha(&bytes));
         blobs.push(bytes);
     }
     let config = json!({
-        "architecture": "amd64", "os": "linux", "config": { "Entrypoint": ["/stay"], "User": "65532:65532" },
+        "architecture": "amd64",
+        "os": "linux",
+        "config": { "Entrypoint": ["/stay"], "User": "65532:65532" },
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     })
     .to_string()
     .into_bytes();
     let manifest = json!({
-        "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": sha(&config), "size": config.len() },
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": descriptor("application/vnd.oci.image.config.v1+json", &config),
         "layers": listed,
     })
     .to_string()
     .into_bytes();
     blobs.extend([config, manifest.clone()]);
-    Built { digest: sha(&manifest), blobs, layers, manifest }
+    TestImage { digest: sha(&manifest), blobs, layers, manifest }
 }
 
-/// An index that lists the image for this machine, beside another.
-pub(crate) fn index(image: &Built) -> Vec<u8> {
+/// Returns an index that lists the image for amd64, and another image for arm64.
+pub(crate) fn index(image: &TestImage) -> Vec<u8> {
     let entry = |architecture: &str, digest: &str, size: usize| {
         json!({
-            "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": digest, "size": size,
+            "mediaType": MANIFEST_TYPE,
+            "digest": digest,
+            "size": size,
             "platform": { "os": "linux", "architecture": architecture },
         })
     };
@@ -154,11 +173,17 @@ pub(crate) fn index(image: &Built) -> Vec<u8> {
         entry("arm64", &sha(b"elsewhere"), 9),
         entry("amd64", &image.digest, image.manifest.len()),
     ];
-    json!({ "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": manifests }).to_string().into_bytes()
+    json!({
+        "schemaVersion": 2,
+        "mediaType": INDEX_TYPE,
+        "manifests": manifests,
+    })
+    .to_string()
+    .into_bytes()
 }
 
-/// Bytes that no packing makes smaller.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
+/// Returns bytes that no compression makes smaller.
+pub(crate) fn random_bytes(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut bytes = Vec::with_capacity(length + 8);
     while bytes.len() < length {
@@ -171,22 +196,19 @@ pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-impl Built {
-    /// As an OCI layout in one tar.
+impl TestImage {
+    /// Returns the blobs as a tar archive.
     pub(crate) fn archive(&self) -> Vec<u8> {
         archive_of(&self.blobs)
     }
 
-    /// As `docker save` would write it, with a name.
+    /// Returns an archive with a name, in the form of `docker save`.
     pub(crate) fn archive_with_name(&self, name: &str) -> Vec<u8> {
-        let index = json!({
-            "schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json",
-            "manifests": [{
-                "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": self.digest, "size": self.manifest.len(),
-                "annotations": { "io.containerd.image.name": format!("docker.io/library/{name}") },
-            }],
-        })
-        .to_string();
+        let mut entry = descriptor(MANIFEST_TYPE, &self.manifest);
+        entry["annotations"] =
+            json!({ "io.containerd.image.name": format!("docker.io/library/{name}") });
+        let index = json!({ "schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry] })
+            .to_string();
         let mut tar = tar::Builder::new(Vec::new());
         let blobs =
             self.blobs.iter().map(|b| (sha(b).replace("sha256:", "blobs/sha256/"), b.as_slice()));
@@ -203,7 +225,7 @@ impl Built {
         tar.into_inner().unwrap()
     }
 
-    /// Into the storage of a registry (distribution 2.8, "filesystem").
+    /// Writes the image to the storage of a registry.
     pub(crate) fn publish(&self, storage: &Path, repository: &str) {
         publish(storage, repository, &self.blobs, &[&self.manifest]);
     }
@@ -225,31 +247,36 @@ pub(crate) fn archive_of(blobs: &[Vec<u8>]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
+/// Writes blobs and manifests to the storage of a registry (distribution 2.8, "filesystem").
 pub(crate) fn publish(storage: &Path, repository: &str, blobs: &[Vec<u8>], manifests: &[&[u8]]) {
     let root = storage.join("docker/registry/v2");
     let write = |path: std::path::PathBuf, data: &[u8]| {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         std::fs::write(path, data).unwrap();
     };
-    let of = root.join("repositories").join(repository);
+    let repository = root.join("repositories").join(repository);
     for blob in blobs.iter().map(Vec::as_slice).chain(manifests.iter().copied()) {
         let digest = sha(blob);
         let hex = &digest[7..];
         write(root.join("blobs/sha256").join(&hex[..2]).join(hex).join("data"), blob);
-        write(of.join("_layers/sha256").join(hex).join("link"), digest.as_bytes());
+        write(repository.join("_layers/sha256").join(hex).join("link"), digest.as_bytes());
         if manifests.contains(&blob) {
-            write(of.join("_manifests/revisions/sha256").join(hex).join("link"), digest.as_bytes());
+            write(
+                repository.join("_manifests/revisions/sha256").join(hex).join("link"),
+                digest.as_bytes(),
+            );
         }
     }
 }
 
-/// What is no image: one file under a tag (OCI image-spec 1.1, "Guidelines for Artifact Usage").
-pub(crate) fn publish_file(storage: &Path, repository: &str, tag: &str, file: &[u8]) {
-    let manifest = serde_json::json!({
+/// Publishes an artifact: one file with a tag (OCI image-spec 1.1, "Guidelines for Artifact
+/// Usage").
+pub(crate) fn publish_artifact(storage: &Path, repository: &str, tag: &str, file: &[u8]) {
+    let manifest = json!({
         "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.empty.v1+json", "digest": sha(b"{}"), "size": 2 },
-        "layers": [{ "mediaType": "application/octet-stream", "digest": sha(file), "size": file.len() }],
+        "mediaType": MANIFEST_TYPE,
+        "config": descriptor("application/vnd.oci.empty.v1+json", b"{}"),
+        "layers": [descriptor("application/octet-stream", file)],
     })
     .to_string();
     publish(storage, repository, &[file.to_vec(), b"{}".to_vec()], &[manifest.as_bytes()]);

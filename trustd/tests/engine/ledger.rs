@@ -1,4 +1,4 @@
-//! The ledger with witnesses that nobody here wrote, and with sources that lie.
+//! The ledger with third-party witnesses, and with untrustworthy log sources.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -6,16 +6,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use basalt_trustd::admission::log_sources::Sources;
-use basalt_trustd::images::fetch::Client;
-use basalt_trustd::modules::State;
+use basalt_trustd::admission::log_sources::LogPoller;
+use basalt_trustd::images::fetch::RegistryClient;
+use basalt_trustd::modules::ModuleStatus;
+use basalt_trustd::util::error_chain::error_chain;
 use ledger::{NoteKey, SigningKey, Status};
 use trustctl::{keys, witness};
 
-use crate::images::{Built, image};
+use crate::images::{TestImage, image};
 use crate::node::{Node, run, service, statement, wait};
 
-/// sigsum-witness on a port of its own.
+/// Process of sigsum-witness on its own port.
 struct RealWitness {
     child: Child,
     address: SocketAddr,
@@ -30,7 +31,7 @@ impl Drop for RealWitness {
 }
 
 impl RealWitness {
-    /// For the log whose public key, as OpenSSH writes it, is in a file.
+    /// Starts a witness of the log whose public key, in the form of OpenSSH, is in a file.
     fn start(dir: &Path, name: &str, log: &Path) -> Self {
         let file = |what: &str| dir.join(format!("{name}{what}"));
         sigsum_key(&["generate", "-o", file("").to_str().unwrap()]);
@@ -61,7 +62,8 @@ impl RealWitness {
     }
 }
 
-fn module(image: &Built) -> String {
+/// Returns the module file for an image.
+fn module_toml(image: &TestImage) -> String {
     format!("memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n", image.digest)
 }
 
@@ -75,7 +77,7 @@ fn sigsum_key(args: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A log's key and three witnesses of it.
+/// Key of a log, and three witnesses of the log.
 struct Witnessed {
     key: SigningKey,
     vkey: NoteKey,
@@ -96,18 +98,20 @@ impl Witnessed {
         Self { key, vkey, witnesses, _dir: dir }
     }
 
-    /// What node.toml says of them.
+    /// Returns the section of node.toml that requires cosignatures of these witnesses.
     fn settings(&self, threshold: usize, more: &str) -> String {
         let witnesses: Vec<String> =
             self.witnesses.iter().map(|w| format!("{:?}", w.vkey)).collect();
         format!(
-            "[ledger.checkpoints]\nlog = \"{}\"\nwitnesses = [{}]\nthreshold = {threshold}\n{more}\n",
+            "[ledger.checkpoints]\nlog = \"{}\"\nwitnesses = [{}]\n\
+             threshold = {threshold}\n{more}\n",
             self.vkey,
             witnesses.join(", ")
         )
     }
 
-    /// The log as some of the witnesses cosign it; and who of them did not.
+    /// Has some of the witnesses cosign a log. Returns the log and the errors of the witnesses that
+    /// did not.
     async fn cosign(&self, log: &str, by: &[usize]) -> (String, Vec<String>) {
         let urls: Vec<String> = by.iter().map(|n| self.witnesses[*n].url()).collect();
         let keys: Vec<NoteKey> =
@@ -119,17 +123,17 @@ impl Witnessed {
         })
         .await
         .unwrap();
-        (cosigned.log, cosigned.failed.iter().map(|(_, why)| format!("{why:#}")).collect())
+        (cosigned.log, cosigned.failed.iter().map(|(_, error)| format!("{error:#}")).collect())
     }
 }
 
-/// Serves a text, whatever is asked for.
-struct Server {
+/// HTTP server that answers every request with one text.
+struct TextServer {
     address: SocketAddr,
     text: Arc<Mutex<Vec<u8>>>,
 }
 
-impl Server {
+impl TextServer {
     async fn start(text: &str) -> Self {
         use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -157,33 +161,35 @@ impl Server {
         server
     }
 
-    fn says(&self, text: &str) {
+    fn set_text(&self, text: &str) {
         *self.text.lock().unwrap() = text.as_bytes().to_vec();
     }
 }
 
-fn keep(node: &Node, boot: PathBuf) -> Arc<Sources> {
-    let client = Client::new(&[], Duration::from_secs(3)).unwrap();
-    let sources = Arc::new(Sources::new(&node.config, &boot, client).unwrap());
+/// Starts to poll the log sources of a node and a log on the boot partition.
+fn start_polling(node: &Node, boot: PathBuf) -> Arc<LogPoller> {
+    let client = RegistryClient::new(&[], Duration::from_secs(3)).unwrap();
+    let sources = Arc::new(LogPoller::new(&node.config, &boot, client).unwrap());
     let modules = node.modules.clone();
-    tokio::spawn(sources.clone().keep(node.approvals.clone(), move || modules.wake()));
+    tokio::spawn(sources.clone().poll_forever(node.admission.clone(), move || modules.wake()));
     sources
 }
 
-async fn heard(sources: &Sources, source: &str, says: Option<&str>) {
-    let deadline = std::time::Instant::now() + crate::node::PATIENCE;
+/// Waits until the last poll of a source has this problem, or none.
+async fn wait_for_poll(sources: &LogPoller, source: &str, expected: Option<&str>) {
+    let deadline = std::time::Instant::now() + crate::node::WAIT_TIMEOUT;
     loop {
         let found = sources
-            .heard()
+            .statuses()
             .into_iter()
             .find(|(name, _)| name.contains(source))
-            .map(|(_, heard)| heard.problem);
-        match (&found, says) {
+            .map(|(_, status)| status.problem);
+        match (&found, expected) {
             (Some(None), None) => return,
-            (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
+            (Some(Some(problem)), Some(text)) if problem.contains(text) => return,
             _ => assert!(
                 std::time::Instant::now() < deadline,
-                "{source}: {found:?}, expected {says:?}"
+                "{source}: expected {expected:?}, found {found:?}"
             ),
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -191,53 +197,53 @@ async fn heard(sources: &Sources, source: &str, says: Option<&str>) {
 }
 
 #[test]
-fn nothing_counts_that_too_few_witnesses_saw() {
+fn a_log_needs_cosignatures_of_enough_witnesses() {
     run(async {
         let witnessed = Witnessed::start();
         let node = Node::with("witnessed", &witnessed.settings(2, "")).await;
         let built = image("good");
         node.push(&built.archive()).await.unwrap();
-        node.apply("m", &module(&built));
-        assert!(node.refused("m").await.contains("no checkpoint"));
+        node.apply("m", &module_toml(&built));
+        assert!(node.wait_until_denied("m").await.contains("no checkpoint"));
         let approved = statement(&node.key, &built.digest, Status::Approved, 1);
-        let refused = async |text: &str, says: &str| {
-            let error = node.approvals.extend(text).await.unwrap_err().to_string();
-            assert!(error.contains(says), "{error}");
+        let rejected = async |text: &str, reason: &str| {
+            let error = error_chain(&node.admission.extend_log(text).await.unwrap_err());
+            assert!(error.contains(reason), "{error}");
         };
-        refused(&approved, "no checkpoint").await;
-        refused(&witnessed.cosign(&approved, &[]).await.0, "0 of the node's witnesses").await;
+        rejected(&approved, "no checkpoint").await;
+        rejected(&witnessed.cosign(&approved, &[]).await.0, "0 of the node's witnesses").await;
         let (one, _) = witnessed.cosign(&approved, &[0]).await;
-        refused(&one, "1 of the node's witnesses").await;
-        // A second one, asked later: the first one's cosignature is kept.
+        rejected(&one, "1 of the node's witnesses").await;
+        // A second witness cosigns later; the cosignature of the first stays in the log.
         let (two, failed) = witnessed.cosign(&one, &[1]).await;
         assert!(failed.is_empty(), "{failed:?}");
-        node.approvals.extend(&two).await.unwrap();
+        node.admission.extend_log(&two).await.unwrap();
         node.modules.wake();
-        node.running("m").await;
+        node.wait_until_running("m").await;
 
-        // Another log of the same length: no witness signs it, and this node does not take it
-        // either.
+        // Another log of the same length: the witnesses that have seen the first one reject it, and
+        // so does the node.
         let fork =
             statement(&node.key, &format!("sha256:{}", "ab".repeat(32)), Status::Approved, 1);
         let (forked, failed) = witnessed.cosign(&fork, &[0, 1, 2]).await;
-        assert_eq!(failed.len(), 2, "the third has seen none yet: {failed:?}");
-        assert!(failed.iter().all(|why| why.contains("forked")), "{failed:?}");
-        refused(&forked, "forked").await;
+        assert_eq!(failed.len(), 2, "the third witness has seen no log yet: {failed:?}");
+        assert!(failed.iter().all(|error| error.contains("forked")), "{failed:?}");
+        rejected(&forked, "forked").await;
         let longer = fork + &statement(&node.key, &built.digest, Status::Approved, 2);
         assert_eq!(witnessed.cosign(&longer, &[0, 1]).await.1.len(), 2);
 
-        // A revocation, cosigned by two who have seen the first statement.
+        // A revocation, cosigned by the two witnesses that have seen the first statement.
         let revoked = approved + &statement(&node.key, &built.digest, Status::Revoked, 2);
         let (revoked, failed) = witnessed.cosign(&revoked, &[0, 1]).await;
         assert!(failed.is_empty(), "{failed:?}");
-        node.approvals.extend(&revoked).await.unwrap();
+        node.admission.extend_log(&revoked).await.unwrap();
         node.modules.wake();
-        assert!(node.refused("m").await.contains("revoked"));
+        assert!(node.wait_until_denied("m").await.contains("revoked"));
     });
 }
 
 #[test]
-fn a_ledger_that_nobody_vouches_for_any_more_stops_what_runs() {
+fn a_log_without_fresh_cosignatures_stops_running_modules() {
     run(async {
         let witnessed = Witnessed::start();
         let node =
@@ -246,62 +252,67 @@ fn a_ledger_that_nobody_vouches_for_any_more_stops_what_runs() {
         node.push(&built.archive()).await.unwrap();
         let approved = statement(&node.key, &built.digest, Status::Approved, 1);
         let (first, _) = witnessed.cosign(&approved, &[0, 1]).await;
-        node.approvals.extend(&first).await.unwrap();
-        node.apply("m", &module(&built));
-        node.running("m").await;
-        node.event(|e| e.contains("module-stopped") && e.contains("stale")).await;
-        assert!(node.refused("m").await.contains("too old"));
-        // Seen once more by the witnesses, without a new statement.
+        node.admission.extend_log(&first).await.unwrap();
+        node.apply("m", &module_toml(&built));
+        node.wait_until_running("m").await;
+        node.wait_for_event(|e| e.contains("module-stopped") && e.contains("stale")).await;
+        assert!(node.wait_until_denied("m").await.contains("too old"));
+        // The witnesses cosign the same log again.
         let (fresh, _) = witnessed.cosign(&first, &[1, 2]).await;
-        assert_eq!(node.approvals.extend(&fresh).await.unwrap(), (1, true));
-        // The older cosignatures of the same log do not make it older again.
-        assert_eq!(node.approvals.extend(&first).await.unwrap(), (1, false));
+        assert_eq!(node.admission.extend_log(&fresh).await.unwrap(), (1, true));
+        // The log with the older cosignatures does not replace it.
+        assert_eq!(node.admission.extend_log(&first).await.unwrap(), (1, false));
         node.modules.wake();
-        node.running("m").await;
+        node.wait_until_running("m").await;
     });
 }
 
 #[test]
-fn sources_are_asked_and_none_is_trusted() {
+fn log_sources_are_polled_and_none_is_trusted() {
     run(async {
-        let (liar, behind, good) =
-            (Server::start("junk\n").await, Server::start("").await, Server::start("").await);
+        let (liar, behind, good) = (
+            TextServer::start("junk\n").await,
+            TextServer::start("").await,
+            TextServer::start("").await,
+        );
         let sources = format!(
-            "sources = [\"http://{}/ledger\", \"http://127.0.0.1:1/none\", \"http://{}/l\", \"http://{}/l\"]\npoll-s = 1\n",
+            "sources = [\"http://{}/ledger\", \"http://127.0.0.1:1/none\", \"http://{}/l\", \
+             \"http://{}/l\"]\npoll-s = 1\n",
             liar.address, behind.address, good.address
         );
         let node = Node::with("sources", &sources).await;
         let built = image("good");
         node.push(&built.archive()).await.unwrap();
-        node.apply("m", &module(&built));
-        node.refused("m").await;
+        node.apply("m", &module_toml(&built));
+        node.wait_until_denied("m").await;
         let approved = statement(&node.key, &built.digest, Status::Approved, 1);
-        // From the boot partition.
+        // The boot partition has the log.
         let boot = node.dir.path().join("boot.jsonl");
         std::fs::write(&boot, &approved).unwrap();
-        let sources = keep(&node, boot.clone());
-        node.running("m").await;
-        heard(&sources, "boot.jsonl", None).await;
-        heard(&sources, &liar.address.to_string(), Some("not a statement")).await;
-        heard(&sources, "127.0.0.1:1/", Some("cannot be reached")).await;
-        heard(&sources, &behind.address.to_string(), Some("it is behind")).await;
-        // Over HTTP, while the boot partition still has the old one.
+        let sources = start_polling(&node, boot.clone());
+        node.wait_until_running("m").await;
+        wait_for_poll(&sources, "boot.jsonl", None).await;
+        wait_for_poll(&sources, &liar.address.to_string(), Some("not a valid log entry")).await;
+        wait_for_poll(&sources, "127.0.0.1:1/", Some("cannot connect")).await;
+        wait_for_poll(&sources, &behind.address.to_string(), Some("it is behind")).await;
+        // A server has a longer log, while the boot partition still has the old one.
         let revoked = approved.clone() + &statement(&node.key, &built.digest, Status::Revoked, 2);
-        good.says(&revoked);
-        assert!(node.refused("m").await.contains("revoked"));
-        heard(&sources, "boot.jsonl", Some("it is behind")).await;
-        heard(&sources, &good.address.to_string(), None).await;
-        // A pipe holds nobody up.
+        good.set_text(&revoked);
+        assert!(node.wait_until_denied("m").await.contains("revoked"));
+        wait_for_poll(&sources, "boot.jsonl", Some("it is behind")).await;
+        wait_for_poll(&sources, &good.address.to_string(), None).await;
+        // A pipe as a source does not block the poll.
         let pipe = node.dir.path().join("pipe");
         assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
-        let piped = keep(&node, pipe);
-        heard(&piped, "pipe", Some("not a file")).await;
-        // One that signs for nobody does not bring it back.
-        let stranger = SigningKey::from_bytes(&[77; 32]);
-        liar.says(&(revoked + &statement(&stranger, &built.digest, Status::Approved, 3)));
-        heard(&sources, &liar.address.to_string(), Some("not one of an approver")).await;
-        liar.says(&"x".repeat(17 << 20));
-        heard(&sources, &liar.address.to_string(), Some("more than")).await;
-        assert!(matches!(node.modules.state("m"), Some(State::Refused { .. })));
+        let piped = start_polling(&node, pipe);
+        wait_for_poll(&piped, "pipe", Some("not a regular file")).await;
+        // A log with an entry of another key is rejected.
+        let other_key = SigningKey::from_bytes(&[77; 32]);
+        liar.set_text(&(revoked + &statement(&other_key, &built.digest, Status::Approved, 3)));
+        wait_for_poll(&sources, &liar.address.to_string(), Some("not that of a current approver"))
+            .await;
+        liar.set_text(&"x".repeat(17 << 20));
+        wait_for_poll(&sources, &liar.address.to_string(), Some("more than")).await;
+        assert!(matches!(node.modules.status("m"), Some(ModuleStatus::Denied { .. })));
     });
 }

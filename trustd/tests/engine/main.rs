@@ -1,25 +1,31 @@
-//! The gate against a real Docker Engine, in namespaces of its own: `cargo xtask test engine`.
-// Helpers of tests may unwrap as tests may.
+//! Tests of trustd with a real Docker Engine, in their own namespaces: `cargo xtask test engine`.
+
+// Helpers of tests may unwrap, like tests.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 #[path = "../common/mod.rs"]
 mod common;
 
-mod alone;
 mod api;
 mod attest;
 mod bench;
 mod chain;
 mod devnet;
+mod evidence;
 mod gate;
+mod hostile_module;
 mod images;
 mod kills;
 mod ledger;
+mod module_calls;
 mod node;
+mod owner;
 #[allow(unreachable_pub)]
 #[path = "../../../ci/src/pause.rs"]
 mod pause;
+mod real_engine;
 mod registry;
 mod socket;
+mod socket_host;
 mod upgrade;
 mod watch;

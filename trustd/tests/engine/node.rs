@@ -1,159 +1,43 @@
-//! A node without a machine: engine, TPM, ledger, registry and modules, all real, each test its
-//! own.
+//! A node without a machine. Each test has its own real engine, software TPM, ledger and modules.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::admission::Approvals;
+use basalt_trustd::admission::Admission;
 use basalt_trustd::audit::Audit;
 use basalt_trustd::engine::{Engine, Tickets};
-use basalt_trustd::images::fetch::{Client, Fetcher};
+use basalt_trustd::images::fetch::{Fetcher, RegistryClient};
 use basalt_trustd::images::store::Store;
 use basalt_trustd::module_api::{Shared, Sockets};
-use basalt_trustd::modules::{Modules, Parts, State};
-use basalt_trustd::owner_api::common::Base;
+use basalt_trustd::modules::{Dependencies, ModuleStatus, Modules};
+use basalt_trustd::owner_api::state::NodeState;
 use basalt_trustd::settings::Settings;
 use bollard::Docker;
 use deployment::{DesiredState, SignedSpec, Spec};
 use ledger::{ImageStatement, LogEntry, SigningKey, Status};
-use rcgen::SigningKey as _;
 
 use crate::common::{SHIPPED, Swtpm, boot, vault};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) use crate::owner::Owner;
+pub(crate) use crate::real_engine::RealEngine;
 
-/// containerd and dockerd with folders of their own, ended on drop.
-pub(crate) struct RealEngine {
-    children: Vec<Child>,
-    pub(crate) socket: PathBuf,
-}
+/// Time after which a condition that a test waits for counts as failed.
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-impl Drop for RealEngine {
-    fn drop(&mut self) {
-        for child in self.children.iter_mut().rev() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-impl RealEngine {
-    /// Starts an engine; with the second lock, somebody must answer on the plugin's socket.
-    pub(crate) fn start(dir: &Path, name: &str, locked: bool) -> Self {
-        let state = Path::new("/var/lib/docker").join(name);
-        std::fs::create_dir_all(&state).unwrap();
-        let log = |what: &str| std::fs::File::create(dir.join(format!("{what}.log"))).unwrap();
-        let containerd = dir.join("containerd.sock");
-        let config = dir.join("containerd.toml");
-        let text = format!(
-            "version = 2\nroot = \"/var/lib/containerd/{name}\"\nstate = \"{}\"\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{}\"\n",
-            dir.join("containerd").display(),
-            containerd.display()
-        );
-        std::fs::write(&config, text).unwrap();
-        let mut engine = Self { children: Vec::new(), socket: dir.join("docker.sock") };
-        let out = log("containerd");
-        engine.children.push(
-            Command::new("containerd")
-                .arg("--config")
-                .arg(&config)
-                .stdout(out.try_clone().unwrap())
-                .stderr(out)
-                .spawn()
-                .unwrap(),
-        );
-        wait("containerd", || containerd.exists());
-        let daemon = dir.join("daemon.json");
-        let mut settings = serde_json::json!({
-            "data-root": state, "exec-root": dir.join("exec"), "pidfile": dir.join("docker.pid"), "containerd": containerd,
-            "hosts": [format!("unix://{}", engine.socket.display())], "features": { "containerd-snapshotter": true },
-            "bridge": "none", "ip6tables": false, "userland-proxy": false, "cgroup-parent": "/basalt-test",
-        });
-        if locked {
-            settings["authorization-plugins"] = serde_json::json!(["basalt"]);
-        }
-        std::fs::write(&daemon, settings.to_string()).unwrap();
-        let out = log("dockerd");
-        engine.children.push(
-            Command::new("dockerd")
-                .arg("--config-file")
-                .arg(&daemon)
-                .stdin(Stdio::null())
-                .stdout(out.try_clone().unwrap())
-                .stderr(out)
-                .spawn()
-                .unwrap(),
-        );
-        engine
-    }
-
-    pub(crate) fn processes(&self) -> Vec<u32> {
-        self.children.iter().map(Child::id).collect()
-    }
-
-    pub(crate) async fn ready(&self) {
-        let deadline = Instant::now() + PATIENCE;
-        while std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
-            assert!(Instant::now() < deadline, "dockerd does not listen");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-}
-
+/// Waits until a condition is true.
 #[track_caller]
 pub(crate) fn wait(what: &str, done: impl Fn() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + WAIT_TIMEOUT;
     while !done() {
-        assert!(Instant::now() < deadline, "{what}: not within {} s", PATIENCE.as_secs());
-        std::thread::sleep(Duration::from_millis(20));
+        assert!(Instant::now() < deadline, "{what}: not within {} s", WAIT_TIMEOUT.as_secs());
+        std::thread::sleep(POLL_INTERVAL);
     }
 }
 
-/// An owner as `trustctl` would be one.
-pub(crate) struct Owner {
-    key: rcgen::KeyPair,
-    certificate: Vec<u8>,
-}
-
-impl Owner {
-    pub(crate) fn new() -> Self {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let certificate =
-            rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
-        Self { key, certificate: certificate.der().to_vec() }
-    }
-
-    /// From files, made if there are none: the same owner for a process that is started again.
-    pub(crate) fn kept(dir: &Path) -> Self {
-        let (key, certificate) = (dir.join("owner.pem"), dir.join("owner.der"));
-        if !key.exists() {
-            let new = Self::new();
-            std::fs::write(&certificate, &new.certificate).unwrap();
-            std::fs::write(&key, new.key.serialize_pem()).unwrap();
-        }
-        let key = rcgen::KeyPair::from_pem(&std::fs::read_to_string(key).unwrap()).unwrap();
-        Self { key, certificate: std::fs::read(certificate).unwrap() }
-    }
-
-    pub(crate) fn fingerprint(&self) -> String {
-        use sha2::Digest as _;
-        measure::hex(&sha2::Sha256::digest(&self.certificate))
-    }
-
-    pub(crate) fn sign(&self, spec: &Spec) -> SignedSpec {
-        let text = spec.text();
-        let signature = self.key.sign(&deployment::signed_bytes(&text)).unwrap();
-        SignedSpec {
-            certificate: measure::hex(&self.certificate),
-            signature: measure::hex(&signature),
-            spec: text,
-        }
-    }
-}
-
+/// A node. Its processes and its reconcile loop end on drop.
 pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) engine: RealEngine,
@@ -162,16 +46,18 @@ pub(crate) struct Node {
     pub(crate) key: SigningKey,
     pub(crate) log: String,
     pub(crate) owner: Owner,
-    pub(crate) approvals: Arc<Approvals>,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) modules: Arc<Modules>,
     pub(crate) config: config::Node,
-    keeping: Option<tokio::task::JoinHandle<()>>,
+    reconcile_loop: Option<tokio::task::JoinHandle<()>>,
 }
 
-static SERIAL: AtomicU64 = AtomicU64::new(1);
+/// Generation of the next spec.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
 
+/// Creates the folders of a node below `dir` and returns their locations.
 pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
     let path = |sub: &str| dir.join(sub);
     for sub in ["etc/modules", "data/modules", "run", "sockets", "/run/docker/plugins"] {
@@ -182,39 +68,42 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
     }
     Settings {
         etc: path("etc"),
-        own: path("own.toml"),
+        owner_settings: path("own.toml"),
         boot_log: path("boot.jsonl"),
         policies: path(SHIPPED),
         data: path("data"),
         run: path("run"),
         modules: path("sockets"),
         platform_log: path("platform.log"),
-        engine: path("docker.sock"),
-        init: path("init.sock"),
+        engine_socket: path("docker.sock"),
+        init_socket: path("init.sock"),
         tcti: tcti.to_owned(),
-        plugin: "/run/docker/plugins/basalt.sock".into(),
-        groups: None,
-        services: Vec::new(),
+        plugin_socket: "/run/docker/plugins/basalt.sock".into(),
+        cgroup_root: None,
+        service_cgroups: Vec::new(),
     }
 }
 
-pub(crate) fn config_of(key: &SigningKey, owner: &Owner, more: &str) -> config::Node {
+/// Returns the node.toml of a node with one approver and one owner, and the lines `more`.
+pub(crate) fn node_config(key: &SigningKey, owner: &Owner, more: &str) -> config::Node {
     let kind = if more.contains("[ledger.chain]") { "ethereum" } else { "log" };
     let text = format!(
-        "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:7443\"\n[owner]\ncertificates = [\"{}\"]\n[ledger]\nkind = \"{kind}\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n{more}",
+        "hostname = \"t\"\n[network]\nkind = \"none\"\n\
+         [api]\nlisten = \"127.0.0.1:7443\"\n[owner]\ncertificates = [\"{}\"]\n\
+         [ledger]\nkind = \"{kind}\"\nname = \"t\"\nthreshold = 1\napprovers = [\"{}\"]\n{more}",
         owner.fingerprint(),
         measure::hex(key.verifying_key().as_bytes())
     );
     config::parse("node.toml", &text).unwrap()
 }
 
-/// What trustd puts together when it starts.
-pub(crate) async fn parts(
+/// Creates the parts that trustd creates when it starts.
+pub(crate) async fn dependencies(
     settings: &Settings,
     node: &config::Node,
     tickets: Arc<Tickets>,
     tpm: basalt_trustd::tpm::Tpm,
-) -> Parts {
+) -> Dependencies {
     let audit = Arc::new(
         Audit::open(tpm.clone(), &settings.platform_log, &settings.run, &settings.data)
             .await
@@ -222,31 +111,34 @@ pub(crate) async fn parts(
     );
     let vault = vault(
         &tpm,
-        audit.platform_register(),
+        audit.platform_pcr(),
         &settings.data,
         settings.policies.parent().unwrap(),
         &node.keys,
     );
     let root = Arc::new(vault.open().await.unwrap());
-    let approvals = Arc::new(
-        Approvals::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone())
+    let admission = Arc::new(
+        Admission::open(node, &settings.etc, &settings.data, 0, tpm.clone(), root.clone())
             .await
             .unwrap(),
     );
-    let started = Arc::new(basalt_trustd::engine::inventory::Ledger::open(&settings.run).unwrap());
-    let shared = Shared { tpm, root, audit: audit.clone(), started, ledger: approvals.identity() };
-    Parts {
-        approvals,
+    let inventory =
+        Arc::new(basalt_trustd::engine::inventory::Inventory::open(&settings.run).unwrap());
+    let shared =
+        Shared { tpm, root, audit: audit.clone(), inventory, ledger: admission.identity() };
+    Dependencies {
+        admission,
         audit,
         fetcher: fetcher(settings, node, "amd64"),
         sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets,
         settings: settings.clone(),
         owners: node.owner.certificates.clone(),
-        taken: vec![7443],
+        reserved_ports: vec![7443],
     }
 }
 
+/// Creates a fetcher of images for a processor architecture.
 pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &str) -> Fetcher {
     let store = Store::open(
         &settings.data.join("store"),
@@ -254,39 +146,41 @@ pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &s
         oci::Limits::default(),
     )
     .unwrap();
-    let client = Client::new(&node.registries, Duration::from_secs(3)).unwrap();
+    let client = RegistryClient::new(&node.registries, Duration::from_secs(3)).unwrap();
     Fetcher::new(Arc::new(store), client, oci::Platform::linux(architecture))
 }
 
 impl Node {
+    /// Starts a node. The name must be unique among the tests.
     pub(crate) async fn start(name: &str) -> Self {
         Self::with(name, "").await
     }
 
-    /// With more in its node.toml.
+    /// Starts a node with additional lines in its node.toml.
     pub(crate) async fn with(name: &str, more: &str) -> Self {
         Self::made_for("amd64", name, more).await
     }
 
-    /// One that takes images for another processor, as long as none of them runs.
+    /// Starts a node that fetches images for another architecture, which it cannot run.
     pub(crate) async fn made_for(architecture: &str, name: &str, more: &str) -> Self {
         assert!(
             std::env::var_os("BASALT_ENGINE_TESTS").is_some(),
-            "these tests need namespaces of their own: cargo xtask test engine"
+            "the engine tests need their own namespaces: cargo xtask test engine"
         );
         let dir = tempfile::Builder::new().prefix("node").tempdir_in("/run").unwrap();
         let tpm = Swtpm::start(dir.path());
         let settings = settings(dir.path(), &tpm.tcti);
         let (key, owner) = (SigningKey::from_bytes(&[5; 32]), Owner::new());
-        let config = config_of(&key, &owner, more);
+        let config = node_config(&key, &owner, more);
         let tickets = Arc::new(Tickets::default());
-        basalt_trustd::engine::serve(tickets.clone(), &settings.plugin).unwrap();
+        basalt_trustd::engine::serve_plugin(tickets.clone(), &settings.plugin_socket).unwrap();
         let engine = RealEngine::start(dir.path(), name, true);
         engine.ready().await;
-        let mut parts = parts(&settings, &config, tickets.clone(), tpm.open().await).await;
-        parts.fetcher = fetcher(&settings, &config, architecture);
-        let (approvals, audit) = (parts.approvals.clone(), parts.audit.clone());
-        let modules = Arc::new(Modules::open(parts).unwrap());
+        let mut dependencies =
+            dependencies(&settings, &config, tickets.clone(), tpm.open().await).await;
+        dependencies.fetcher = fetcher(&settings, &config, architecture);
+        let (admission, audit) = (dependencies.admission.clone(), dependencies.audit.clone());
+        let modules = Arc::new(Modules::open(dependencies).unwrap());
         let mut node = Self {
             dir,
             engine,
@@ -295,114 +189,124 @@ impl Node {
             key,
             log: String::new(),
             owner,
-            approvals,
+            admission,
             audit,
             tickets,
             modules,
             config,
-            keeping: None,
+            reconcile_loop: None,
         };
-        node.go_on();
+        node.start_reconciling();
         node
     }
 
-    /// What its API shows beside its modules.
-    pub(crate) fn base(&self, certificate: &str) -> Arc<Base> {
+    /// Returns the state of the owner's API. `certificate` is the hash of the node's certificate.
+    pub(crate) fn node_state(&self, certificate: &str) -> Arc<NodeState> {
         let audit = self.audit.clone();
         let vault = vault(
             audit.tpm(),
-            audit.platform_register(),
+            audit.platform_pcr(),
             &self.settings.data,
             self.dir.path(),
             &self.config.keys,
         );
-        let (init, certificate) = (self.settings.init.clone(), certificate.to_owned());
-        Arc::new(Base {
+        Arc::new(NodeState {
             boot: boot(),
             machine: "virt".into(),
             audit,
             vault,
-            init,
-            certificate,
-            opened: tokio::sync::Notify::new(),
+            init_socket: self.settings.init_socket.clone(),
+            certificate: certificate.to_owned(),
+            unlock: tokio::sync::Notify::new(),
         })
     }
 
-    /// Ends the loop, as the end of the process would.
-    pub(crate) fn keeping_aborted(&self) {
-        if let Some(keeping) = &self.keeping {
-            keeping.abort();
+    /// Aborts the reconcile loop, as the end of trustd does.
+    pub(crate) fn abort_reconciling(&self) {
+        if let Some(task) = &self.reconcile_loop {
+            task.abort();
         }
     }
 
-    pub(crate) fn go_on(&mut self) {
-        self.keeping = Some(tokio::spawn(self.modules.clone().keep()));
+    /// Starts the reconcile loop.
+    pub(crate) fn start_reconciling(&mut self) {
+        self.reconcile_loop = Some(tokio::spawn(self.modules.clone().run()));
     }
 
-    pub(crate) async fn state(&mut self, digest: &str, status: Status) {
+    /// Adds a statement about an image to the node's log.
+    pub(crate) async fn add_statement(&mut self, digest: &str, status: Status) {
         let seq = self.log.lines().count() as u64 + 1;
         self.log += &statement(&self.key, digest, status, seq);
-        self.approvals.extend(&self.log).await.unwrap();
+        self.admission.extend_log(&self.log).await.unwrap();
         self.modules.wake();
     }
 
-    /// Puts an archive into the store, as `trustctl image push` does.
+    /// Uploads an archive, as `trustctl image push` does.
     pub(crate) async fn push(&self, archive: &[u8]) -> Result<Vec<String>, oci::OciError> {
         self.modules.fetcher().upload(std::io::Cursor::new(archive.to_vec())).await
     }
 
+    /// Signs a spec with a new generation.
     pub(crate) fn spec(&self, name: &str, desired: DesiredState, toml: &str) -> SignedSpec {
-        let generation = SERIAL.fetch_add(1, Ordering::Relaxed);
+        let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
         self.owner.sign(&Spec { desired, module: name.into(), generation, toml: toml.into() })
     }
 
+    /// Applies a spec to run a module file.
     pub(crate) fn apply(&self, name: &str, toml: &str) {
         self.modules.apply(name, &self.spec(name, DesiredState::Run, toml)).unwrap();
     }
 
-    /// Waits until a module is as desired.
-    pub(crate) async fn until(&self, name: &str, spec: impl Fn(&State) -> bool) -> State {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits for a status of a module and returns it.
+    pub(crate) async fn wait_for_status(
+        &self,
+        name: &str,
+        is_expected: impl Fn(&ModuleStatus) -> bool,
+    ) -> ModuleStatus {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
-            match self.modules.state(name) {
-                Some(state) if spec(&state) => return state,
+            match self.modules.status(name) {
+                Some(status) if is_expected(&status) => return status,
                 other => assert!(
                     Instant::now() < deadline,
                     "{name}: {other:?}\n{}",
                     self.events().await.join("\n")
                 ),
             }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    /// Waits until something is in the audit log.
-    pub(crate) async fn event(&self, says: impl Fn(&str) -> bool) -> String {
-        let deadline = Instant::now() + PATIENCE;
+    /// Waits for an event in the audit log and returns it.
+    pub(crate) async fn wait_for_event(&self, is_expected: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
         loop {
             let events = self.events().await;
-            if let Some(event) = events.iter().find(|e| says(e)) {
+            if let Some(event) = events.iter().find(|e| is_expected(e)) {
                 return event.clone();
             }
             assert!(Instant::now() < deadline, "{}", events.join("\n"));
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
     }
 
-    pub(crate) async fn running(&self, name: &str) -> String {
-        match self.until(name, |s| matches!(s, State::Running { .. })).await {
-            State::Running { container } => container,
+    /// Waits until a module runs and is healthy; returns the ID of its container.
+    pub(crate) async fn wait_until_running(&self, name: &str) -> String {
+        match self.wait_for_status(name, |s| matches!(s, ModuleStatus::Running { .. })).await {
+            ModuleStatus::Running { container } => container,
             _ => unreachable!(),
         }
     }
 
-    pub(crate) async fn refused(&self, name: &str) -> String {
-        match self.until(name, |s| matches!(s, State::Refused { .. })).await {
-            State::Refused { reason } => reason,
+    /// Waits until a module is denied; returns the reason.
+    pub(crate) async fn wait_until_denied(&self, name: &str) -> String {
+        match self.wait_for_status(name, |s| matches!(s, ModuleStatus::Denied { .. })).await {
+            ModuleStatus::Denied { reason } => reason,
             _ => unreachable!(),
         }
     }
 
+    /// Returns the events of the audit log, each with its kind and data.
     pub(crate) async fn events(&self) -> Vec<String> {
         self.audit
             .records()
@@ -412,12 +316,13 @@ impl Node {
             .collect()
     }
 
-    pub(crate) async fn kinds(&self) -> Vec<String> {
+    /// Returns the kinds of the events of the audit log.
+    pub(crate) async fn event_kinds(&self) -> Vec<String> {
         self.events().await.iter().map(|e| e.split(' ').next().unwrap().to_owned()).collect()
     }
 
-    /// The engine, as somebody who got past the second lock would have it.
-    pub(crate) async fn behind(&self) -> Docker {
+    /// Connects to the engine as an attacker who has bypassed the authorization plugin.
+    pub(crate) async fn bypass_plugin(&self) -> Docker {
         let tickets = self.tickets.clone();
         let docker = Docker::connect_with_unix(
             &self.engine.socket.to_string_lossy(),
@@ -432,37 +337,39 @@ impl Node {
             .unwrap()
     }
 
-    pub(crate) async fn own(&self) -> Engine {
+    /// Connects to the engine as trustd does.
+    pub(crate) async fn connect_engine(&self) -> Engine {
         Engine::connect(&self.engine.socket, self.tickets.clone()).await.unwrap()
     }
 
-    /// How long until the engine has no such container any more.
-    pub(crate) async fn gone(&self, id: &str) -> Duration {
-        let (engine, begun) = (self.own().await, Instant::now());
+    /// Waits until the engine does not have a container; returns how long that took.
+    pub(crate) async fn wait_until_removed(&self, id: &str) -> Duration {
+        let (engine, start) = (self.connect_engine().await, Instant::now());
         while engine.containers().await.unwrap().iter().any(|c| c.id == id) {
-            assert!(begun.elapsed() < PATIENCE, "{id} is still there");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(start.elapsed() < WAIT_TIMEOUT, "{id} is still there");
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
-        begun.elapsed()
+        start.elapsed()
     }
 }
 
-/// A program that nobody here wrote.
+/// Returns the path of a third-party service.
 pub(crate) fn service(name: &str) -> PathBuf {
     Path::new(
         &std::env::var_os("BASALT_SERVICES")
-            .expect("these tests need real services: cargo xtask test engine"),
+            .expect("BASALT_SERVICES is not set: cargo xtask test engine sets it"),
     )
     .join(name)
 }
 
-/// The tree of the set `programs`.
+/// Returns the sysroot of the set `programs`.
 pub(crate) fn programs() -> PathBuf {
     std::env::var_os("BASALT_PROGRAMS")
-        .expect("these tests need other people's programs: cargo xtask test engine")
+        .expect("BASALT_PROGRAMS is not set: cargo xtask test engine sets it")
         .into()
 }
 
+/// Returns a line of the log: a statement about an image, signed by the approver.
 pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64) -> String {
     let mut entry = LogEntry::new(ImageStatement {
         digest: digest.to_owned(),
@@ -477,13 +384,17 @@ pub(crate) fn statement(key: &SigningKey, digest: &str, status: Status, seq: u64
 
 impl Drop for Node {
     fn drop(&mut self) {
-        if let Some(keeping) = self.keeping.take() {
-            keeping.abort();
-        }
+        self.abort_reconciling();
     }
 }
 
+/// Runs a test with two threads. The log goes to the test's output.
 pub(crate) fn run<T>(test: impl Future<Output = T>) -> T {
+    logging::install(logging::Logger {
+        now: Duration::default,
+        write: |line| println!("{line}"),
+        max_level: logging::Level::Debug,
+    });
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

@@ -1,4 +1,4 @@
-//! A real registry, and one that lies.
+//! Fetching of images from a real registry, and through a proxy that alters its answers.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -6,22 +6,26 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use basalt_trustd::admission::log_sources::Sources;
-use basalt_trustd::images::fetch::{Client, FetchError, Fetcher, RegistryError, Watched};
+use basalt_trustd::admission::log_sources::LogPoller;
+use basalt_trustd::images::fetch::{
+    FetchError, Fetcher, ProgressCell, RegistryClient, RegistryError,
+};
 use basalt_trustd::images::store::{Store, StoreError};
-use config::{Registry, Source};
+use basalt_trustd::util::error_chain::error_chain;
+use config::{ImageSource, Registry};
 use ledger::{Decision, Status};
 use oci::{Limits, OciError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::images::{Built, Packed, image, index, layered, publish, publish_file, sha};
-use crate::node::{Node, PATIENCE, run, statement, wait};
+use crate::images::{
+    Compression, TestImage, image, image_with_layers, index, publish, publish_artifact, sha,
+};
+use crate::node::{Node, WAIT_TIMEOUT, run, statement, wait};
 
-/// Longest silence in these tests.
-const SILENCE: Duration = Duration::from_secs(2);
+const STALL_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Debian's docker-registry on a port of its own.
+/// Debian's docker-registry on its own port. Its drop ends it.
 pub(crate) struct RealRegistry {
     child: Child,
     pub(crate) storage: PathBuf,
@@ -46,7 +50,8 @@ impl RealRegistry {
         std::fs::write(
             &config,
             format!(
-                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: {address}\n",
+                "version: 0.1\nlog:\n  level: error\nstorage:\n  filesystem:\n    \
+                 rootdirectory: {}\nhttp:\n  addr: {address}\n",
                 storage.display()
             ),
         )
@@ -64,32 +69,38 @@ impl RealRegistry {
     }
 }
 
-/// What the one in between does to an answer whose address contains a word.
+/// Change that the proxy makes to an answer.
 #[derive(Debug, Clone)]
-enum Lie {
-    /// Another body, with its right length.
-    Swap(Vec<u8>),
-    FlipByte,
-    /// Says how long it is and ends before.
-    BreaksOff(usize),
-    /// Says how long it is and then nothing more.
-    Stalls(usize),
-    /// Says that it is shorter than it is.
-    Shorter,
-    /// More than was asked for, without end.
-    Endless,
+enum Fault {
+    /// Replaces the body and adjusts its length.
+    Replace(Vec<u8>),
+    /// Flips a bit in the middle of the body.
+    FlipBit,
+    /// Closes the connection after this many bytes of the body.
+    Close(usize),
+    /// Sends this many bytes of the body and then nothing.
+    Stall(usize),
+    /// Cuts the last byte off and adjusts the length.
+    Shorten,
+    /// Sends a body without end.
+    EndlessBody,
+    /// Redirects to this address.
     Redirect(String),
+    /// Answers with this status.
     Status(u16),
-    /// A head without end.
-    LongHead,
+    /// Sends a header without end.
+    EndlessHeader,
 }
 
-/// Between the node and a registry.
+/// Part of a request line, and the fault of the answers to such requests.
+type FaultRule = Arc<Mutex<Option<(String, Fault)>>>;
+
+/// Proxy between the node and a registry.
 struct Proxy {
     address: SocketAddr,
-    lie: Arc<Mutex<Option<(String, Lie)>>>,
-    /// Heads of the requests so far.
-    seen: Arc<Mutex<Vec<String>>>,
+    rule: FaultRule,
+    /// Heads of all requests.
+    requests: Arc<Mutex<Vec<String>>>,
 }
 
 impl Proxy {
@@ -97,32 +108,35 @@ impl Proxy {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = Self {
             address: listener.local_addr().unwrap(),
-            lie: Arc::default(),
-            seen: Arc::default(),
+            rule: Arc::default(),
+            requests: Arc::default(),
         };
-        let (lie, seen) = (proxy.lie.clone(), proxy.seen.clone());
+        let (rule, requests) = (proxy.rule.clone(), proxy.requests.clone());
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(serve(client, to, lie.clone(), seen.clone()));
+                tokio::spawn(serve(client, to, rule.clone(), requests.clone()));
             }
         });
         proxy
     }
 
-    fn lies(&self, about: &str, lie: Lie) {
-        *self.lie.lock().unwrap() = Some((about.to_owned(), lie));
+    /// Alters the answers to requests whose first line contains `target`.
+    fn inject(&self, target: &str, fault: Fault) {
+        *self.rule.lock().unwrap() = Some((target.to_owned(), fault));
     }
 
-    fn honest(&self) {
-        *self.lie.lock().unwrap() = None;
+    /// Passes all answers on unaltered.
+    fn clear(&self) {
+        *self.rule.lock().unwrap() = None;
     }
 
-    fn seen(&self, what: &str) -> usize {
-        self.seen.lock().unwrap().iter().filter(|head| head.contains(what)).count()
+    /// Counts the requests whose head contains `text`.
+    fn count(&self, text: &str) -> usize {
+        self.requests.lock().unwrap().iter().filter(|head| head.contains(text)).count()
     }
 }
 
-async fn head_of(stream: &mut TcpStream) -> Option<Vec<u8>> {
+async fn read_head(stream: &mut TcpStream) -> Option<Vec<u8>> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
         head.push(stream.read_u8().await.ok()?);
@@ -133,85 +147,91 @@ async fn head_of(stream: &mut TcpStream) -> Option<Vec<u8>> {
 async fn serve(
     mut client: TcpStream,
     to: SocketAddr,
-    lie: Arc<Mutex<Option<(String, Lie)>>>,
-    seen: Arc<Mutex<Vec<String>>>,
+    rule: FaultRule,
+    requests: Arc<Mutex<Vec<String>>>,
 ) {
-    let Some(head) = head_of(&mut client).await else { return };
+    let Some(head) = read_head(&mut client).await else { return };
     let text = String::from_utf8_lossy(&head).into_owned();
-    seen.lock().unwrap().push(text.clone());
+    requests.lock().unwrap().push(text.clone());
     let mut server = TcpStream::connect(to).await.unwrap();
-    let asked = text.replacen("\r\n", "\r\nConnection: close\r\n", 1);
-    server.write_all(asked.as_bytes()).await.unwrap();
-    let Some(answer) = head_of(&mut server).await else { return };
+    let request = text.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+    server.write_all(request.as_bytes()).await.unwrap();
+    let Some(answer) = read_head(&mut server).await else { return };
     let mut body = Vec::new();
     server.read_to_end(&mut body).await.unwrap();
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    let lie = lie
-        .lock()
-        .unwrap()
-        .clone()
-        .filter(|(about, _)| text.lines().next().unwrap().contains(about))
-        .map(|(_, lie)| lie);
-    let with = |length: usize| {
-        let kept: String = answer
-            .lines()
-            .filter(|l| !l.to_lowercase().starts_with("content-length") && !l.is_empty())
-            .map(|l| format!("{l}\r\n"))
-            .collect();
-        format!("{kept}Content-Length: {length}\r\n\r\n")
-    };
-    let (head, body) = match lie {
-        None => (answer, body),
-        Some(Lie::Swap(other)) => (with(other.len()), other),
-        Some(Lie::FlipByte) => {
-            let middle = body.len() / 2;
-            body[middle] ^= 1;
-            (answer, body)
-        }
-        Some(Lie::BreaksOff(n)) => (answer, body[..n.min(body.len())].to_vec()),
-        Some(Lie::Stalls(n)) => {
+    let rule = rule.lock().unwrap().clone();
+    let fault = rule
+        .filter(|(target, _)| text.lines().next().unwrap().contains(target))
+        .map(|(_, fault)| fault);
+    let (head, body) = match fault {
+        Some(Fault::Stall(n)) => {
             client.write_all(answer.as_bytes()).await.unwrap();
             let _ = client.write_all(&body[..n.min(body.len())]).await;
-            tokio::time::sleep(PATIENCE).await;
+            tokio::time::sleep(WAIT_TIMEOUT).await;
             return;
         }
-        Some(Lie::Shorter) => (with(body.len() - 1), body[..body.len() - 1].to_vec()),
-        Some(Lie::Endless) => {
-            let head: String = answer
-                .lines()
-                .filter(|l| !l.to_lowercase().starts_with("content-length") && !l.is_empty())
-                .map(|l| format!("{l}\r\n"))
-                .collect();
-            let _ = client.write_all(format!("{head}\r\n").as_bytes()).await;
+        Some(Fault::EndlessBody) => {
+            let head = format!("{}\r\n", without_length(&answer));
+            let _ = client.write_all(head.as_bytes()).await;
             while client.write_all(&[b'{'; 65536]).await.is_ok() {}
             return;
         }
-        Some(Lie::Redirect(location)) => (
-            format!(
-                "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n"
-            ),
-            Vec::new(),
-        ),
-        Some(Lie::Status(status)) => {
-            (format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\n"), b"no".to_vec())
-        }
-        Some(Lie::LongHead) => {
+        Some(Fault::EndlessHeader) => {
             let _ = client.write_all(b"HTTP/1.1 200 OK\r\nX: ").await;
             while client.write_all(&[b'a'; 65536]).await.is_ok() {}
             return;
         }
+        fault => alter(fault, answer, body),
     };
     let _ = client.write_all(head.as_bytes()).await;
     let _ = client.write_all(&body).await;
 }
 
-/// A store that fetches from somewhere.
-struct Fetching {
+/// Returns the head of an answer without its length and without the empty line.
+fn without_length(head: &str) -> String {
+    head.lines()
+        .filter(|line| !line.to_lowercase().starts_with("content-length") && !line.is_empty())
+        .map(|line| format!("{line}\r\n"))
+        .collect()
+}
+
+/// Returns head and body of an answer after a fault that has an end.
+fn alter(fault: Option<Fault>, head: String, mut body: Vec<u8>) -> (String, Vec<u8>) {
+    let with_length =
+        |length: usize| format!("{}Content-Length: {length}\r\n\r\n", without_length(&head));
+    match fault {
+        Some(Fault::Replace(other)) => (with_length(other.len()), other),
+        Some(Fault::FlipBit) => {
+            let middle = body.len() / 2;
+            body[middle] ^= 1;
+            (head, body)
+        }
+        Some(Fault::Close(n)) => (head, body[..n.min(body.len())].to_vec()),
+        Some(Fault::Shorten) => (with_length(body.len() - 1), body[..body.len() - 1].to_vec()),
+        Some(Fault::Redirect(location)) => (
+            format!(
+                "HTTP/1.1 307 Temporary Redirect\r\nLocation: {location}\r\n\
+                 Content-Length: 0\r\n\r\n"
+            ),
+            Vec::new(),
+        ),
+        Some(Fault::Status(status)) => {
+            (format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\n"), b"no".to_vec())
+        }
+        None => (head, body),
+        Some(Fault::Stall(_) | Fault::EndlessBody | Fault::EndlessHeader) => unreachable!(),
+    }
+}
+
+/// Fetcher with an empty store.
+struct TestFetcher {
     fetcher: Fetcher,
     registry: String,
     _dir: tempfile::TempDir,
 }
 
+/// Returns the settings of a registry without TLS.
 fn plain(host: &str) -> Registry {
     Registry {
         host: host.into(),
@@ -223,21 +243,24 @@ fn plain(host: &str) -> Registry {
     }
 }
 
-impl Fetching {
+impl TestFetcher {
     fn new(registries: &[Registry]) -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
         let store =
             Store::open(dir.path(), 1 << 30, Limits { unpacked: 64 << 20, ..Limits::default() })
                 .unwrap();
-        let client = Client::new(registries, SILENCE).unwrap();
+        let client = RegistryClient::new(registries, STALL_TIMEOUT).unwrap();
         let fetcher = Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"));
         Self { fetcher, registry: format!("{}/team/app", registries[0].host), _dir: dir }
     }
 
-    async fn get(&self, digest: &str) -> Result<oci::Verified, FetchError> {
-        let source =
-            Source { digest: digest.into(), registry: Some(self.registry.clone()), archive: None };
-        self.fetcher.get("test", &source, &Watched::default(), &|_, _| {}).await
+    async fn fetch(&self, digest: &str) -> Result<oci::Verified, FetchError> {
+        let source = ImageSource {
+            digest: digest.into(),
+            registry: Some(self.registry.clone()),
+            archive: None,
+        };
+        self.fetcher.fetch("test", &source, &ProgressCell::default(), &|_, _| {}).await
     }
 }
 
@@ -245,7 +268,8 @@ impl Fetching {
 fn an_image_is_fetched_from_a_real_registry_and_runs() {
     run(async {
         let registry = RealRegistry::start();
-        let image = layered("from afar", &[Packed::Gzip, Packed::Zstd], 100_000);
+        let image =
+            image_with_layers("from afar", &[Compression::Gzip, Compression::Zstd], 100_000);
         let list = index(&image);
         publish(&registry.storage, "team/app", &image.blobs, &[&image.manifest, &list]);
         let mut node = Node::with(
@@ -253,128 +277,134 @@ fn an_image_is_fetched_from_a_real_registry_and_runs() {
             &format!("[[registries]]\nhost = \"{}\"\nplain = true\n", registry.address),
         )
         .await;
-        node.state(&sha(&list), Status::Approved).await;
+        node.add_statement(&sha(&list), Status::Approved).await;
         node.apply(
             "app",
             &format!(
-                "memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\nregistry = \"{}/team/app\"\n[health]\nstays-s = 0\n",
+                "memory-mib = 32\nstop-within-s = 1\n[image]\ndigest = \"{}\"\n\
+                 registry = \"{}/team/app\"\n[health]\nstays-s = 0\n",
                 sha(&list),
                 registry.address
             ),
         );
-        let container = node.running("app").await;
-        assert_eq!(node.own().await.containers().await.unwrap()[0].image, image.digest);
+        let container = node.wait_until_running("app").await;
+        assert_eq!(node.connect_engine().await.containers().await.unwrap()[0].image, image.digest);
         assert!(!container.is_empty());
     });
 }
 
 #[test]
-fn a_registry_that_lies_is_not_believed() {
+fn altered_answers_of_a_registry_are_rejected() {
     run(async {
         let registry = RealRegistry::start();
-        let image = layered("true", &[Packed::Gzip, Packed::No], 50_000);
+        let image = image_with_layers("true", &[Compression::Gzip, Compression::None], 50_000);
         image.publish(&registry.storage, "team/app");
-        let evil = layered("false", &[Packed::Gzip, Packed::No], 50_000);
+        let evil = image_with_layers("false", &[Compression::Gzip, Compression::None], 50_000);
         let proxy = Proxy::start(registry.address).await;
         let host = proxy.address.to_string();
         let layer = image.layers[0].as_str();
-        let is_lie = |error: &FetchError| {
+        let is_wrong_content = |error: &FetchError| {
             matches!(
                 error,
-                FetchError::Registry(RegistryError::Lies { .. })
+                FetchError::Registry(RegistryError::WrongContent { .. })
                     | FetchError::Store(StoreError::Oci(
                         OciError::Mismatch { .. } | OciError::Limit { .. }
                     ))
             )
         };
-        let unreachable = |error: &FetchError| {
+        let is_unreachable = |error: &FetchError| {
             matches!(error, FetchError::Registry(RegistryError::Unreachable { .. }))
         };
-        let cases: Vec<(&str, Lie, bool)> = vec![
-            ("/manifests/", Lie::Swap(evil.manifest.clone()), true),
-            ("/manifests/", Lie::FlipByte, true),
-            ("/manifests/", Lie::Shorter, true),
-            ("/manifests/", Lie::Endless, true),
-            ("/manifests/", Lie::BreaksOff(20), false),
-            ("/manifests/", Lie::Status(404), false),
-            ("/manifests/", Lie::LongHead, false),
+        let cases: Vec<(&str, Fault, bool)> = vec![
+            ("/manifests/", Fault::Replace(evil.manifest.clone()), true),
+            ("/manifests/", Fault::FlipBit, true),
+            ("/manifests/", Fault::Shorten, true),
+            ("/manifests/", Fault::EndlessBody, true),
+            ("/manifests/", Fault::Close(20), false),
+            ("/manifests/", Fault::Status(404), false),
+            ("/manifests/", Fault::EndlessHeader, false),
             (
                 "/manifests/",
-                Lie::Redirect(format!("http://{host}/v2/team/app/manifests/{}", image.digest)),
+                Fault::Redirect(format!("http://{host}/v2/team/app/manifests/{}", image.digest)),
                 false,
             ),
-            ("/manifests/", Lie::Redirect("file:///etc/passwd".into()), false),
-            ("/manifests/", Lie::Redirect("http://user:secret@127.0.0.1:1/".into()), false),
-            (layer, Lie::Swap(evil.blobs[0].clone()), true),
-            (layer, Lie::FlipByte, true),
-            (layer, Lie::Shorter, true),
-            (layer, Lie::Endless, true),
-            (layer, Lie::Status(500), false),
-            (layer, Lie::Stalls(1000), false),
+            ("/manifests/", Fault::Redirect("file:///etc/passwd".into()), false),
+            ("/manifests/", Fault::Redirect("http://user:secret@127.0.0.1:1/".into()), false),
+            (layer, Fault::Replace(evil.blobs[0].clone()), true),
+            (layer, Fault::FlipBit, true),
+            (layer, Fault::Shorten, true),
+            (layer, Fault::EndlessBody, true),
+            (layer, Fault::Status(500), false),
+            (layer, Fault::Stall(1000), false),
         ];
-        for (about, lie, lies) in cases {
-            let fetching = Fetching::new(&[plain(&host)]);
-            proxy.lies(about, lie.clone());
-            let begun = Instant::now();
-            let error = fetching.get(&image.digest).await.unwrap_err();
-            assert!(if lies { is_lie(&error) } else { unreachable(&error) }, "{lie:?}: {error}");
-            assert!(!error.to_string().contains("secret"), "{error}");
-            assert!(begun.elapsed() < 20 * SILENCE, "{lie:?} took {:?}", begun.elapsed());
-            let store = &fetching.fetcher.store;
-            let bad = if about == layer { layer } else { image.digest.as_str() };
-            assert_eq!(store.size(bad), None, "{lie:?}");
-            // An honest answer is enough afterwards: nothing of the lie stayed.
-            proxy.honest();
-            assert_eq!(fetching.get(&image.digest).await.unwrap().digest, image.digest, "{lie:?}");
+        for (target, fault, wrong_content) in cases {
+            let fetcher = TestFetcher::new(&[plain(&host)]);
+            proxy.inject(target, fault.clone());
+            let began = Instant::now();
+            let error = fetcher.fetch(&image.digest).await.unwrap_err();
+            let expected =
+                if wrong_content { is_wrong_content(&error) } else { is_unreachable(&error) };
+            let text = error_chain(&error);
+            assert!(expected, "{fault:?}: {text}");
+            assert!(!text.contains("secret"), "{text}");
+            assert!(began.elapsed() < 20 * STALL_TIMEOUT, "{fault:?} took {:?}", began.elapsed());
+            let store = &fetcher.fetcher.store;
+            let rejected = if target == layer { layer } else { image.digest.as_str() };
+            assert_eq!(store.size(rejected), None, "{fault:?}");
+            // The next fetch succeeds, so no wrong bytes stayed in the store.
+            proxy.clear();
+            let fetched = fetcher.fetch(&image.digest).await.unwrap();
+            assert_eq!(fetched.digest, image.digest, "{fault:?}");
         }
     });
 }
 
 #[test]
-fn what_broke_off_is_gone_on_with_and_mirrors_are_asked_first() {
+fn interrupted_transfers_resume_and_mirrors_are_tried_first() {
     run(async {
         let registry = RealRegistry::start();
-        let image = layered("large", &[Packed::No], 400_000);
+        let image = image_with_layers("large", &[Compression::None], 400_000);
         image.publish(&registry.storage, "team/app");
         let proxy = Proxy::start(registry.address).await;
         let host = proxy.address.to_string();
-        let fetching = Fetching::new(&[plain(&host)]);
-        // Each answer breaks off after 150,000 bytes; as long as bytes are won, it goes on.
-        proxy.lies(&image.layers[0], Lie::BreaksOff(150_000));
-        fetching.get(&image.digest).await.unwrap();
+        let fetcher = TestFetcher::new(&[plain(&host)]);
+        // Each answer ends after 150,000 bytes. The fetch resumes as long as it makes progress.
+        proxy.inject(&image.layers[0], Fault::Close(150_000));
+        fetcher.fetch(&image.digest).await.unwrap();
         assert!(
-            proxy.seen("bytes=150000-") == 1 && proxy.seen("bytes=300000-") == 1,
+            proxy.count("bytes=150000-") == 1 && proxy.count("bytes=300000-") == 1,
             "{:?}",
-            proxy.seen.lock().unwrap()
+            proxy.requests.lock().unwrap()
         );
 
-        // A mirror that lies is passed over; what it sent is not kept.
-        let liar = Proxy::start(registry.address).await;
-        liar.lies(&image.layers[0], Lie::FlipByte);
-        proxy.honest();
-        let mut with_mirror = plain(&host);
-        with_mirror.mirrors = vec!["127.0.0.1:1".into(), liar.address.to_string()];
-        let fetching = Fetching::new(&[with_mirror]);
-        fetching.get(&image.digest).await.unwrap();
-        assert!(liar.seen(&image.layers[0]) >= 1);
+        // The wrong bytes of a mirror are discarded, and the registry is tried next.
+        let mirror = Proxy::start(registry.address).await;
+        mirror.inject(&image.layers[0], Fault::FlipBit);
+        proxy.clear();
+        let mut with_mirrors = plain(&host);
+        with_mirrors.mirrors = vec!["127.0.0.1:1".into(), mirror.address.to_string()];
+        let fetcher = TestFetcher::new(&[with_mirrors]);
+        fetcher.fetch(&image.digest).await.unwrap();
+        assert!(mirror.count(&image.layers[0]) >= 1);
     });
 }
 
 #[test]
-fn bombs_and_overlong_images_end_early() {
+fn a_decompression_bomb_ends_early() {
     run(async {
         let registry = RealRegistry::start();
         let bomb = bomb();
         bomb.publish(&registry.storage, "team/app");
-        let fetching = Fetching::new(&[plain(&registry.address.to_string())]);
-        let error = fetching.get(&bomb.digest).await.unwrap_err();
-        assert!(error.to_string().contains("too much"), "{error}");
-        assert!(!error.passing(), "{error}");
+        let fetcher = TestFetcher::new(&[plain(&registry.address.to_string())]);
+        let error = fetcher.fetch(&bomb.digest).await.unwrap_err();
+        let text = error_chain(&error);
+        assert!(text.contains("limit exceeded"), "{text}");
+        assert!(!error.is_transient(), "{text}");
     });
 }
 
-/// 256 MiB of nothing in a few kilobytes.
-fn bomb() -> Built {
+/// Returns an image whose layer unpacks to 256 MiB of zeros.
+fn bomb() -> TestImage {
     let mut built = image("bomb");
     let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
     for _ in 0..256 {
@@ -394,7 +424,7 @@ fn bomb() -> Built {
 }
 
 #[test]
-fn a_log_or_a_bundle_may_be_an_artifact_and_its_registry_is_not_believed() {
+fn a_log_is_fetched_as_an_artifact_and_its_registry_is_not_trusted() {
     run(async {
         let registry = RealRegistry::start();
         let proxy = Proxy::start(registry.address).await;
@@ -406,43 +436,43 @@ fn a_log_or_a_bundle_may_be_an_artifact_and_its_registry_is_not_believed() {
         );
         let node = Node::with("artifact", &more).await;
         let log = statement(&node.key, &good.digest, Status::Approved, 1);
-        publish_file(&registry.storage, "fleet/ledger", "latest", log.as_bytes());
-        proxy.lies("/blobs/", Lie::FlipByte);
+        publish_artifact(&registry.storage, "fleet/ledger", "latest", log.as_bytes());
+        proxy.inject("/blobs/", Fault::FlipBit);
         let sources = Arc::new(
-            Sources::new(
+            LogPoller::new(
                 &node.config,
                 Path::new("/nowhere"),
-                Client::new(&node.config.registries, SILENCE).unwrap(),
+                RegistryClient::new(&node.config.registries, STALL_TIMEOUT).unwrap(),
             )
             .unwrap(),
         );
-        tokio::spawn(sources.clone().keep(node.approvals.clone(), || ()));
-        let heard = async |says: Option<&str>| {
-            let deadline = Instant::now() + PATIENCE;
+        tokio::spawn(sources.clone().poll_forever(node.admission.clone(), || ()));
+        let reports = async |expected: Option<&str>| {
+            let deadline = Instant::now() + WAIT_TIMEOUT;
             loop {
-                let found = sources.heard().get(&source).map(|heard| heard.problem.clone());
-                match (&found, says) {
+                let found = sources.statuses().get(&source).map(|status| status.problem.clone());
+                match (&found, expected) {
                     (Some(None), None) => return,
-                    (Some(Some(problem)), Some(says)) if problem.contains(says) => return,
-                    _ => assert!(Instant::now() < deadline, "{found:?}, expected {says:?}"),
+                    (Some(Some(problem)), Some(text)) if problem.contains(text) => return,
+                    _ => assert!(Instant::now() < deadline, "{found:?}, expected {expected:?}"),
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        heard(Some("sends sha256:")).await;
-        assert!(matches!(node.approvals.decide(&good.digest), Decision::Deny(_)));
-        proxy.lies("/blobs/", Lie::Endless);
-        heard(Some("more than")).await;
-        proxy.lies("/manifests/", Lie::Swap(b"[]".to_vec()));
-        heard(Some("is not an artifact's manifest")).await;
-        proxy.honest();
-        heard(None).await;
-        assert!(matches!(node.approvals.decide(&good.digest), Decision::Allow(_)));
+        reports(Some("sent sha256:")).await;
+        assert!(matches!(node.admission.decide(&good.digest), Decision::Deny(_)));
+        proxy.inject("/blobs/", Fault::EndlessBody);
+        reports(Some("more than")).await;
+        proxy.inject("/manifests/", Fault::Replace(b"[]".to_vec()));
+        reports(Some("is not an artifact's manifest")).await;
+        proxy.clear();
+        reports(None).await;
+        assert!(matches!(node.admission.decide(&good.digest), Decision::Allow(_)));
     });
 }
 
 #[test]
-fn tls_and_passwords() {
+fn certificates_and_passwords_of_registries_are_verified() {
     run(async {
         let registry = RealRegistry::start();
         let image = image("secret");
@@ -463,26 +493,31 @@ fn tls_and_passwords() {
             password: password.map(Into::into),
         };
         let good = with(Some(certificate.pem()), Some("pass"));
-        assert_eq!(Fetching::new(&[good]).get(&image.digest).await.unwrap().digest, image.digest);
-        let stranger = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
+        let fetched = TestFetcher::new(&[good]).fetch(&image.digest).await.unwrap();
+        assert_eq!(fetched.digest, image.digest);
+        let other = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])
             .unwrap()
             .self_signed(&rcgen::KeyPair::generate().unwrap())
             .unwrap();
-        for (registry, says) in [
-            (with(Some(stranger.pem()), Some("pass")), "certificate"),
+        for (registry, message) in [
+            (with(Some(other.pem()), Some("pass")), "certificate"),
             (with(None, Some("pass")), "certificate"),
             (with(Some(certificate.pem()), Some("wrong")), "401"),
             (with(Some(certificate.pem()), None), "401"),
         ] {
-            let error =
-                Fetching::new(&[registry]).get(&image.digest).await.unwrap_err().to_string();
-            assert!(error.to_lowercase().contains(says) && !error.contains("wrong"), "{error}");
+            let error = TestFetcher::new(&[registry]).fetch(&image.digest).await.unwrap_err();
+            let text = error_chain(&error);
+            assert!(text.to_lowercase().contains(message) && !text.contains("wrong"), "{text}");
         }
-        assert!(Client::new(&[with(Some("no certificate".into()), None)], SILENCE).is_err());
+        assert!(
+            RegistryClient::new(&[with(Some("no certificate".into()), None)], STALL_TIMEOUT)
+                .is_err()
+        );
     });
 }
 
-/// TLS in front of a registry; whoever does not come with node:pass is sent for a token first.
+/// Starts a proxy with TLS in front of a registry. It demands a token, which its token service
+/// gives for the password node:pass.
 async fn tls_front(
     to: SocketAddr,
     certificate: &rcgen::Certificate,
@@ -503,50 +538,54 @@ async fn tls_front(
         while let Ok((stream, _)) = listener.accept().await {
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                let Ok(mut client) = acceptor.accept(stream).await else { return };
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    match client.read_u8().await {
-                        Ok(byte) => head.push(byte),
-                        Err(_) => return,
-                    }
+                if let Ok(client) = acceptor.accept(stream).await {
+                    let _ = serve_front(client, address, to).await;
                 }
-                let text = String::from_utf8_lossy(&head).into_owned();
-                let answer = |status: &str, more: &str, body: &str| {
-                    format!(
-                        "HTTP/1.1 {status}\r\n{more}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                        body.len()
-                    )
-                };
-                if text
-                    .starts_with("GET /token?scope=repository%3Ateam%2Fapp%3Apull&service=front ")
-                {
-                    let good = text.contains("Basic bm9kZTpwYXNz");
-                    let said = if good {
-                        answer("200 OK", "", "{\"token\":\"abc\"}")
-                    } else {
-                        answer("401 Unauthorized", "", "{}")
-                    };
-                    let _ = client.write_all(said.as_bytes()).await;
-                } else if text.contains("Bearer abc") {
-                    let mut server = TcpStream::connect(to).await.unwrap();
-                    server
-                        .write_all(text.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes())
-                        .await
-                        .unwrap();
-                    let mut all = Vec::new();
-                    server.read_to_end(&mut all).await.unwrap();
-                    let _ = client.write_all(&all).await;
-                } else {
-                    let realm = format!(
-                        "WWW-Authenticate: Bearer realm=\"https://{address}/token\",service=\"front\"\r\n"
-                    );
-                    let _ =
-                        client.write_all(answer("401 Unauthorized", &realm, "{}").as_bytes()).await;
-                }
-                let _ = client.shutdown().await;
             });
         }
     });
     address
+}
+
+/// Answers one request: with a token, with the registry's answer, or with a challenge.
+async fn serve_front(
+    mut client: tokio_rustls::server::TlsStream<TcpStream>,
+    address: SocketAddr,
+    to: SocketAddr,
+) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await?);
+    }
+    let text = String::from_utf8_lossy(&head).into_owned();
+    let answer = |status: &str, header: &str, body: &str| {
+        format!(
+            "HTTP/1.1 {status}\r\n{header}Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    };
+    let token_request = "GET /token?scope=repository%3Ateam%2Fapp%3Apull&service=front ";
+    let response = if text.starts_with(token_request) {
+        // node:pass in base64.
+        if text.contains("Basic bm9kZTpwYXNz") {
+            answer("200 OK", "", "{\"token\":\"abc\"}")
+        } else {
+            answer("401 Unauthorized", "", "{}")
+        }
+    } else if text.contains("Bearer abc") {
+        let mut server = TcpStream::connect(to).await?;
+        let request = text.replacen("\r\n", "\r\nConnection: close\r\n", 1);
+        server.write_all(request.as_bytes()).await?;
+        let mut response = Vec::new();
+        server.read_to_end(&mut response).await?;
+        response
+    } else {
+        let challenge = format!(
+            "WWW-Authenticate: Bearer realm=\"https://{address}/token\",service=\"front\"\r\n"
+        );
+        answer("401 Unauthorized", &challenge, "{}")
+    };
+    client.write_all(&response).await?;
+    client.shutdown().await
 }

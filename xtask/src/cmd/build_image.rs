@@ -5,75 +5,105 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use crate::plan::{Plan, Step};
-use crate::{hash, paths, progress};
+use super::Session;
+use crate::engine::{hash, host, progress};
+use crate::image::sparse;
+use crate::image::spec::output_dir;
+use crate::rules::{self, kernel, root};
 
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     image: super::ImageArgs,
+    /// Do not compile trustctl, the tool that attests and operates nodes, after the image
+    #[arg(long)]
+    no_trustctl: bool,
 }
 
+/// Builds the image and trustctl, and prints their paths and the next steps.
+///
+/// # Errors
+///
+/// Fails if a step or trustctl cannot be built, or a result cannot be written.
 pub fn run(args: Args) -> Result<()> {
     let started = Instant::now();
-    let plan = args.image.plan()?;
-    let image = build(&plan)?;
+    let session = args.image.open()?;
+    let image = build(&session)?;
+    let spec = &session.image;
     let size = |p: &Path| p.metadata().map(|m| progress::size(m.len())).unwrap_or_default();
     let packed = image.with_extension("img.xz");
-    let mut named = if plan.machine_name == super::DEFAULT_MACHINE {
+    let mut named = if spec.machine_name == super::DEFAULT_MACHINE {
         String::new()
     } else {
-        format!(" --machine {}", plan.machine_name)
+        format!(" --machine {}", spec.machine_name)
     };
     named.extend(args.image.layer.iter().map(|dir| format!(" --layer {}", dir.display())));
+    let trustctl = if args.no_trustctl { None } else { Some(host::build_trustctl()?) };
     let mut next = Vec::new();
-    if plan.machine.device_tree.is_of_a_real_board() {
-        next.push(format!("cargo xtask flash{named}   lists the cards that it can be written to"));
+    if spec.machine.device_tree.is_for_physical_board() {
+        next.push(format!("cargo xtask flash{named}   lists the memory cards in this host"));
     }
-    if plan.machine.qemu.is_some() {
-        next.push(format!("cargo xtask run{named}   boots it in QEMU with a software TPM"));
+    if spec.machine.qemu.is_some() {
+        next.push(format!("cargo xtask run{named}   boots the image in QEMU with a software TPM"));
+    }
+    let measurements = shown(&image.with_file_name("measurements.json"));
+    if let Some(trustctl) = trustctl {
+        next.push(format!(
+            "{} attest HOST:7443 --expect {measurements}   attests the node",
+            shown(&trustctl)
+        ));
     }
     progress::line(&format!(
-        "\n{}  {} ({} as .img.xz), in {}\n{}  what this image will measure\n\nNext: {}",
+        "\n{}  {} ({} as .img.xz), in {}\n{measurements}  reference values of this image\n\n\
+         Next: {}",
         shown(&image),
         size(&image),
         size(&packed),
         progress::seconds(started.elapsed()),
-        shown(&image.with_file_name("measurements.json")),
         next.join("\n      "),
     ));
     Ok(())
 }
 
-/// Builds whatever changed and puts the results into target/image/MACHINE/.
-pub fn build(plan: &Plan) -> Result<PathBuf> {
-    // One by one, though the last needs the others: a result that is in the cache does not ask for
-    // what it was made from.
-    for step in [plan.kernel(), Step::Root, Step::Disk, Step::Download, Step::Parts, Step::Manifest]
-    {
-        plan.build(&step)?;
+/// Builds the steps that changed, copies the results to target/image/MACHINE/ and returns the path
+/// of the image.
+///
+/// # Errors
+///
+/// Fails if a step cannot be built or a result cannot be written.
+pub fn build(session: &Session) -> Result<PathBuf> {
+    // Each step is built explicitly: if the result of the last step is in the cache, the graph does
+    // not look at the steps that it needs.
+    let (graph, image) = (&session.graph, &session.image);
+    let deliverables = rules::deliverables(image);
+    graph.build(&kernel::step(image))?;
+    graph.build(&root::step(image))?;
+    for step in &deliverables {
+        graph.build(step)?;
     }
-    let out = paths::output(&plan.machine_name);
+    let out = output_dir(&image.machine_name);
     std::fs::create_dir_all(&out)?;
     let mut delivered = vec![std::path::PathBuf::from("kernel.config")];
-    for step in [Step::Disk, Step::Download, Step::Parts, Step::Manifest] {
-        let built = plan.planned(&step)?;
+    for step in &deliverables {
+        let built = graph.artifact(step)?;
         for name in hash::walk(&built.dir)? {
             deliver(&built.file(&name.to_string_lossy()), &out.join(&name))?;
             delivered.push(name);
         }
     }
-    for left in hash::walk(&out)?.iter().filter(|name| !delivered.contains(name)) {
-        // Of another version of the build.
-        std::fs::remove_file(out.join(left))?;
+    // Files of an earlier version of the build are removed.
+    for stale in hash::walk(&out)?.iter().filter(|name| !delivered.contains(name)) {
+        std::fs::remove_file(out.join(stale))?;
     }
-    let config = plan.planned(&plan.kernel())?.file("config");
+    let config = graph.artifact(&kernel::step(image))?.file("config");
     deliver(&config, &out.join("kernel.config"))?;
-    Ok(out.join(format!("basalt-{}.img", plan.machine_name)))
+    Ok(out.join(image.file_name()))
 }
 
-/// Copies a result (the cache's own file must not be written to by whoever uses the image); one
-/// that is there already stays.
+/// Copies a result out of the cache unless the same copy exists already.
+///
+/// A link would let a program that writes to the image change the file in the cache.
 fn deliver(from: &Path, to: &Path) -> Result<()> {
     let (source, stamp) = (
         from.canonicalize()?,
@@ -90,41 +120,18 @@ fn deliver(from: &Path, to: &Path) -> Result<()> {
         return Ok(());
     }
     let temporary = to.with_extension("new");
-    sparse_copy(from, &temporary)
+    sparse::copy(from, &temporary)
         .with_context(|| format!("cannot write {}", temporary.display()))?;
     std::fs::rename(&temporary, to)?;
     std::fs::write(&stamp, origin)?;
-    // The same time on both says that nobody touched the file since.
+    // Equal times of file and stamp show that the file has not been modified since.
     let time = stamp.metadata()?.modified()?;
     std::fs::File::options().append(true).open(to)?.set_modified(time)?;
     Ok(())
 }
 
-/// Compared with as a whole: byte by byte takes seconds in a build without optimisation.
-pub static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
-
-/// Copies a file; zeros become holes.
-pub fn sparse_copy(from: &Path, to: &Path) -> Result<()> {
-    use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
-    let (mut source, mut target) = (std::fs::File::open(from)?, std::fs::File::create(to)?);
-    let length = source.metadata()?.len();
-    let mut buffer = vec![0; ZEROS.len()];
-    loop {
-        let n = source.read(&mut buffer)?;
-        if n == 0 {
-            break;
-        }
-        if buffer[..n] == ZEROS[..n] {
-            target.seek(SeekFrom::Current(n as i64))?;
-        } else {
-            target.write_all(&buffer[..n])?;
-        }
-    }
-    target.set_len(length)?;
-    Ok(())
-}
-
-fn shown(path: &Path) -> String {
+/// Returns a path as text, relative to the current folder if the path is below it.
+pub fn shown(path: &Path) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     path.strip_prefix(here).unwrap_or(path).display().to_string()
 }

@@ -1,63 +1,69 @@
-//! `cargo xtask test chain`: the registry contract by itself, then a node against a whole network
-//! of Ethereum's on this machine.
+//! `cargo xtask test chain`: tests the registry contract alone, then a node against a complete
+//! Ethereum network on this machine.
 //!
-//! What runs comes from npm, by lock files with the hash of every package; the host's npm fetches
-//! it and runs none of its scripts, and Node.js of the set `programs` runs it, in the sandbox,
-//! without a network.
+//! The host's npm fetches the packages by lock files with the hash of every package, and runs none
+//! of their scripts. Node.js of the package set `programs` runs them in the sandbox, without access
+//! to a network.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::{check, dev, engine, tools_plan};
-use crate::plan::{Plan, Step};
-use crate::{hash, paths, progress};
+use super::{Session, check, dev, engine};
+use crate::engine::graph::BuildGraph;
+use crate::engine::{hash, host, paths, progress};
+use crate::rules::sysroot;
 
-const WANTED: &str = "npm of the host (Debian: apt install npm; nodejs.org), which fetches the compiler and the network's nodes";
+/// Requirement that error messages name.
+const NPM: &str = "npm on the host (Debian: apt install npm), which fetches the compiler and the \
+    nodes of the network";
 
+/// Runs the tests; with a filter, only those of the network.
 pub(super) fn run(filter: Option<&str>) -> Result<()> {
-    let plan = tools_plan()?;
+    let graph = Session::open_test()?.graph;
     if filter.is_none() {
-        contracts(&plan)?;
+        test_contract(&graph)?;
     }
-    network(plan)
+    test_network(graph)
 }
 
-/// The packages of a folder with a lock file, in a place of their own.
-fn packages(plan: &Plan, folder: &str) -> Result<PathBuf> {
+/// Fetches the npm packages of a folder with a lock file and returns the folder that has them.
+fn fetch_packages(graph: &BuildGraph, folder: &str) -> Result<PathBuf> {
     let from = paths::repo().join(folder);
     let lock = hash::file(&from.join("package-lock.json"))?;
-    let dir = plan.store.work(&format!("npm-{}", &lock[..16]))?;
+    let dir = graph.cache.work(&format!("npm-{}", &lock[..16]))?;
     let done = dir.join(".complete");
     if done.exists() {
         return Ok(dir);
     }
-    progress::line(&format!("{folder}: npm fetches what its lock file names"));
+    progress::line(&format!("{folder}: npm fetches the packages of the lock file"));
     for name in ["package.json", "package-lock.json", ".npmrc"] {
         std::fs::copy(from.join(name), dir.join(name))
-            .with_context(|| format!("{folder}/{name}"))?;
+            .with_context(|| format!("cannot copy {folder}/{name}"))?;
     }
     let local = from.join("snappy");
     if local.exists() {
         copy(&local, &dir.join("snappy"))?;
     }
-    let mut npm = Command::new("npm");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]).current_dir(&dir);
-    match npm.status() {
-        Ok(status) if status.success() => {}
-        Ok(status) => {
-            bail!("npm ci failed in {} ({status}); is the registry reached?", dir.display())
-        }
-        Err(error) => bail!("these tests need {WANTED}: {error}"),
-    }
+    let shell = host::shell()?;
+    shell.change_dir(&dir);
+    let npm = shell.cmd("npm").args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"]);
+    npm.quiet().run().with_context(|| {
+        format!(
+            "npm ci failed in {}; is the package registry reachable? These tests need {NPM}",
+            dir.display()
+        )
+    })?;
     std::fs::write(done, "")?;
     Ok(dir)
 }
 
+/// Copies a folder with everything in it.
 fn copy(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to)?;
-    for entry in std::fs::read_dir(from).with_context(|| from.display().to_string())? {
+    for entry in
+        std::fs::read_dir(from).with_context(|| format!("cannot list {}", from.display()))?
+    {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
@@ -69,51 +75,54 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Unit tests, and random votes held against a model.
-fn contracts(plan: &Plan) -> Result<()> {
-    let packages = packages(plan, "contracts")?;
-    let programs = plan.build(&Step::Tree("programs".into()))?.dir;
-    let scratch = dev::scratch(plan, "contracts")?;
+/// Runs the unit tests of the contract and compares random votes with a model.
+fn test_contract(graph: &BuildGraph) -> Result<()> {
+    let packages = fetch_packages(graph, "contracts")?;
+    let programs = graph.build(&sysroot::step("programs"))?.dir;
+    let scratch = dev::scratch(graph, "contracts")?;
     copy(&paths::repo().join("contracts"), &scratch.join("contracts"))?;
     copy(&paths::repo().join("docs"), &scratch.join("docs"))?;
     std::fs::create_dir(scratch.join("contracts/node_modules"))?;
-    let sandbox = dev::sandbox(plan)?
+    let sandbox = dev::sandbox(graph)?
         .read(&programs, "/old")
-        // Node.js has a part of itself there.
+        // Node.js loads a part of its library from there.
         .read(&programs.join("usr/share"), "/usr/share")
         .write(&scratch, "/cache")
         .read(&packages.join("node_modules"), "/cache/contracts/node_modules")
         .cwd("/cache/contracts")
         .env("LD_LIBRARY_PATH", "/old/usr/lib/x86_64-linux-gnu");
-    check(&mut sandbox.command(["/old/usr/bin/node", "--test", "test/"])?, "the contract's tests")
+    check(
+        &mut sandbox.command(["/old/usr/bin/node", "--test", "test/"])?,
+        "the tests of the contract",
+    )
 }
 
-/// One test of the engine's, which is left out there.
-fn network(plan: Plan) -> Result<()> {
-    let sandbox = engine::sandbox(&plan)?;
-    let packages = packages(&plan, "ci/devnet")?;
-    let recording = dev::scratch(&plan, "chain")?;
-    let scratch = plan.store.work("gate")?;
-    for place in ["npm", "recording"] {
-        std::fs::create_dir(scratch.join(place))?;
+/// Runs the test of the Ethereum network, which the engine tests leave out.
+fn test_network(graph: BuildGraph) -> Result<()> {
+    let sandbox = engine::sandbox(&graph)?;
+    let packages = fetch_packages(&graph, "ci/devnet")?;
+    let recording = dev::scratch(&graph, "chain")?;
+    let scratch = graph.cache.work("gate")?;
+    for name in ["npm", "recording"] {
+        std::fs::create_dir(scratch.join(name))?;
     }
     let mut sandbox = sandbox
         .read(&packages, "/cache/npm")
         .write(&recording, "/cache/recording")
         .env("BASALT_DEVNET", "/cache/npm")
         .env("BASALT_CHAIN_RECORDING", "/cache/recording");
-    // For who records anew what the other tests replay.
-    const WIDE: &str = "BASALT_CHAIN_512";
-    if let Ok(value) = std::env::var(WIDE) {
-        sandbox = sandbox.env(WIDE, value);
+    // Selects a sync committee of 512 keys, to record the data again that the other tests replay.
+    const FULL_COMMITTEE: &str = "BASALT_CHAIN_512";
+    if let Ok(value) = std::env::var(FULL_COMMITTEE) {
+        sandbox = sandbox.env(FULL_COMMITTEE, value);
     }
     check(
         &mut sandbox.command(["cargo", "build", "--offline", "--package", "trustctl"])?,
         "building trustctl",
     )?;
     let sandbox = sandbox.env("BASALT_TRUSTCTL", "/work/debug/trustctl");
-    // From here on the cache is only read; the network takes its time.
-    drop(plan);
+    // The lock of the cache is released: the test only reads the cache, and takes minutes.
+    drop(graph);
     let mut args = vec![
         "cargo",
         "test",
@@ -132,21 +141,22 @@ fn network(plan: Plan) -> Result<()> {
         "chain::a_real_network_decides",
         "--nocapture",
     ]);
-    engine::check(&sandbox, args, "the test of the chain")?;
-    // A test by another name would be none.
+    engine::check(&sandbox, args, "the chain test")?;
+    // cargo succeeds if no test has this name, so the recording shows whether the test ran.
     if std::fs::read_dir(&recording)?.next().is_none() {
-        bail!("the test of the chain ran nothing: it recorded nothing in {}", recording.display());
+        bail!("the chain test did not run: it recorded nothing in {}", recording.display());
     }
     progress::line(&format!(
-        "what happened is recorded in {}; lib/ledger/tests/ethereum has what the other tests replay",
+        "the network is recorded in {}; lib/ledger/tests/ethereum has the recordings that other \
+         tests replay",
         recording.display()
     ));
     Ok(())
 }
 
-/// `cargo xtask bench ledger`: from an optimised build, with a recorded bundle of 512 keys.
+/// Runs `cargo xtask bench ledger`: an optimised build, with a recorded bundle of 512 keys.
 pub(super) fn bench() -> Result<()> {
-    let plan = tools_plan()?;
+    let graph = Session::open_test()?.graph;
     let mut args = vec![
         "cargo",
         "test",
@@ -158,5 +168,5 @@ pub(super) fn bench() -> Result<()> {
         "ethereum",
     ];
     args.extend(["--test", "devnet", "--", "--ignored", "--exact", "figures", "--nocapture"]);
-    check(&mut dev::sandbox(&plan)?.command(args)?, "the bench")
+    check(&mut dev::sandbox(&graph)?.command(args)?, "the benchmark")
 }

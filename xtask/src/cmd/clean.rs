@@ -2,23 +2,28 @@
 
 use anyhow::Result;
 
-use crate::store::Store;
-use crate::{paths, progress};
+use crate::engine::cache::Cache;
+use crate::engine::{paths, progress};
 
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Keep the downloads, remove what was made from them
+    /// Keep the downloads and remove only build results
     #[arg(long)]
     keep_downloads: bool,
 }
 
+/// Empties the cache, after waiting for a build that is running.
+///
+/// # Errors
+///
+/// Fails if a folder cannot be removed.
 pub fn run(args: Args) -> Result<()> {
-    // Waits for a build that is under way.
-    Store::open()?.clear(!args.keep_downloads)?;
+    Cache::open()?.clear(!args.keep_downloads)?;
     progress::line(&format!(
         "{} is empty{}",
         paths::cache()?.display(),
-        if args.keep_downloads { " but for the downloads" } else { "" }
+        if args.keep_downloads { " except for the downloads" } else { "" }
     ));
     Ok(())
 }

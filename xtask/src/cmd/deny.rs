@@ -1,36 +1,36 @@
-//! The dependencies: cargo-deny with deny.toml, installed once into the cache from its own locked
-//! sources.
+//! `cargo xtask test deny`: checks the dependencies with cargo-deny and deny.toml.
+//!
+//! cargo-deny is compiled once from its own locked sources and installed into the cache.
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::sandbox::host_cargo;
-use crate::{paths, progress};
+use crate::engine::{host, paths, progress};
 
+/// Version of cargo-deny.
 const VERSION: &str = "0.20.2";
 
+/// Checks bans, licences and sources; advisories only if `BASALT_ADVISORIES` is set.
+///
+/// # Errors
+///
+/// Fails if cargo-deny cannot be installed or finds a violation.
 pub fn run() -> Result<()> {
     let root = paths::cache()?.join("tools").join(format!("cargo-deny-{VERSION}"));
     let program = root.join("bin/cargo-deny");
     if !program.exists() {
         let task =
-            progress::Task::begin("cargo-deny", "compiling it once, some 5 minutes on two cores");
-        // Its own target folder, removed afterwards: a tool is not worth 500 MB of objects.
+            progress::Task::begin("cargo-deny", "compiling it once, about 5 minutes on two cores");
+        // The target folder of 500 MB is removed afterwards.
         let target = tempfile::tempdir()?;
-        let output = host_cargo(&[
-            "install",
-            "--quiet",
-            "--locked",
-            "--debug",
-            "--version",
-            VERSION,
-            "cargo-deny",
-            "--root",
-        ])
-        .arg(&root)
-        .env("CARGO_TARGET_DIR", target.path())
-        .env("CARGO_PROFILE_DEV_DEBUG", "0")
-        .output()
-        .context("cannot run cargo")?;
+        let shell = host::shell()?;
+        let install = ["install", "--quiet", "--locked", "--debug", "--version", VERSION];
+        let output = host::cargo(&shell, &install)
+            .args(["cargo-deny", "--root"])
+            .arg(&root)
+            .env("CARGO_TARGET_DIR", target.path())
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
+            .ignore_status()
+            .output()?;
         if !output.status.success() {
             bail!(
                 "cargo could not install cargo-deny:\n{}",
@@ -39,25 +39,22 @@ pub fn run() -> Result<()> {
         }
         task.done(VERSION);
     }
-    let deny = |what: &[&str]| {
-        let mut command = std::process::Command::new(&program);
-        command
-            .current_dir(paths::repo())
-            .args(["--log-level", "error", "check", "--hide-inclusion-graph"])
-            .args(what);
-        command.status()
+    let shell = host::shell()?;
+    let deny = |checks: &[&str]| {
+        let args = ["--log-level", "error", "check", "--hide-inclusion-graph"];
+        shell.cmd(&program).args(args).args(checks).quiet().run()
     };
-    if !deny(&["bans", "licenses", "sources"])?.success() {
-        bail!("cargo-deny found something; deny.toml says what is allowed");
-    }
-    // The database of advisories is a repository that not every network reaches: then this is said
-    // and not counted.
-    if std::env::var_os("BASALT_ADVISORIES").is_some() && !deny(&["advisories"])?.success() {
-        bail!("cargo-deny found an advisory, or could not fetch their database");
-    }
-    if std::env::var_os("BASALT_ADVISORIES").is_none() {
+    deny(&["bans", "licenses", "sources"])
+        .context("cargo-deny found a violation of deny.toml; its report is above")?;
+    // The database of advisories is a Git repository that not every network reaches, so it is
+    // consulted only on request.
+    if std::env::var_os("BASALT_ADVISORIES").is_some() {
+        deny(&["advisories"])
+            .context("cargo-deny found an advisory, or could not fetch their database")?;
+    } else {
         progress::line(
-            "advisories are not checked; BASALT_ADVISORIES=1 does, where their database can be fetched",
+            "advisories are not checked; set BASALT_ADVISORIES=1 where their database can be \
+             fetched",
         );
     }
     Ok(())

@@ -1,40 +1,53 @@
-//! `cargo xtask cargo -- ARGS`: cargo inside the tools tree, offline, for the host; what the tests
-//! use.
+//! `cargo xtask cargo -- ARGS`: cargo in the sandbox with the tools sysroot, offline, for the host.
+//! The tests use the same sandbox.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use crate::class::program::offline_cargo;
-use crate::paths;
-use crate::plan::{Plan, Step};
-use crate::sandbox::{Net, Sandbox};
+use super::Session;
+use crate::engine::graph::BuildGraph;
+use crate::engine::sandbox::{Net, Sandbox};
+use crate::engine::{cache, paths};
+use crate::rules::{crates, sysroot};
 
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What cargo is told, for example: test --package basalt-trustd
+    /// Arguments for cargo, for example: test --package basalt-trustd
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]
     args: Vec<String>,
 }
 
+/// Runs cargo in the sandbox.
+///
+/// # Errors
+///
+/// Fails if the sandbox cannot be set up or cargo fails.
 pub fn run(args: Args) -> Result<()> {
-    let plan = Plan::new(super::TEST_MACHINE, super::DEFAULT_VARIANT, false)?;
-    let status =
-        sandbox(&plan)?.command(std::iter::once("cargo".to_owned()).chain(args.args))?.status()?;
+    let session = Session::open_test()?;
+    let status = sandbox(&session.graph)?
+        .command(std::iter::once("cargo".to_owned()).chain(args.args))?
+        .status()?;
     if !status.success() {
-        bail!("cargo failed inside the tools tree ({status})");
+        bail!("cargo failed in the sandbox ({status})");
     }
     Ok(())
 }
 
-/// The checkout at /src (read-only), cargo's target folder at /work, a loopback network.
-pub fn sandbox(plan: &Plan) -> Result<Sandbox> {
-    let target = plan.store.work("target-host")?;
-    let sandbox = Sandbox::new(&plan.tools()?).net(Net::Loopback);
-    let sandbox = offline_cargo(plan, &Step::Vendor(None), sandbox, &target)?
+/// Returns a sandbox with the checkout at /src (read-only), cargo's target folder at /work, and a
+/// loopback network.
+///
+/// # Errors
+///
+/// Fails if the tools cannot be extracted or the crates cannot be fetched.
+pub fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
+    let target = graph.cache.work("target-host")?;
+    let sandbox = Sandbox::new(&sysroot::tools(graph)?).net(Net::Loopback);
+    let sandbox = crates::offline_cargo(graph, &crates::step(None), sandbox, &target)?
         .read(paths::repo(), "/src")
         .cwd("/src")
-        .env("BASALT_IN_TOOLS_TREE", "1");
+        .env("BASALT_IN_TOOLS_SYSROOT", "1");
     Ok(sandbox.env("CARGO_TERM_COLOR", color()).env("RUST_BACKTRACE", "1"))
 }
 
@@ -42,16 +55,20 @@ fn color() -> &'static str {
     if std::io::IsTerminal::is_terminal(&std::io::stderr()) { "always" } else { "never" }
 }
 
-/// The tests' own folder for what they leave behind.
-pub fn scratch(plan: &Plan, name: &str) -> Result<std::path::PathBuf> {
-    let dir = plan.store.work(name)?;
-    clean(&dir)?;
+/// Returns an empty folder in the cache for the files of a test.
+///
+/// # Errors
+///
+/// Fails if the folder cannot be created or emptied.
+pub fn scratch(graph: &BuildGraph, name: &str) -> Result<std::path::PathBuf> {
+    let dir = graph.cache.work(name)?;
+    remove_contents(&dir)?;
     Ok(dir)
 }
 
-fn clean(dir: &Path) -> Result<()> {
+fn remove_contents(dir: &Path) -> Result<()> {
     for entry in std::fs::read_dir(dir)? {
-        crate::store::remove(&entry?.path())?;
+        cache::remove(&entry?.path())?;
     }
     Ok(())
 }

@@ -1,26 +1,30 @@
-//! What runs with a real Docker Engine: its tests and those of the chain, and the benches beside
-//! it.
+//! The sandbox with a real Docker Engine, for the engine tests, the chain test and benchmarks.
 
 use std::path::Path;
 
 use anyhow::{Result, bail};
 
-use super::{dev, tools_plan};
-use crate::plan::{Plan, Step};
-use crate::sandbox::Sandbox;
+use super::{Session, dev};
+use crate::engine::graph::BuildGraph;
+use crate::engine::sandbox::Sandbox;
+use crate::rules::sysroot;
 
+/// Feature of trustd that enables these tests.
 pub(super) const TESTS: &str = "basalt-trustd/engine-tests";
 
-/// An engine's namespaces, a registry beside it.
-pub(super) fn sandbox(plan: &Plan) -> Result<Sandbox> {
+/// Returns a sandbox in which an engine and a registry can run, with empty state.
+pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
     if !nix::unistd::geteuid().is_root() {
-        bail!("an engine in namespaces of its own, and control groups, need root");
+        bail!(
+            "a Docker Engine in its own namespaces and control groups needs root; run this command \
+             as root"
+        );
     }
-    let state = dev::scratch(plan, "engine")?;
-    let scratch = dev::scratch(plan, "gate")?;
-    let services = plan.build(&Step::Tree("services".into()))?.dir;
-    let programs = plan.build(&Step::Tree("programs".into()))?.dir;
-    Ok(dev::sandbox(plan)?
+    let state = dev::scratch(graph, "engine")?;
+    let scratch = dev::scratch(graph, "gate")?;
+    let services = graph.build(&sysroot::step("services"))?.dir;
+    let programs = graph.build(&sysroot::step("programs"))?.dir;
+    Ok(dev::sandbox(graph)?
         .engine(&state)
         .write(&scratch, "/cache")
         .read(&services, "/in")
@@ -30,14 +34,14 @@ pub(super) fn sandbox(plan: &Plan) -> Result<Sandbox> {
         .env("BASALT_PROGRAMS", "/old"))
 }
 
-/// Runs it to its end, and leaves no control group behind.
+/// Runs a command in the sandbox, then removes the control groups that are left.
 pub(super) fn check<S: AsRef<str>>(
     sandbox: &Sandbox,
     command: impl IntoIterator<Item = S>,
     what: &str,
 ) -> Result<()> {
     let result = super::check(&mut sandbox.command(command)?, what);
-    // On hosts with the old control groups, empty ones outlive the namespace.
+    // On hosts with control groups of version 1, empty groups outlive the namespace.
     for controller in std::fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         remove_below(&controller.path().join("basalt-test"));
     }
@@ -53,8 +57,7 @@ fn remove_below(dir: &Path) {
     let _ = std::fs::remove_dir(dir);
 }
 
-/// `cargo xtask bench gate`: the gate's figures beside those of the bare engine, from an optimised
-/// build.
+/// Runs `cargo xtask bench gate`: measures the gate and the engine alone, with an optimised build.
 pub(super) fn bench_gate() -> Result<()> {
     let mut args = vec![
         "cargo",
@@ -75,14 +78,15 @@ pub(super) fn bench_gate() -> Result<()> {
         "bench::figures",
         "--nocapture",
     ]);
-    check(&sandbox(&tools_plan()?)?, args, "the bench")
+    check(&sandbox(&Session::open_test()?.graph)?, args, "the benchmark")
 }
 
-/// `cargo xtask bench crypto`: from an optimised build, in the sandbox for its control groups.
+/// Runs `cargo xtask bench crypto`: an optimised build, in the sandbox because of its control
+/// groups.
 pub(super) fn bench_crypto() -> Result<()> {
     check(
-        &sandbox(&tools_plan()?)?,
+        &sandbox(&Session::open_test()?.graph)?,
         ["cargo", "run", "--offline", "--release", "--package", "basalt-bench"],
-        "the bench",
+        "the benchmark",
     )
 }

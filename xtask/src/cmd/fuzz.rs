@@ -1,62 +1,76 @@
-//! `cargo xtask fuzz [TARGET]...`: the targets of fuzz/, with libFuzzer, inside the tools tree.
+//! `cargo xtask fuzz [TARGET]...`: runs the fuzz targets of fuzz/ with libFuzzer in the sandbox.
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use super::{check, dev, tools_plan};
-use crate::plan::Plan;
-use crate::{paths, progress};
+use super::{Session, check, dev};
+use crate::engine::graph::BuildGraph;
+use crate::engine::{paths, progress};
 
-/// What cargo-fuzz sets too, but for the sanitizer, whose runtime the tools tree does not have:
-/// coverage guides the fuzzer.
+/// Compiler flags that instrument the code for coverage, as cargo-fuzz sets them.
+///
+/// The sanitizers are left out because the tools sysroot does not have their runtime.
 const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares -Clink-dead-code";
+/// Target triple of the host. With an explicit target, cargo does not instrument build scripts.
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-/// In each target, in the short run of the tests: some seconds, and the same inputs on every
-/// machine.
-const SHORT: u32 = 10_000;
+/// Number of inputs for each target in the run of the tests, which takes a few seconds.
+const TEST_INPUTS: u32 = 10_000;
 
-/// Parts of fuzz/corpus/ that tests write; the others are made by hand.
+/// Folders of fuzz/corpus/ that tests generate; the others are written by hand.
 const GENERATED: [&str; 7] =
     ["archive", "archive-around", "archive-good", "layer", "manifest", "statement", "checkpoint"];
 
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
-    /// What to fuzz; all when nothing is named
+    /// Names of the targets; without any, all targets are fuzzed
     targets: Vec<String>,
-    /// How long each
+    /// Fuzz each target for this number of seconds
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// So many inputs each, however long that takes
+    /// Fuzz each target with this number of inputs instead of for a time
     #[arg(long, conflicts_with = "seconds")]
     runs: Option<u64>,
-    /// Write fuzz/corpus/ anew from what the tests of lib/oci and lib/ledger make, and fuzz nothing
+    /// Regenerate fuzz/corpus/ with the tests of lib/oci and lib/ledger, and fuzz nothing
     #[arg(long)]
     corpus: bool,
 }
 
+/// Fuzzes the targets, or regenerates the corpus.
+///
+/// # Errors
+///
+/// Fails if there is no such target, a target cannot be built, or an input makes a target fail.
 pub fn run(args: &Args) -> Result<()> {
-    let plan = tools_plan()?;
+    let graph = Session::open_test()?.graph;
     if args.corpus {
-        return write_corpus(&plan);
+        return write_corpus(&graph);
     }
     let all = targets()?;
     for target in &args.targets {
-        ensure!(all.contains(target), "there is no target {target}; there are: {}", all.join(", "));
+        ensure!(
+            all.contains(target),
+            "there is no target {target}; the targets are: {}",
+            all.join(", ")
+        );
     }
-    // What is found stays, so that the next run goes on from there: beside the cache of builds, not
-    // in the checkout.
-    let found = plan.store.work("fuzz")?;
+    // The inputs are stored in the cache, so that the next run continues from them.
+    let store = graph.cache.work("fuzz")?;
     let targets = if args.targets.is_empty() { &all } else { &args.targets };
     match args.runs {
-        Some(runs) => {
-            fuzz(&plan, &found, targets, &format!("with {runs} inputs"), &[format!("-runs={runs}")])
-        }
+        Some(runs) => fuzz(
+            &graph,
+            &store,
+            targets,
+            &format!("with {runs} inputs"),
+            &[format!("-runs={runs}")],
+        ),
         None => fuzz(
-            &plan,
-            &found,
+            &graph,
+            &store,
             targets,
             &format!("for {} s", args.seconds),
             &[format!("-max_total_time={}", args.seconds)],
@@ -64,19 +78,24 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// All targets, each with so many inputs that come from the corpus of the repository alone: what
-/// fails here fails everywhere.
-pub fn short(plan: &Plan) -> Result<()> {
-    let found = dev::scratch(plan, "fuzz-short")?;
+/// Fuzzes every target with the same inputs on every machine: a fixed number of inputs, with a
+/// fixed seed, from the corpus of the repository alone.
+///
+/// # Errors
+///
+/// Fails if a target cannot be built or an input makes a target fail.
+pub fn test(graph: &BuildGraph) -> Result<()> {
+    let store = dev::scratch(graph, "fuzz-short")?;
     fuzz(
-        plan,
-        &found,
+        graph,
+        &store,
         &targets()?,
-        &format!("with {SHORT} inputs"),
-        &[format!("-runs={SHORT}"), "-seed=1".into()],
+        &format!("with {TEST_INPUTS} inputs"),
+        &[format!("-runs={TEST_INPUTS}"), "-seed=1".into()],
     )
 }
 
+/// Returns the names of all targets, sorted.
 fn targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(paths::repo().join("fuzz/fuzz_targets"))? {
@@ -92,15 +111,16 @@ fn targets() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Builds the targets and runs each; `store` receives new inputs, `extent` is printed.
 fn fuzz(
-    plan: &Plan,
-    found: &Path,
+    graph: &BuildGraph,
+    store: &Path,
     targets: &[String],
-    how: &str,
+    extent: &str,
     options: &[String],
 ) -> Result<()> {
     let sandbox =
-        dev::sandbox(plan)?.write(found, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
+        dev::sandbox(graph)?.write(store, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
     let build = [
         "cargo",
         "build",
@@ -113,14 +133,14 @@ fn fuzz(
         "--target",
         TARGET,
     ];
-    // Another folder than that of the tests: other flags would make everything anew each time.
+    // The tests have another target folder, because other flags would rebuild everything each time.
     check(
         &mut sandbox.command(build.iter().copied().chain(["--target-dir", "/work/fuzz"]))?,
         "building the fuzz targets",
     )?;
     for target in targets {
-        std::fs::create_dir_all(found.join("corpus").join(target))?;
-        std::fs::create_dir_all(found.join("found"))?;
+        std::fs::create_dir_all(store.join("corpus").join(target))?;
+        std::fs::create_dir_all(store.join("found"))?;
         let program = format!("/work/fuzz/{TARGET}/fuzz/{target}");
         let mut argv = vec![program, format!("/cache/corpus/{target}")];
         for name in [target.clone(), format!("{target}-around"), format!("{target}-good")] {
@@ -134,16 +154,16 @@ fn fuzz(
                 .map(str::to_owned),
         );
         argv.push(format!("-artifact_prefix=/cache/found/{target}-"));
-        progress::line(&format!("fuzz {target} {how}"));
+        progress::line(&format!("fuzz {target} {extent}"));
         let output =
             sandbox.command(&argv)?.output().with_context(|| format!("cannot run {target}"))?;
         let text = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
             let tail: Vec<&str> = text.lines().rev().take(30).collect();
             bail!(
-                "{target} found something ({}); the input is in {}:\n{}",
+                "an input makes the fuzz target {target} fail ({}); the input is in {}:\n{}",
                 output.status,
-                found.join("found").display(),
+                store.join("found").display(),
                 tail.into_iter().rev().collect::<Vec<_>>().join("\n")
             );
         }
@@ -152,32 +172,34 @@ fn fuzz(
             .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"))
             .map(str::trim)
             .unwrap_or("?");
-        progress::line(&format!("fuzz {target}: {runs} inputs, nothing found"));
+        progress::line(&format!("fuzz {target}: {runs} inputs, no failure"));
     }
     Ok(())
 }
 
-fn write_corpus(plan: &Plan) -> Result<()> {
+/// Regenerates the generated folders of fuzz/corpus/.
+fn write_corpus(graph: &BuildGraph) -> Result<()> {
     let corpus = paths::repo().join("fuzz/corpus");
     for kind in GENERATED {
         empty(&corpus.join(kind))?;
     }
-    let sandbox = dev::sandbox(plan)?.write(&corpus, "/out").env("BASALT_CORPUS", "/out");
+    let sandbox = dev::sandbox(graph)?.write(&corpus, "/out").env("BASALT_CORPUS", "/out");
     let packages =
         ["cargo", "test", "--offline", "--package", "basalt-oci", "--package", "basalt-ledger"];
-    // Those that only look at what is there fail while it is being made.
+    // The tests that read the corpus would fail while it is being written, so they are skipped.
     check(
         &mut sandbox.command(packages.iter().copied().chain([
             "--",
             "--skip",
-            "nothing_of_the_corpus",
+            "_of_the_corpus_",
         ]))?,
-        "the generator",
+        "the generator of the corpus",
     )?;
-    progress::line("written. Look at what changed: git status fuzz/corpus");
+    progress::line("fuzz/corpus is written; review the changes: git status fuzz/corpus");
     Ok(())
 }
 
+/// Creates a folder, or removes the files in it.
 fn empty(dir: &Path) -> Result<()> {
     std::fs::create_dir_all(dir)?;
     for entry in std::fs::read_dir(dir)? {

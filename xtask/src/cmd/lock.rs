@@ -1,24 +1,33 @@
 //! `cargo xtask lock [SET]...`
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
-use crate::{lock, progress, tree};
+use crate::engine::{layers, lock, progress};
+use crate::image::places::PLACES;
 
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The sets to resolve; all of image/sets.toml when none is named
+    /// Names of the sets to resolve; without any, all sets of image/sets.toml are resolved
     sets: Vec<String>,
-    /// A layer whose sets these are, as for build-image; their locks are written there
+    /// Add a layer that defines sets, as for build-image; their locks are written to the layer
     #[arg(long, value_name = "DIR")]
-    layer: Vec<std::path::PathBuf>,
+    layer: Vec<PathBuf>,
 }
 
+/// Resolves package sets against the mirror and writes their locks.
+///
+/// # Errors
+///
+/// Fails if a layer is invalid or a set cannot be resolved.
 pub fn run(args: Args) -> Result<()> {
-    crate::layers::lay(&args.layer)?;
-    let sets = if args.sets.is_empty() { tree::names()? } else { args.sets };
+    layers::add(&args.layer, &PLACES)?;
+    let sets = if args.sets.is_empty() { lock::names()? } else { args.sets };
     for set in &sets {
         lock::refresh(set)?;
     }
-    progress::line("Look at what changed: git diff image/locks. Then: cargo xtask build-image");
+    progress::line("review the changes: git diff image/locks\nNext: cargo xtask build-image");
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The commands, a file each.
+//! The commands, one file each.
 
 pub mod bench;
 pub mod build;
@@ -18,48 +18,87 @@ pub mod size;
 pub mod test;
 pub mod why;
 
+use std::path::PathBuf;
+use std::process::Command;
+use std::rc::Rc;
+
 use anyhow::{Context as _, Result, ensure};
 
-use crate::plan::Plan;
+use crate::engine::cache::Cache;
+use crate::engine::graph::BuildGraph;
+use crate::engine::layers;
+use crate::image::machine::TEST_MACHINE;
+use crate::image::places::PLACES;
+use crate::image::spec::ImageSpec;
 
+/// Machine that a command uses if none is given.
 pub const DEFAULT_MACHINE: &str = "rpi4";
-/// QEMU's own board: the fast one, on which the long tests and the measured times are.
-pub const TEST_MACHINE: &str = "virt";
+/// Variant that a command uses if none is given.
 pub const DEFAULT_VARIANT: &str = "prod";
 
-/// What names an image; the same options for every command that deals with one.
+/// Options that select an image, shared by all commands that work on one.
 #[derive(clap::Args, Clone)]
 pub struct ImageArgs {
-    /// A file of configs/machines/, without .toml
+    /// Select the machine: the name of a file in configs/machines/, without .toml
     #[arg(long, default_value = DEFAULT_MACHINE)]
     pub machine: String,
-    /// A file of configs/variants/, without .toml
+    /// Select the variant: the name of a file in configs/variants/, without .toml
     #[arg(long, default_value = DEFAULT_VARIANT)]
     pub variant: String,
-    /// Refuse to change image/locks/
+    /// Fail if a lock in image/locks/ is out of date, instead of resolving it again
     #[arg(long)]
     pub locked: bool,
-    /// A folder that adds machines, recipes, fragments, modules and files, or overrides them; later
-    /// ones win (docs/porting.md)
+    /// Add a layer: a folder that adds or overrides machines, recipes, kernel fragments, modules
+    /// and files; later layers override earlier ones (docs/porting.md)
     #[arg(long, value_name = "DIR")]
-    pub layer: Vec<std::path::PathBuf>,
+    pub layer: Vec<PathBuf>,
 }
 
-/// Runs a command that says by itself what is wrong.
-fn check(command: &mut std::process::Command, what: &str) -> Result<()> {
-    let status = command.status().with_context(|| format!("cannot run {what}"))?;
-    ensure!(status.success(), "{what} failed");
-    Ok(())
+/// The open cache and the image that a command works on.
+pub struct Session {
+    /// Build graph over the cache, which is locked until the session is dropped.
+    pub graph: BuildGraph,
+    /// The image.
+    pub image: Rc<ImageSpec>,
 }
 
-/// For what needs the tools and no image.
-pub fn tools_plan() -> Result<Plan> {
-    Plan::new(TEST_MACHINE, DEFAULT_VARIANT, false)
+impl Session {
+    /// Opens the cache for an image.
+    ///
+    /// # Errors
+    ///
+    /// Fails if there is no such machine or variant, or if the cache cannot be opened.
+    pub fn open(machine: &str, variant: &str, locked: bool) -> Result<Self> {
+        let image = Rc::new(ImageSpec::new(machine, variant)?);
+        Ok(Self { graph: BuildGraph::new(Cache::open()?, locked), image })
+    }
+
+    /// Opens the cache for the image of the tests. Commands that need only the tools use it too.
+    ///
+    /// # Errors
+    ///
+    /// Fails if the cache cannot be opened.
+    pub fn open_test() -> Result<Self> {
+        Self::open(TEST_MACHINE, DEFAULT_VARIANT, false)
+    }
 }
 
 impl ImageArgs {
-    pub fn plan(&self) -> Result<Plan> {
-        crate::layers::lay(&self.layer)?;
-        Plan::new(&self.machine, &self.variant, self.locked)
+    /// Adds the layers and opens the cache.
+    ///
+    /// # Errors
+    ///
+    /// Fails if a layer is invalid, if there is no such machine or variant, or if the cache cannot
+    /// be opened.
+    pub fn open(&self) -> Result<Session> {
+        layers::add(&self.layer, &PLACES)?;
+        Session::open(&self.machine, &self.variant, self.locked)
     }
+}
+
+/// Runs a command that prints its own errors; fails if its exit status is not 0.
+fn check(command: &mut Command, what: &str) -> Result<()> {
+    let status = command.status().with_context(|| format!("cannot run {what}"))?;
+    ensure!(status.success(), "{what} failed");
+    Ok(())
 }

@@ -1,147 +1,172 @@
-//! What differs between the forks of the consensus layer, as data.
+//! Differences between the forks of the consensus layer, as data.
 //!
-//! Sources: consensus-specs, specs/FORK/light-client/sync-protocol.md: the generalized indices of
-//! the beacon state and of the block's body; for Gloas, whose text is not finished, Lodestar's
-//! types (1.50). The way to the execution block's hash is one index here: in Capella the payload's
-//! header is at 25 of the body and has 16 leaves, in Deneb 32, and the hash is its thirteenth; in
-//! Gloas it is the bid's `parent_block_hash`, the last block that was run.
+//! The generalized indices of the beacon state and of the block's body are those of
+//! consensus-specs, specs/FORK/light-client/sync-protocol.md. For Gloas, whose text is not
+//! finished, they are those of Lodestar's types (1.50).
+//!
+//! One index leads from the block's body to the execution block's hash. In Capella the payload
+//! header is at 25 of the body and has 16 leaves, in Deneb 32, and the hash is its thirteenth
+//! field. In Gloas it is `parent_block_hash` of the bid, the last block that was executed.
 
-use super::ssz::{Root, merkleize, parent};
+use super::ssz::{Root, hash_pair, merkleize};
 
-/// Where things are in the trees of one fork.
+/// Generalized indices in the Merkle trees of one fork.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
+    /// Name of the fork in the consensus specification, in lower case.
     pub name: &'static str,
-    pub current_committee: u64,
-    pub next_committee: u64,
-    pub finalized: u64,
-    /// In the body of a block; before Capella a header does not lead to it.
+    /// Index of the current sync committee in the state.
+    pub current_sync_committee: u64,
+    /// Index of the next sync committee in the state.
+    pub next_sync_committee: u64,
+    /// Index of the finalized checkpoint's root in the state.
+    pub finalized_root: u64,
+    /// Index of the execution block's hash in the block's body, `None` before Capella.
     pub block_hash: Option<u64>,
 }
 
+/// The forks that this version supports, in their order.
 pub const LAYOUTS: [Layout; 7] = [
     Layout {
         name: "altair",
-        current_committee: 54,
-        next_committee: 55,
-        finalized: 105,
+        current_sync_committee: 54,
+        next_sync_committee: 55,
+        finalized_root: 105,
         block_hash: None,
     },
     Layout {
         name: "bellatrix",
-        current_committee: 54,
-        next_committee: 55,
-        finalized: 105,
+        current_sync_committee: 54,
+        next_sync_committee: 55,
+        finalized_root: 105,
         block_hash: None,
     },
     Layout {
         name: "capella",
-        current_committee: 54,
-        next_committee: 55,
-        finalized: 105,
+        current_sync_committee: 54,
+        next_sync_committee: 55,
+        finalized_root: 105,
         block_hash: Some(25 * 16 + 12),
     },
     Layout {
         name: "deneb",
-        current_committee: 54,
-        next_committee: 55,
-        finalized: 105,
+        current_sync_committee: 54,
+        next_sync_committee: 55,
+        finalized_root: 105,
         block_hash: Some(25 * 32 + 12),
     },
     Layout {
         name: "electra",
-        current_committee: 86,
-        next_committee: 87,
-        finalized: 169,
+        current_sync_committee: 86,
+        next_sync_committee: 87,
+        finalized_root: 169,
         block_hash: Some(25 * 32 + 12),
     },
     Layout {
         name: "fulu",
-        current_committee: 86,
-        next_committee: 87,
-        finalized: 169,
+        current_sync_committee: 86,
+        next_sync_committee: 87,
+        finalized_root: 169,
         block_hash: Some(25 * 32 + 12),
     },
     Layout {
         name: "gloas",
-        current_committee: 2945,
-        next_committee: 2946,
-        finalized: 735,
+        current_sync_committee: 2945,
+        next_sync_committee: 2946,
+        finalized_root: 735,
         block_hash: Some(2856),
     },
 ];
 
-/// A fork of one network.
+/// One fork of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fork {
+    /// First epoch of the fork.
     pub epoch: u64,
+    /// Fork version, which sync committees sign.
     pub version: [u8; 4],
+    /// Generalized indices of the fork.
     pub layout: Layout,
 }
 
-/// The sizes that a network was made with.
+/// Constants that a network was built with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Preset {
-    pub committee: usize,
+    /// Number of members of a sync committee.
+    pub sync_committee_size: usize,
+    /// Number of slots of an epoch.
     pub slots_per_epoch: u64,
+    /// Number of epochs for which a sync committee signs.
     pub epochs_per_period: u64,
 }
 
-pub const MAINNET: Preset = Preset { committee: 512, slots_per_epoch: 32, epochs_per_period: 256 };
-pub const MINIMAL: Preset = Preset { committee: 32, slots_per_epoch: 8, epochs_per_period: 8 };
+/// The preset `mainnet` of the consensus specification.
+pub const MAINNET: Preset =
+    Preset { sync_committee_size: 512, slots_per_epoch: 32, epochs_per_period: 256 };
+/// The preset `minimal` of the consensus specification.
+pub const MINIMAL: Preset =
+    Preset { sync_committee_size: 32, slots_per_epoch: 8, epochs_per_period: 8 };
 
 impl Preset {
+    /// Returns the number of slots of a sync committee period.
     pub fn slots_per_period(&self) -> u64 {
         self.slots_per_epoch * self.epochs_per_period
     }
 
+    /// Returns the sync committee period of a slot.
     pub fn period(&self, slot: u64) -> u64 {
         slot / self.slots_per_period()
     }
 }
 
-/// What a client knows of a network before it has heard anything.
+/// Properties of a network that a client must know from the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Network {
+    /// Constants of the network.
     pub preset: Preset,
+    /// Root of the validators at genesis, which sync committees sign.
     pub genesis_validators_root: Root,
-    /// Seconds since 1970.
+    /// Start of slot 0 in seconds since 1970.
     pub genesis_time: u64,
+    /// Length of a slot in seconds.
     pub seconds_per_slot: u64,
-    /// In the order of their epochs; the first one is from the beginning.
+    /// Forks in the order of their epochs. The first one begins with epoch 0.
     pub forks: Vec<Fork>,
 }
 
 impl Network {
+    /// Returns the fork of a slot.
     pub fn fork(&self, slot: u64) -> &Fork {
         let epoch = slot / self.preset.slots_per_epoch;
-        // Of forks at the same epoch the last one holds: a network can begin with several.
+        // The last of several forks at one epoch applies: a network can begin with several.
         self.forks.iter().rev().find(|fork| fork.epoch <= epoch).unwrap_or(&self.forks[0])
     }
 
+    /// Returns the generalized indices of a slot's fork.
     pub fn layout(&self, slot: u64) -> &Layout {
         &self.fork(slot).layout
     }
 
-    /// When a slot begins, in seconds since 1970.
-    pub fn time(&self, slot: u64) -> u64 {
+    /// Returns the start of a slot in seconds since 1970.
+    pub fn time_of_slot(&self, slot: u64) -> u64 {
         self.genesis_time.saturating_add(slot.saturating_mul(self.seconds_per_slot))
     }
 
-    pub fn slot(&self, now: u64) -> u64 {
+    /// Returns the slot at a time in seconds since 1970.
+    pub fn slot_at_time(&self, now: u64) -> u64 {
         now.saturating_sub(self.genesis_time) / self.seconds_per_slot
     }
 
-    /// What a sync committee signs for a header: `compute_signing_root`, with the version of the
-    /// slot before the signature's.
+    /// Computes the message that a sync committee signs for a header: `compute_signing_root`, with
+    /// the fork version of the slot before the signature's.
     pub fn signing_root(&self, header: &Root, signature_slot: u64) -> Root {
         let mut version = [0; 32];
         version[..4].copy_from_slice(&self.fork(signature_slot.max(1) - 1).version);
         let data = merkleize(&[version, self.genesis_validators_root], 1);
-        // DOMAIN_SYNC_COMMITTEE
+        // The domain begins with DOMAIN_SYNC_COMMITTEE, 0x07000000.
         let mut domain = [0; 32];
         domain[0] = 7;
         domain[4..].copy_from_slice(&data[..28]);
-        parent(header, &domain)
+        hash_pair(header, &domain)
     }
 }

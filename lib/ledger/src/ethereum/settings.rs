@@ -1,70 +1,81 @@
+//! Settings of the chain that a node pins (`[ledger.chain]` of node.toml).
+
 use sha2::{Digest as _, Sha256};
 
-use super::forks::{Fork, LAYOUTS, MAINNET, MINIMAL, Network};
-use super::registry::Approval;
-use super::state::Contract;
-use super::types::{Hash, Hex};
-use super::{ChainError, Root};
+use super::error::ChainError;
+use super::forks::{Fork, LAYOUTS, Layout, MAINNET, MINIMAL, Network};
+use super::registry::ApprovalLevel;
+use super::ssz::Root;
+use super::state::RegistryContract;
+use super::types::{Hash, Hex, HexError};
 
-/// What is pinned of a chain: all that a node trusts of it beforehand.
+/// Everything that a node trusts of a chain from the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
+    /// Properties of the network.
     pub network: Network,
-    /// Root of the beacon block to begin with.
+    /// Root of the beacon block from which the node starts.
     pub checkpoint: Root,
-    pub contract: Contract,
-    /// How old the final block may be whose state decides, in seconds.
+    /// The registry contract.
+    pub contract: RegistryContract,
+    /// Greatest age in seconds of the finalized block that a decision is based on.
     pub max_age: u64,
-    pub require: Approval,
+    /// Weakest approval that the node accepts.
+    pub require: ApprovalLevel,
 }
 
 impl Settings {
-    /// Which registry it is, whatever else changes.
+    /// Returns the hash that identifies the registry contract.
     pub(super) fn contract_id(&self) -> Hash {
-        let Contract { address, code, mapping } = &self.contract;
+        let RegistryContract { address, code_hash, mapping_slot } = &self.contract;
         let hasher = Sha256::new()
             .chain_update(address.0)
-            .chain_update(code.0)
-            .chain_update(mapping.to_be_bytes());
+            .chain_update(code_hash.0)
+            .chain_update(mapping_slot.to_be_bytes());
         Hash::new(hasher.finalize().into())
     }
+}
+
+fn invalid(key: &str, problem: impl std::fmt::Display) -> ChainError {
+    ChainError::Settings(format!("ledger.chain.{key}: {problem}"))
+}
+
+fn parse_root(key: &str, text: &str) -> Result<Root, ChainError> {
+    text.parse::<Hash>().map(|hash| hash.0).map_err(|error| invalid(key, error))
+}
+
+fn find_layout(name: &str) -> Result<&'static Layout, ChainError> {
+    LAYOUTS.iter().find(|layout| layout.name == name).ok_or_else(|| {
+        let supported: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
+        let problem = format!("this image supports {}, found {name:?}", supported.join(", "));
+        invalid("forks", problem)
+    })
+}
+
+fn parse_forks(forks: &[config::ChainFork]) -> Result<Vec<Fork>, ChainError> {
+    let parse = |fork: &config::ChainFork| {
+        let layout = *find_layout(&fork.name)?;
+        let Hex(version) =
+            fork.version.parse().map_err(|error: HexError| invalid("forks", error))?;
+        Ok(Fork { epoch: fork.epoch, version, layout })
+    };
+    let forks: Vec<Fork> = forks.iter().map(parse).collect::<Result<_, _>>()?;
+    if forks.first().is_none_or(|first| first.epoch != 0) {
+        return Err(invalid("forks", "the first one must begin with epoch 0"));
+    }
+    if !forks.is_sorted_by_key(|fork| fork.epoch) {
+        return Err(invalid("forks", "they must be in the order of their epochs"));
+    }
+    Ok(forks)
 }
 
 impl TryFrom<&config::Chain> for Settings {
     type Error = ChainError;
 
     fn try_from(chain: &config::Chain) -> Result<Self, ChainError> {
-        let wrong = |what: &str, problem: String| {
-            ChainError::Settings(format!("ledger.chain.{what}: {problem}"))
-        };
-        let root = |what: &str, text: &str| {
-            text.parse::<Hash>().map(|hash| hash.0).map_err(|e| wrong(what, e))
-        };
-        let mut forks = Vec::new();
-        for fork in &chain.forks {
-            let layout =
-                LAYOUTS.iter().find(|layout| layout.name == fork.name).ok_or_else(|| {
-                    let known: Vec<&str> = LAYOUTS.iter().map(|layout| layout.name).collect();
-                    wrong(
-                        "forks",
-                        format!(
-                            "{:?} is not known to this image; it knows {}",
-                            fork.name,
-                            known.join(", ")
-                        ),
-                    )
-                })?;
-            let Hex(version) = fork.version.parse().map_err(|e| wrong("forks", e))?;
-            forks.push(Fork { epoch: fork.epoch, version, layout: *layout });
-        }
-        if forks.first().is_none_or(|first| first.epoch != 0) {
-            return Err(wrong("forks", "the first one must begin with epoch 0".into()));
-        }
-        if !forks.is_sorted_by_key(|fork| fork.epoch) {
-            return Err(wrong("forks", "they must be in the order of their epochs".into()));
-        }
+        let forks = parse_forks(&chain.forks)?;
         if chain.seconds_per_slot == 0 {
-            return Err(wrong("seconds-per-slot", "expected at least 1".into()));
+            return Err(invalid("seconds-per-slot", "expected at least 1"));
         }
         Ok(Self {
             network: Network {
@@ -72,7 +83,7 @@ impl TryFrom<&config::Chain> for Settings {
                     config::Preset::Mainnet => MAINNET,
                     config::Preset::Minimal => MINIMAL,
                 },
-                genesis_validators_root: root(
+                genesis_validators_root: parse_root(
                     "genesis-validators-root",
                     &chain.genesis_validators_root,
                 )?,
@@ -80,16 +91,19 @@ impl TryFrom<&config::Chain> for Settings {
                 seconds_per_slot: chain.seconds_per_slot,
                 forks,
             },
-            checkpoint: root("checkpoint", &chain.checkpoint)?,
-            contract: Contract {
-                address: chain.contract.parse().map_err(|e| wrong("contract", e))?,
-                code: Hash::new(root("code-hash", &chain.code_hash)?),
-                mapping: chain.mapping_slot,
+            checkpoint: parse_root("checkpoint", &chain.checkpoint)?,
+            contract: RegistryContract {
+                address: chain
+                    .contract
+                    .parse()
+                    .map_err(|error: HexError| invalid("contract", error))?,
+                code_hash: Hash::new(parse_root("code-hash", &chain.code_hash)?),
+                mapping_slot: chain.mapping_slot,
             },
             max_age: chain.max_age_s,
             require: match chain.require {
-                config::Required::Clear => Approval::Clear,
-                config::Required::Proof => Approval::Proof,
+                config::RequiredApproval::Clear => ApprovalLevel::Clear,
+                config::RequiredApproval::Proof => ApprovalLevel::Proof,
             },
         })
     }

@@ -1,4 +1,4 @@
-//! What a host answers over HTTP/1.1: the head within limits, the body piece by piece.
+//! Responses over HTTP/1.1: a head within limits, and a body that is read chunk by chunk.
 
 use std::time::Duration;
 
@@ -7,85 +7,86 @@ use http_body_util::{BodyExt as _, Empty};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
+use serde::Deserialize;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-const LARGEST_HEAD: usize = 64 * 1024;
-const MOST_HEADERS: usize = 100;
+use super::error::HttpError;
 
-#[derive(Debug, thiserror::Error)]
-pub enum HttpError {
-    #[error("{host} cannot be reached: {problem}")]
-    Connect { host: String, problem: String },
-    #[error("{host} says nothing, or next to nothing, for {seconds} s")]
-    Stalled { host: String, seconds: u64 },
-    #[error("{host} broke off: {problem}")]
-    Broken { host: String, problem: String },
-    #[error("{host} redirects to {to:?}, which is not followed: {why}")]
-    Redirect { host: String, to: String, why: &'static str },
-    #[error("{host} sends more than {limit} bytes")]
-    TooLong { host: String, limit: u64 },
-}
+const MAX_HEAD_BYTES: usize = 64 * 1024;
+const MAX_HEADERS: usize = 100;
+/// Longest body of an error response that is read.
+const MAX_ERROR_BYTES: u64 = 4096;
+/// Longest message of a host that is repeated in an error.
+const MAX_MESSAGE_CHARS: usize = 200;
 
-pub(super) struct Answer {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub host: String,
+/// Response whose body was not read yet.
+pub(super) struct Response {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) host: String,
     body: Incoming,
-    /// The longest silence.
-    pub patience: Duration,
+    pub(super) stall_timeout: Duration,
 }
 
-pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+/// Connection with or without TLS.
+pub(super) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Connection for T {}
 
-/// Sends a request and reads the head of the answer.
-pub(super) async fn exchange(
-    stream: impl Stream + 'static,
+/// Sends a request and reads the head of the response.
+pub(super) async fn send_request(
+    connection: impl Connection + 'static,
     request: Request<Empty<Bytes>>,
 ) -> hyper::Result<hyper::Response<Incoming>> {
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(LARGEST_HEAD)
-        .max_headers(MOST_HEADERS)
-        .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
+    let (mut sender, driver) = hyper::client::conn::http1::Builder::new()
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(MAX_HEADERS)
+        .handshake::<_, Empty<Bytes>>(TokioIo::new(connection))
         .await?;
-    // It ends with the answer's body, or when that is dropped.
-    tokio::spawn(connection);
+    // The task ends with the response's body, or when the body is dropped.
+    tokio::spawn(driver);
     sender.send_request(request).await
 }
 
-/// An address without what could be secret in it: a user, a signature.
-pub(super) fn shown(address: &str) -> String {
+/// Reduces an address to scheme and host, without a user name or a signature, which are secrets.
+pub(super) fn redact(address: &str) -> String {
     match address.parse::<Uri>() {
         Ok(uri) => {
             format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default())
         }
-        Err(_) => "something else than an address".into(),
+        Err(_) => "an invalid address".into(),
     }
 }
 
-impl Answer {
-    pub(super) fn new(response: hyper::Response<Incoming>, host: &str, patience: Duration) -> Self {
-        let (parts, body) = response.into_parts();
-        Self { status: parts.status, headers: parts.headers, host: host.to_owned(), body, patience }
+impl Response {
+    pub(super) fn new(
+        response: hyper::Response<Incoming>,
+        host: &str,
+        stall_timeout: Duration,
+    ) -> Self {
+        let (head, body) = response.into_parts();
+        let (status, headers) = (head.status, head.headers);
+        Self { status, headers, host: host.to_owned(), body, stall_timeout }
     }
 
-    /// The next bytes of the body; None at its end.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
+    /// Returns the error for a host that sent almost nothing for too long.
+    pub(super) fn stalled(&self) -> HttpError {
+        HttpError::Stalled { host: self.host.clone(), seconds: self.stall_timeout.as_secs() }
+    }
+
+    /// Reads the next bytes of the body. Returns `None` at its end.
+    pub(super) async fn next_chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
         loop {
-            let frame =
-                tokio::time::timeout(self.patience, self.body.frame()).await.map_err(|_| {
-                    HttpError::Stalled { host: self.host.clone(), seconds: self.patience.as_secs() }
-                })?;
-            match frame {
+            let frame = tokio::time::timeout(self.stall_timeout, self.body.frame()).await;
+            match frame.map_err(|_| self.stalled())? {
                 None => return Ok(None),
                 Some(Err(error)) => {
                     return Err(HttpError::Broken {
                         host: self.host.clone(),
-                        problem: error.to_string(),
+                        source: error.into(),
                     });
                 }
+                // Trailers are ignored.
                 Some(Ok(frame)) => {
-                    // Trailers say nothing that counts here.
                     if let Ok(data) = frame.into_data() {
                         return Ok(Some(data));
                     }
@@ -94,10 +95,10 @@ impl Answer {
         }
     }
 
-    /// The whole of a small body.
-    pub(super) async fn whole(mut self, limit: u64) -> Result<Vec<u8>, HttpError> {
+    /// Reads the whole body, at most `limit` bytes.
+    pub(super) async fn read_all(mut self, limit: u64) -> Result<Vec<u8>, HttpError> {
         let mut bytes = Vec::new();
-        while let Some(chunk) = self.chunk().await? {
+        while let Some(chunk) = self.next_chunk().await? {
             if (bytes.len() + chunk.len()) as u64 > limit {
                 return Err(HttpError::TooLong { host: self.host, limit });
             }
@@ -105,4 +106,28 @@ impl Answer {
         }
         Ok(bytes)
     }
+
+    /// Converts a response whose status is not success. The host's message is shortened to fit a
+    /// line.
+    pub(super) async fn into_error(self) -> HttpError {
+        let (host, status) = (self.host.clone(), self.status);
+        let body = self.read_all(MAX_ERROR_BYTES).await.unwrap_or_default();
+        let message = serde_json::from_slice::<ErrorBody>(&body)
+            .ok()
+            .and_then(|body| body.errors.into_iter().next()?.message);
+        let message = message
+            .map(|text| text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE_CHARS).collect());
+        HttpError::Status { host, status, message }
+    }
+}
+
+/// Body of an error response (OCI distribution-spec 1.1, "Error Codes").
+#[derive(Deserialize)]
+struct ErrorBody {
+    errors: Vec<ErrorEntry>,
+}
+
+#[derive(Deserialize)]
+struct ErrorEntry {
+    message: Option<String>,
 }

@@ -1,47 +1,62 @@
-//! `cargo xtask bench`
+//! `cargo xtask bench`: measures performance and compares it with the limits in the README.
 
 mod boot;
-mod image;
+pub mod stats;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
+use crate::engine::host;
+
+/// Arguments of the command.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Subject of the measurement
     #[arg(value_enum, default_value = "boot")]
-    what: What,
-    /// How many boots; the medians are printed
+    subject: Subject,
+    /// Boot this number of times and print the medians
     #[arg(long, default_value_t = 3)]
     boots: usize,
 }
 
+/// The subject of a measurement.
 #[derive(clap::ValueEnum, Clone, Copy)]
-enum What {
-    /// The times that the README promises
+enum Subject {
+    /// Measure the boot times that the README promises
     Boot,
-    /// Side by side with a Debian that has systemd, its generic kernel and the same engine
+    /// Compare the image with Debian: systemd, the generic kernel and the same engine
     Image,
-    /// What goes through trustd's gate, side by side with the bare engine
+    /// Compare calls to the engine through trustd with calls to the engine alone
     Gate,
-    /// What modules get, side by side with other implementations; what one that floods its socket
-    /// does to others
+    /// Compare the cryptographic calls of modules with other implementations, and measure how a
+    /// module that floods its socket affects other modules
     Crypto,
-    /// What following a chain costs
+    /// Measure the cost of following a chain
     Ledger,
 }
 
+/// Measures, prints the figures, and fails if one misses a promise of the README.
+///
+/// # Errors
+///
+/// Fails if a measurement fails or misses a promise.
 pub fn run(args: Args) -> Result<()> {
     let boots = args.boots.max(1);
-    match args.what {
-        What::Boot => boot::run(boots),
-        What::Image => image::run(boots),
-        What::Gate => super::engine::bench_gate(),
-        What::Crypto => super::engine::bench_crypto(),
-        What::Ledger => super::chain::bench(),
+    match args.subject {
+        Subject::Boot => boot::run(boots),
+        Subject::Image => image(boots),
+        Subject::Gate => super::engine::bench_gate(),
+        Subject::Crypto => super::engine::bench_crypto(),
+        Subject::Ledger => super::chain::bench(),
     }
 }
 
-/// The middle one; sorts them.
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
+/// Runs `ci/src/bin/bench-image.rs`, which needs a client of the node's API that xtask does not
+/// contain.
+fn image(boots: usize) -> Result<()> {
+    let shell = host::shell()?;
+    host::cargo(&shell, &["run", "--quiet", "--package", "basalt-ci", "--bin", "bench-image"])
+        .args(["--", &boots.to_string()])
+        .env("BASALT_XTASK", std::env::current_exe()?)
+        .run()
+        .context("the benchmark of the image failed")
 }

@@ -1,4 +1,6 @@
-mod follow;
-mod others;
-mod refuse;
-mod sim;
+//! Tests of the light client: on a simulated chain and on data of third parties.
+
+mod light_client;
+mod rejection;
+mod simulated_chain;
+mod third_party;

@@ -1,0 +1,131 @@
+//! The approvers and witnesses that a node trusts.
+
+use ed25519_dalek::VerifyingKey;
+use sha2::{Digest as _, Sha256};
+
+use crate::statement::{ImageStatement, Statement, Status};
+use crate::witness::{WitnessPolicy, WitnessPolicyError};
+
+const MAX_APPROVERS: usize = 64;
+
+/// Reason why approvers or witnesses are rejected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TrustPolicyError {
+    /// The text is not a public key.
+    #[error("approver {key:?}: expected an Ed25519 public key, 64 lower-case hex digits")]
+    ApproverKey {
+        /// The rejected text.
+        key: String,
+    },
+    /// An approver is listed twice.
+    #[error("the approver {key} is listed twice")]
+    RepeatedApprover {
+        /// The approver's public key, hex.
+        key: String,
+    },
+    /// The threshold cannot be reached, or there are too many approvers.
+    #[error(
+        "a threshold of {threshold} does not fit {approvers} approvers: expected 1 to their \
+         number, and at most {MAX_APPROVERS} approvers"
+    )]
+    Threshold {
+        /// Number of signatures that an approval needs.
+        threshold: usize,
+        /// Number of listed approvers.
+        approvers: usize,
+    },
+    /// The keys of the log or of the witnesses are invalid.
+    #[error(transparent)]
+    Witnesses(#[from] WitnessPolicyError),
+}
+
+/// The keys whose signatures a node trusts, and how many of them are required.
+#[derive(Debug, Clone)]
+pub struct TrustPolicy {
+    /// Name of the ledger. Signatures are bound to it.
+    pub name: String,
+    /// Approvers of the first log entry. Later entries may replace them.
+    pub(crate) approvers: Approvers,
+    /// Checkpoint and cosignatures that a log must have in addition.
+    pub witness_policy: Option<WitnessPolicy>,
+}
+
+impl TrustPolicy {
+    /// Makes a policy without witnesses. The approvers are Ed25519 public keys in hex.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`TrustPolicyError`] for a malformed, weak or repeated key, for too many approvers,
+    /// and for a threshold that is zero or exceeds their number.
+    pub fn new(
+        name: &str,
+        approvers: &[String],
+        threshold: usize,
+    ) -> Result<Self, TrustPolicyError> {
+        let approvers = Approvers::new(approvers, threshold)?;
+        Ok(Self { name: name.to_owned(), approvers, witness_policy: None })
+    }
+
+    /// Returns the SHA-256 of the name, the threshold and the keys. It stays the same when a log
+    /// entry replaces the approvers.
+    pub fn identity(&self) -> measure::Digest {
+        let mut keys: Vec<&[u8]> =
+            self.approvers.keys.iter().map(|key| &key.as_bytes()[..]).collect();
+        keys.sort_unstable();
+        let hasher = Sha256::new()
+            .chain_update(b"basalt-ledger-v1\0")
+            .chain_update(self.name.as_bytes())
+            .chain_update([0])
+            .chain_update((self.approvers.threshold as u64).to_be_bytes());
+        keys.into_iter().fold(hasher, |hasher, key| hasher.chain_update(key)).finalize().into()
+    }
+}
+
+impl TryFrom<&config::Ledger> for TrustPolicy {
+    type Error = TrustPolicyError;
+
+    fn try_from(settings: &config::Ledger) -> Result<Self, TrustPolicyError> {
+        let config::Ledger { name, approvers, threshold, checkpoints, .. } = settings;
+        let witness_policy = checkpoints
+            .as_ref()
+            .map(|c| WitnessPolicy::new(&c.log, &c.witnesses, c.threshold, c.max_age_s))
+            .transpose()?;
+        Ok(Self { witness_policy, ..Self::new(name, approvers, *threshold)? })
+    }
+}
+
+/// The approvers at one place of the log.
+#[derive(Debug, Clone)]
+pub(crate) struct Approvers {
+    pub(crate) keys: Vec<VerifyingKey>,
+    pub(crate) threshold: usize,
+}
+
+impl Approvers {
+    pub(crate) fn new(approvers: &[String], threshold: usize) -> Result<Self, TrustPolicyError> {
+        let mut keys: Vec<VerifyingKey> = Vec::new();
+        for hex in approvers {
+            let raw: Option<[u8; 32]> = measure::unhex(hex).and_then(|b| b.try_into().ok());
+            let key = raw
+                .and_then(|raw| VerifyingKey::from_bytes(&raw).ok())
+                .filter(|key| !key.is_weak())
+                .ok_or_else(|| TrustPolicyError::ApproverKey { key: hex.clone() })?;
+            if keys.contains(&key) {
+                return Err(TrustPolicyError::RepeatedApprover { key: hex.clone() });
+            }
+            keys.push(key);
+        }
+        if threshold == 0 || threshold > keys.len() || keys.len() > MAX_APPROVERS {
+            return Err(TrustPolicyError::Threshold { threshold, approvers: keys.len() });
+        }
+        Ok(Self { keys, threshold })
+    }
+
+    /// Returns how many approvers must sign a statement. Any single approver can revoke.
+    pub(crate) fn required_signatures(&self, statement: &Statement) -> usize {
+        match statement {
+            Statement::Image(ImageStatement { status: Status::Revoked, .. }) => 1,
+            _ => self.threshold,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! A Docker Engine with folders of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::node::{WAIT_TIMEOUT, wait};
+
+/// Processes of containerd and dockerd. They are killed on drop.
+pub(crate) struct RealEngine {
+    children: Vec<Child>,
+    pub(crate) socket: PathBuf,
+}
+
+impl Drop for RealEngine {
+    fn drop(&mut self) {
+        for child in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+impl RealEngine {
+    /// Starts an engine. With the authorization plugin, a process must answer on the plugin's
+    /// socket.
+    pub(crate) fn start(dir: &Path, name: &str, with_plugin: bool) -> Self {
+        let state = Path::new("/var/lib/docker").join(name);
+        std::fs::create_dir_all(&state).unwrap();
+        let log = |what: &str| std::fs::File::create(dir.join(format!("{what}.log"))).unwrap();
+        let containerd = dir.join("containerd.sock");
+        let config = dir.join("containerd.toml");
+        let text = format!(
+            "version = 2\nroot = \"/var/lib/containerd/{name}\"\nstate = \"{}\"\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = \"{}\"\n",
+            dir.join("containerd").display(),
+            containerd.display()
+        );
+        std::fs::write(&config, text).unwrap();
+        let mut engine = Self { children: Vec::new(), socket: dir.join("docker.sock") };
+        let out = log("containerd");
+        engine.children.push(
+            Command::new("containerd")
+                .arg("--config")
+                .arg(&config)
+                .stdout(out.try_clone().unwrap())
+                .stderr(out)
+                .spawn()
+                .unwrap(),
+        );
+        wait("containerd", || containerd.exists());
+        let daemon = dir.join("daemon.json");
+        let mut settings = serde_json::json!({
+            "data-root": state,
+            "exec-root": dir.join("exec"),
+            "pidfile": dir.join("docker.pid"),
+            "containerd": containerd,
+            "hosts": [format!("unix://{}", engine.socket.display())],
+            "features": { "containerd-snapshotter": true },
+            "bridge": "none",
+            "ip6tables": false,
+            "userland-proxy": false,
+            "cgroup-parent": "/basalt-test",
+        });
+        if with_plugin {
+            settings["authorization-plugins"] = serde_json::json!(["basalt"]);
+        }
+        std::fs::write(&daemon, settings.to_string()).unwrap();
+        let out = log("dockerd");
+        engine.children.push(
+            Command::new("dockerd")
+                .arg("--config-file")
+                .arg(&daemon)
+                .stdin(Stdio::null())
+                .stdout(out.try_clone().unwrap())
+                .stderr(out)
+                .spawn()
+                .unwrap(),
+        );
+        engine
+    }
+
+    /// Returns the IDs of the processes.
+    pub(crate) fn processes(&self) -> Vec<u32> {
+        self.children.iter().map(Child::id).collect()
+    }
+
+    /// Waits until dockerd listens.
+    pub(crate) async fn ready(&self) {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        while std::os::unix::net::UnixStream::connect(&self.socket).is_err() {
+            assert!(Instant::now() < deadline, "dockerd does not listen");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}

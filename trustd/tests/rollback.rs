@@ -1,0 +1,210 @@
+//! Rollback protection of the ledger's log, against a software TPM: no older state is accepted.
+// Test helpers may unwrap, as tests may.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use basalt_trustd::admission::Admission;
+use basalt_trustd::tpm::Tpm;
+use common::{Swtpm, vault};
+use ledger::{Decision, ImageStatement, LogEntry, SigningKey, Status};
+use measure::Pcr;
+
+fn run<T>(test: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
+}
+
+/// Returns the digest of an image of the tests.
+fn digest(byte: &str) -> String {
+    format!("sha256:{}", byte.repeat(32))
+}
+
+fn key() -> SigningKey {
+    SigningKey::from_bytes(&[5; 32])
+}
+
+/// Returns a line of the log, signed by the approver.
+fn log_line(seq: u64, digest: &str, status: Status) -> String {
+    let statement =
+        ImageStatement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status };
+    let mut entry = LogEntry::new(statement);
+    entry.sign("t", &key());
+    entry.line() + "\n"
+}
+
+/// Returns a log that approves the image `ab`, and a longer one that revokes it.
+fn logs() -> (String, String) {
+    let approved = log_line(1, &digest("ab"), Status::Approved);
+    let revoked = approved.clone() + &log_line(2, &digest("ab"), Status::Revoked);
+    (approved, revoked)
+}
+
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// A node with a software TPM and a data partition.
+struct Fixture {
+    dir: tempfile::TempDir,
+    _swtpm: Swtpm,
+    tpm: Tpm,
+    node: config::Node,
+}
+
+impl Fixture {
+    async fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["etc", "data"] {
+            std::fs::create_dir_all(dir.path().join(folder)).unwrap();
+        }
+        let swtpm = Swtpm::start(dir.path());
+        let tpm = swtpm.open().await;
+        let text = format!(
+            "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n\
+             [owner]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\n\
+             approvers = [\"{}\"]\n",
+            measure::hex(key().verifying_key().as_bytes())
+        );
+        let node = config::parse("node.toml", &text).unwrap();
+        Self { dir, _swtpm: swtpm, tpm, node }
+    }
+
+    fn data(&self) -> PathBuf {
+        self.dir.path().join("data")
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.data().join("ledger.seen")
+    }
+
+    /// Opens the ledger, as trustd does at its start.
+    async fn open(&self) -> Admission {
+        self.open_with(&self.tpm).await
+    }
+
+    async fn open_with(&self, tpm: &Tpm) -> Admission {
+        let (dir, data) = (self.dir.path(), self.data());
+        let vault = vault(tpm, Pcr::default(), &data, dir, &self.node.keys);
+        let root_key = Arc::new(vault.open().await.unwrap());
+        Admission::open(&self.node, &dir.join("etc"), &data, 0, tpm.clone(), root_key)
+            .await
+            .unwrap()
+    }
+
+    /// Copies the data partition to the folder `name`.
+    fn save(&self, name: &str) -> PathBuf {
+        let copied = self.dir.path().join(name);
+        copy(&self.data(), &copied);
+        copied
+    }
+
+    fn restore(&self, saved: &Path) {
+        copy(saved, &self.data());
+    }
+}
+
+fn assert_denied(admission: &Admission, expected: &str) {
+    let Decision::Deny(reason) = admission.decide(&digest("ab")) else {
+        panic!("allowed; expected: {expected}")
+    };
+    assert!(reason.to_string().contains(expected), "{reason}");
+}
+
+#[test]
+fn an_older_data_partition_is_rejected() {
+    run(async {
+        let fixture = Fixture::new().await;
+        let (approved, revoked) = logs();
+        let admission = fixture.open().await;
+        admission.extend_log(&approved).await.unwrap();
+        assert!(matches!(admission.decide(&digest("ab")), Decision::Allow(_)));
+        let old = fixture.save("old");
+        admission.extend_log(&revoked).await.unwrap();
+        assert_denied(&fixture.open().await, "revoked");
+        let new = fixture.save("new");
+
+        fixture.restore(&old);
+        let rolled_back = fixture.open().await;
+        assert_denied(&rolled_back, "an older state was restored");
+        assert_denied(&rolled_back, "trustctl log reset");
+        assert!(rolled_back.extend_log(&approved).await.is_err());
+
+        fixture.restore(&new);
+        assert_denied(&fixture.open().await, "revoked");
+    });
+}
+
+#[test]
+fn a_missing_damaged_or_forged_mark_is_rejected() {
+    run(async {
+        let fixture = Fixture::new().await;
+        fixture.open().await.extend_log(&logs().1).await.unwrap();
+        let good = fixture.save("good");
+        std::fs::remove_file(fixture.mark()).unwrap();
+        assert_denied(&fixture.open().await, "the file is missing");
+        std::fs::write(fixture.mark(), "junk").unwrap();
+        assert_denied(&fixture.open().await, "damaged");
+        let text = std::fs::read_to_string(good.join("ledger.seen")).unwrap();
+        let forged = text.replace("\"seq\":2", "\"seq\":1");
+        assert_ne!(forged, text);
+        std::fs::write(fixture.mark(), forged).unwrap();
+        assert_denied(&fixture.open().await, "did not write it");
+        fixture.restore(&good);
+        assert_denied(&fixture.open().await, "revoked");
+        // The counter is ahead of the mark, until the owner resets it.
+        let before = fixture.tpm.read_counter().await.unwrap().unwrap();
+        assert_eq!(before + 1, fixture.tpm.increment_counter().await.unwrap());
+        assert_denied(&fixture.open().await, "an older state was restored");
+        fixture.open().await.reset().await.unwrap();
+        assert_denied(&fixture.open().await, "revoked");
+    });
+}
+
+/// The disk is full when the node receives a log with one more approval.
+#[test]
+fn an_approval_that_cannot_be_persisted_has_no_effect() {
+    run(async {
+        let fixture = Fixture::new().await;
+        let (_, revoked) = logs();
+        fixture.open().await.extend_log(&revoked).await.unwrap();
+        let other = digest("cd");
+        let longer = revoked + &log_line(3, &other, Status::Approved);
+        let admission = fixture.open().await;
+        let blocker = fixture.data().join("ledger.new");
+        std::fs::create_dir(&blocker).unwrap();
+        assert!(admission.extend_log(&longer).await.is_err());
+        assert!(
+            matches!(admission.decide(&other), Decision::Deny(_)),
+            "an approval waits until it is persisted"
+        );
+        assert!(
+            admission.extend_log(&longer).await.is_err(),
+            "the log is not reported as persisted"
+        );
+        std::fs::remove_dir(&blocker).unwrap();
+        assert_eq!(admission.extend_log(&longer).await.unwrap(), (3, true));
+        assert_eq!(admission.extend_log(&longer).await.unwrap(), (3, false));
+        assert!(matches!(admission.decide(&other), Decision::Allow(_)));
+        assert!(matches!(fixture.open().await.decide(&other), Decision::Allow(_)));
+    });
+}
+
+#[test]
+fn the_mark_of_another_tpm_is_rejected() {
+    run(async {
+        let fixture = Fixture::new().await;
+        fixture.open().await.extend_log(&logs().1).await.unwrap();
+        let other_dir = tempfile::tempdir().unwrap();
+        let other = Swtpm::start(other_dir.path());
+        std::fs::remove_file(fixture.data().join("root.sealed")).unwrap();
+        let admission = fixture.open_with(&other.open().await).await;
+        assert_denied(&admission, "is it another TPM");
+    });
+}
