@@ -17,25 +17,15 @@ pub struct PersistedState {
     genesis: Hash,
     /// Identity of the registry contract.
     contract: Hash,
-    #[serde(rename = "finalized")]
     finalized_header: Header,
-    #[serde(rename = "last_final")]
     unforced_finalized_header: Header,
-    #[serde(rename = "optimistic")]
     optimistic_header: Header,
-    #[serde(rename = "current")]
     current_sync_committee: SyncCommittee,
-    #[serde(rename = "next")]
     next_sync_committee: Option<SyncCommittee>,
-    #[serde(rename = "best")]
     best_valid_update: Option<Update>,
-    #[serde(rename = "previous_most")]
     previous_max_active_participants: usize,
-    #[serde(rename = "current_most")]
     current_max_active_participants: usize,
-    #[serde(rename = "anchor")]
     pub(super) finalized_block: Option<BlockRef>,
-    #[serde(rename = "attested")]
     pub(super) attested_block: Option<BlockRef>,
     records: Records,
 }
