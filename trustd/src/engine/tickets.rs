@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, Bytes};
 use axum::extract::{DefaultBodyLimit, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderName, HeaderValue};
@@ -24,7 +25,7 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use bollard::BollardRequest;
-use futures_util::FutureExt as _;
+use futures_util::{FutureExt as _, StreamExt as _};
 use http_body_util::{BodyExt as _, Either};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -169,8 +170,7 @@ pub fn serve_plugin(tickets: Arc<Tickets>, socket: &Path) -> Result<(), EngineEr
     let router = Router::new()
         .route("/Plugin.Activate", post(async || Json(json!({ "Implements": ["authz"] }))))
         .route("/AuthZPlugin.AuthZReq", post(authorize))
-        // The engine's answer to an allowed request goes to trustd, so it is always allowed.
-        .route("/AuthZPlugin.AuthZRes", post(async || Json(AuthzResponse::allow())))
+        .route("/AuthZPlugin.AuthZRes", post(allow_response))
         .layer(DefaultBodyLimit::max(MAX_AUTHZ_REQUEST_BYTES))
         .with_state(tickets);
     tokio::spawn(axum::serve(listener, router).into_future());
@@ -178,10 +178,7 @@ pub fn serve_plugin(tickets: Arc<Tickets>, socket: &Path) -> Result<(), EngineEr
 }
 
 /// Allows or denies one request. The engine sends no content type, so the body is parsed here.
-async fn authorize(
-    State(tickets): State<Arc<Tickets>>,
-    body: axum::body::Bytes,
-) -> Json<AuthzResponse> {
+async fn authorize(State(tickets): State<Arc<Tickets>>, body: Bytes) -> Json<AuthzResponse> {
     let request: Result<AuthzRequest, _> = serde_json::from_slice(&body);
     let result = match &request {
         Ok(request) => tickets
@@ -202,11 +199,22 @@ async fn authorize(
     })
 }
 
+/// Allows the engine's answer to a request that had a ticket: it goes to trustd.
+///
+/// The body is read to its end first. After an answer in the middle of a request, the server closes
+/// the connection, and the engine reports a broken pipe and sends the request again a second later.
+async fn allow_response(body: Body) -> Json<AuthzResponse> {
+    let mut body = body.into_data_stream();
+    while let Some(Ok(_)) = body.next().await {}
+    Json(AuthzResponse::allow())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use axum::http::Request;
-    use bytes::Bytes;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::UnixStream;
 
     fn request(uri: &str, body: &str) -> BollardRequest {
         let request =
@@ -252,5 +260,35 @@ mod tests {
         wrong.uri = "/b".into();
         assert!(tickets.redeem(&wrong).is_err());
         assert!(tickets.redeem(&presented(&sent, "{}")).is_err());
+    }
+    /// Longer than the bytes that a server reads ahead.
+    const RESPONSE_BODY_BYTES: usize = 2 << 20;
+
+    #[tokio::test]
+    async fn a_response_is_allowed_after_its_body_and_the_connection_stays_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("plugin.sock");
+        serve_plugin(Arc::default(), &socket).unwrap();
+        let mut engine = UnixStream::connect(&socket).await.unwrap();
+        let head = format!(
+            "POST /AuthZPlugin.AuthZRes HTTP/1.1\r\nhost: plugin\r\ncontent-length: {}\r\n\r\n",
+            2 * RESPONSE_BODY_BYTES
+        );
+        let half = vec![b' '; RESPONSE_BODY_BYTES];
+        let mut answer = [0; 4096];
+        for _ in 0..3 {
+            engine.write_all(head.as_bytes()).await.unwrap();
+            engine.write_all(&half).await.unwrap();
+            let early = engine.read(&mut answer);
+            let early = tokio::time::timeout(Duration::from_millis(100), early).await;
+            assert!(early.is_err(), "the plugin answered before the end of the body");
+            engine.write_all(&half).await.unwrap();
+            let length = engine.read(&mut answer).await.unwrap();
+            let text = String::from_utf8_lossy(&answer[..length]);
+            assert!(
+                text.starts_with("HTTP/1.1 200 OK") && text.contains("\"Allow\":true"),
+                "{text}"
+            );
+        }
     }
 }
