@@ -59,26 +59,25 @@ fn remove_below(dir: &Path) {
 
 /// Runs `cargo xtask bench gate`: measures the gate and the engine alone, with an optimised build.
 pub(super) fn bench_gate() -> Result<()> {
-    let mut args = vec![
-        "cargo",
-        "test",
-        "--offline",
-        "--release",
-        "--package",
-        "basalt-trustd",
-        "--features",
-        TESTS,
-    ];
-    args.extend([
-        "--test",
-        "engine",
-        "--",
-        "--ignored",
-        "--exact",
-        "bench::figures",
-        "--nocapture",
-    ]);
-    check(&sandbox(&Session::open_test()?.graph)?, args, "the benchmark")
+    let sandbox = sandbox(&Session::open_test()?.graph)?;
+    run_ignored_test(&sandbox, &["--release"], "bench::figures", "the benchmark")
+}
+
+/// Runs one ignored test of trustd's engine tests; `options` are further options of cargo.
+///
+/// # Errors
+/// Fails if the test fails. cargo succeeds if no test has this name.
+pub(super) fn run_ignored_test(
+    sandbox: &Sandbox,
+    options: &[&str],
+    test: &str,
+    what: &str,
+) -> Result<()> {
+    let mut args = vec!["cargo", "test", "--offline"];
+    args.extend(options);
+    args.extend(["--package", "basalt-trustd", "--features", TESTS, "--test", "engine"]);
+    args.extend(["--", "--ignored", "--exact", test, "--nocapture"]);
+    check(sandbox, args, what)
 }
 
 /// Runs `cargo xtask bench crypto`: an optimised build, in the sandbox because of its control
