@@ -24,8 +24,11 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
     let scratch = dev::scratch(graph, "gate")?;
     let services = graph.build(&sysroot::step("services"))?.dir;
     let programs = graph.build(&sysroot::step("programs"))?.dir;
+    let engine = graph.build(&sysroot::step("engine"))?.dir;
     Ok(dev::sandbox(graph)?
         .engine(&state)
+        .read(&engine, "/engine")
+        .env("PATH", "/engine/usr/sbin:/engine/usr/bin:/usr/sbin:/usr/bin")
         .write(&scratch, "/cache")
         .read(&services, "/in")
         .env("BASALT_ENGINE_TESTS", "1")

@@ -13,8 +13,10 @@ use crate::engine::lock::Package;
 use crate::engine::{fetch, hash};
 
 /// Mount points that steps and tests use; the sysroot is read-only while they run.
-const MOUNT_POINTS: [&str; 12] =
-    ["src", "vendor", "work", "out", "in", "cache", "proc", "sys", "dev", "tmp", "run", "old"];
+const MOUNT_POINTS: [&str; 14] = [
+    "src", "vendor", "work", "out", "in", "cache", "proc", "sys", "dev", "tmp", "run", "old",
+    "engine", "images",
+];
 
 /// Extracts packages, all of which are in the download cache, into the folder `out`.
 ///
