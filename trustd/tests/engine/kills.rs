@@ -183,7 +183,8 @@ fn engine(dir: &Path, name: &str) -> RealEngine {
         std::fs::create_dir_all("/run/docker/plugins").unwrap();
         serve_plugin(Arc::new(Tickets::default()), Path::new("/run/docker/plugins/basalt.sock"))
             .unwrap();
-        let engine = RealEngine::start(dir, name, true);
+        let mut engine = RealEngine::start(dir, name, true);
+        engine.is_plugin_interrupted = true;
         engine.ready().await;
         engine
     })

@@ -1,15 +1,27 @@
 //! A Docker Engine with folders of its own.
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::node::{WAIT_TIMEOUT, wait};
 
+/// Text in dockerd's log when a call of the authorization plugin failed and is made again, a second
+/// or more later.
+const RETRY: &str = "retrying in";
+
 /// Processes of containerd and dockerd. They are killed on drop.
+///
+/// The drop also verifies that dockerd made no call of the authorization plugin twice: an answer
+/// that breaks the connection costs a second for each call.
 pub(crate) struct RealEngine {
     children: Vec<Child>,
     pub(crate) socket: PathBuf,
+    dockerd_log: File,
+    /// Set by a test that ends the process behind the plugin while the engine runs.
+    pub(crate) is_plugin_interrupted: bool,
 }
 
 impl Drop for RealEngine {
@@ -18,7 +30,19 @@ impl Drop for RealEngine {
             let _ = child.kill();
             let _ = child.wait();
         }
+        if !std::thread::panicking() && !self.is_plugin_interrupted {
+            let log = read_log(&self.dockerd_log);
+            let retries: Vec<&str> = log.lines().filter(|line| line.contains(RETRY)).collect();
+            assert!(retries.is_empty(), "expected no retry, found:\n{}", retries.join("\n"));
+        }
     }
+}
+
+fn read_log(mut file: &File) -> String {
+    let mut log = String::new();
+    file.rewind().unwrap();
+    file.read_to_string(&mut log).unwrap();
+    log
 }
 
 impl RealEngine {
@@ -27,7 +51,10 @@ impl RealEngine {
     pub(crate) fn start(dir: &Path, name: &str, with_plugin: bool) -> Self {
         let state = Path::new("/var/lib/docker").join(name);
         std::fs::create_dir_all(&state).unwrap();
-        let log = |what: &str| std::fs::File::create(dir.join(format!("{what}.log"))).unwrap();
+        let log = |what: &str| {
+            let path = dir.join(format!("{what}.log"));
+            File::options().create(true).append(true).read(true).open(path).unwrap()
+        };
         let containerd = dir.join("containerd.sock");
         let config = dir.join("containerd.toml");
         let text = format!(
@@ -37,7 +64,12 @@ impl RealEngine {
             containerd.display()
         );
         std::fs::write(&config, text).unwrap();
-        let mut engine = Self { children: Vec::new(), socket: dir.join("docker.sock") };
+        let mut engine = Self {
+            children: Vec::new(),
+            socket: dir.join("docker.sock"),
+            dockerd_log: log("dockerd"),
+            is_plugin_interrupted: false,
+        };
         let out = log("containerd");
         engine.children.push(
             Command::new("containerd")
@@ -66,7 +98,7 @@ impl RealEngine {
             settings["authorization-plugins"] = serde_json::json!(["basalt"]);
         }
         std::fs::write(&daemon, settings.to_string()).unwrap();
-        let out = log("dockerd");
+        let out = engine.dockerd_log.try_clone().unwrap();
         engine.children.push(
             Command::new("dockerd")
                 .arg("--config-file")
