@@ -30,6 +30,137 @@ test("an approval needs the quorum for exactly the same status and expiry", asyn
   assert.deepEqual([record.status, record.since, record.notAfter, record.seq], [1n, 1_700_000_000n, LATER, 2n]);
 });
 
+const DAY = 86_400n;
+const ZERO = "0x" + "00".repeat(32);
+const openVotes = async (registry, subject) =>
+  (await registry.read("openVotes", subject))[0].filter((vote) => vote.status !== 0n).map((vote) => [vote.approver, Number(vote.status), vote.notAfter, vote.time]);
+
+test("a withdrawn vote does not complete an approval, and can be cast again", async () => {
+  const r = await registry();
+  await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+  const { events } = await r.call(ana, "withdraw", digest("a"));
+  assert.deepEqual(events.map((event) => [event.name, event.args[0], event.args[1].toLowerCase()]), [["Withdrawn", digest("a"), ana.address]]);
+  await rejected(r.call(ana, "withdraw", digest("a")), "NoOpenVote");
+  await r.call(ben, "approve", digest("a"), CLEAR, LATER);
+  assert.equal(await status(r, "a"), 0, "ana's vote was withdrawn");
+  await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+  assert.equal(await status(r, "a"), CLEAR);
+});
+
+test("only the approver's own vote that is open can be withdrawn", async () => {
+  const r = await registry(2, 2);
+  await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+  await rejected(r.call(ben, "withdraw", digest("a")), "NoOpenVote");
+  await rejected(r.call(ana, "withdraw", digest("b")), "NoOpenVote");
+  await rejected(r.call(ana, "withdraw", ZERO), "NoOpenVote");
+  await rejected(r.call(mallory, "withdraw", digest("a")), "NotAnApprover");
+  // A completed approval is changed by a revocation only.
+  await r.call(ben, "approve", digest("a"), CLEAR, LATER);
+  for (const who of [ana, ben]) await rejected(r.call(who, "withdraw", digest("a")), "NoOpenVote");
+  assert.equal(await status(r, "a"), CLEAR);
+  for (const who of [ana, ben]) await r.call(who, "revoke", digest("a"));
+  for (const who of [ana, ben]) await rejected(r.call(who, "withdraw", digest("a")), "NoOpenVote");
+  assert.equal(await status(r, "a"), REVOKED);
+  assert.deepEqual(await openVotes(r, digest("a")), []);
+});
+
+test("a vote to revoke and a vote for other approvers can be withdrawn", async () => {
+  const r = await registry(2, 2);
+  await r.call(ana, "revoke", digest("a"));
+  await r.call(ana, "withdraw", digest("a"));
+  await r.call(ben, "revoke", digest("a"));
+  assert.equal(await status(r, "a"), 0);
+  const next = [[dora.address], 1, 1];
+  await r.call(ana, "setApprovers", ...next);
+  await r.call(ana, "withdraw", ZERO);
+  await r.call(ben, "setApprovers", ...next);
+  assert.equal((await r.read("isApprover", dora.address))[0], false);
+  await r.call(cleo, "setApprovers", ...next);
+  assert.equal((await r.read("isApprover", dora.address))[0], true);
+});
+
+test("a new vote replaces the approver's open vote about the same image or the approvers", async () => {
+  const r = await registry(2, 2);
+  await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+  await r.call(ana, "revoke", digest("a"));
+  await r.call(ben, "approve", digest("a"), CLEAR, LATER);
+  assert.equal(await status(r, "a"), 0, "ana now wants the image revoked");
+  await r.call(ana, "approve", digest("a"), PROOF, LATER);
+  await r.call(cleo, "revoke", digest("a"));
+  assert.equal(await status(r, "a"), 0, "ana no longer wants the image revoked");
+  // The vote that completes a change replaces too.
+  await r.call(ana, "revoke", digest("b"));
+  await r.call(ben, "approve", digest("b"), CLEAR, LATER);
+  await r.call(ana, "approve", digest("b"), CLEAR, LATER);
+  await r.call(cleo, "revoke", digest("b"));
+  assert.equal(await status(r, "b"), CLEAR, "ana approved it after the vote to revoke");
+  const [one, other] = [[[dora.address], 1, 1], [[mallory.address], 1, 1]];
+  await r.call(ana, "setApprovers", ...other);
+  await r.call(ana, "setApprovers", ...one);
+  await r.call(ben, "setApprovers", ...other);
+  assert.equal((await r.read("isApprover", mallory.address))[0], false, "ana is for another set now");
+  await rejected(r.call(ana, "setApprovers", ...one), "AlreadyVoted");
+  await r.call(cleo, "setApprovers", ...one);
+  assert.equal((await r.read("isApprover", dora.address))[0], true);
+});
+
+test("a vote is open for 30 days", async () => {
+  const next = [[dora.address], 1, 1];
+  for (const [age, counts] of [[30n * DAY - 1n, true], [30n * DAY, false]]) {
+    const r = await registry(2, 2);
+    await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+    await r.call(ana, "revoke", digest("b"));
+    await r.call(ana, "setApprovers", ...next);
+    r.chain.time += age;
+    if (!counts) await rejected(r.call(ana, "withdraw", digest("a")), "NoOpenVote");
+    assert.equal((await openVotes(r, digest("a"))).length, counts ? 1 : 0);
+    await r.call(ben, "approve", digest("a"), CLEAR, LATER);
+    await r.call(ben, "revoke", digest("b"));
+    assert.deepEqual([await status(r, "a"), await status(r, "b")], counts ? [CLEAR, REVOKED] : [0, 0]);
+    await r.call(ben, "setApprovers", ...next);
+    assert.equal((await r.read("isApprover", dora.address))[0], counts);
+    if (counts) continue;
+    // The approver can vote for the same again.
+    await r.call(ana, "approve", digest("a"), CLEAR, LATER);
+    assert.equal(await status(r, "a"), CLEAR);
+  }
+});
+
+test("a vote whose approval would be expired is closed", async () => {
+  const r = await registry();
+  await r.call(ana, "approve", digest("a"), CLEAR, r.chain.time + 10n);
+  r.chain.time += 10n;
+  await rejected(r.call(ana, "withdraw", digest("a")), "NoOpenVote");
+  assert.deepEqual(await openVotes(r, digest("a")), []);
+});
+
+test("a transaction that is included after its deadline counts for nothing", async () => {
+  const r = await registry(1);
+  const deadline = r.chain.time + 60n;
+  r.chain.time += 61n;
+  await rejected(r.call(ana, "approve", digest("a"), CLEAR, LATER, deadline), "TooLate");
+  await rejected(r.call(ana, "revoke", digest("a"), deadline), "TooLate");
+  await rejected(r.call(ana, "setApprovers", [mallory.address], 1, 1, deadline), "TooLate");
+  r.chain.time -= 1n;
+  await r.call(ana, "approve", digest("a"), CLEAR, LATER, deadline);
+  assert.equal(await status(r, "a"), CLEAR);
+});
+
+test("the open votes are listed for each approver", async () => {
+  const r = await registry(3, 2);
+  const time = r.chain.time;
+  await r.call(ana, "approve", digest("a"), PROOF, LATER);
+  r.chain.time += 5n;
+  await r.call(cleo, "revoke", digest("a"));
+  const [a, c] = [ana, cleo].map((one) => checksummed(one.address));
+  assert.deepEqual(await openVotes(r, digest("a")), [[a, PROOF, LATER, time], [c, REVOKED, 0n, time + 5n]]);
+  const { events } = await r.call(ana, "setApprovers", [dora.address], 1, 1);
+  assert.deepEqual(events.map((event) => event.name), ["VotedForApprovers"]);
+  const [[vote]] = [(await r.read("openVotes", ZERO))[0]];
+  const set = keccak256(AbiCoder.defaultAbiCoder().encode(["address[]", "uint16", "uint16"], [[dora.address], 1, 1]));
+  assert.deepEqual([vote.approver, vote.status, vote.set], [a, 4n, set]);
+});
+
 test("an approver cannot vote twice, and another account cannot vote", async () => {
   const r = await registry();
   await r.call(ana, "approve", digest("a"), CLEAR, LATER);
@@ -109,7 +240,7 @@ test("a quorum replaces the approvers, and their earlier votes are void", async 
   const back = [[ana, ben, cleo].map((one) => one.address), 2, 1];
   for (const who of [ana, dora]) await r.call(who, "setApprovers", ...back);
   await rejected(r.call(dora, "revoke", digest("a")), "NotAnApprover");
-  assert.deepEqual([await r.read("era"), await r.read("quorum")].map(([value]) => value), [3n, 2n]);
+  assert.deepEqual([await r.read("era"), await r.read("quorum")].map(([value]) => value), [4n, 2n]);
 });
 
 function checksummed(address) {
@@ -124,7 +255,7 @@ test("the contract accepts no money", async () => {
 // lib/ledger/src/ethereum/registry.rs reads this word, and docs/chain.md describes it.
 test("a record is stored in the slot and packing that nodes read", async () => {
   const shown = contract.layout.storage.map(({ label, slot, offset }) => `${slot}:${offset} ${label}`);
-  assert.deepEqual(shown, ["0:0 records", "1:0 seq", "1:8 era", "1:16 quorum", "1:18 revocationQuorum", "2:0 eraOf", "3:0 list", "4:0 voted", "5:0 votes"]);
+  assert.deepEqual(shown, ["0:0 records", "1:0 seq", "1:8 era", "1:16 quorum", "1:18 revocationQuorum", "2:0 eraOf", "3:0 list", "4:0 votes", "5:0 setOf"]);
   const r = await registry();
   for (const who of [ana, ben]) await r.call(who, "approve", digest("a"), PROOF, 0x0102030405060708n);
   const slot = keccak256(AbiCoder.defaultAbiCoder().encode(["bytes32", "uint256"], [digest("a"), 0]));
@@ -144,10 +275,16 @@ test("the gas costs are those of docs/chain.md", async () => {
   const { gas: deployed, registry: r } = await chain.deploy(dora, [ana, ben, cleo].map((one) => one.address), 2, 1);
   const first = (await r.call(ana, "approve", digest("a"), CLEAR, LATER)).gas;
   const second = (await r.call(ben, "approve", digest("a"), CLEAR, LATER)).gas;
+  await r.call(ana, "approve", digest("b"), CLEAR, LATER);
+  const withdrawn = (await r.call(ana, "withdraw", digest("b"))).gas;
   const revoked = (await r.call(cleo, "revoke", digest("a"))).gas;
   const changing = (await r.call(ana, "setApprovers", [ana.address, dora.address], 2, 1)).gas;
   const changed = (await r.call(ben, "setApprovers", [ana.address, dora.address], 2, 1)).gas;
-  const measured = { deployed, first, second, revoked, changing, changed };
+  const many = Array.from({ length: 64 }, (_, n) => person(`m${n}`));
+  const { registry: large } = await chain.deploy(dora, many.map((one) => one.address), 2, 1);
+  await large.call(many[0], "approve", digest("a"), CLEAR, LATER);
+  const greatest = (await large.call(many[1], "approve", digest("a"), CLEAR, LATER)).gas;
+  const measured = { deployed, first, second, withdrawn, revoked, changing, changed, greatest };
   const table = readFileSync(new URL("../../docs/chain.md", import.meta.url), "utf8");
   for (const [what, gas] of Object.entries(measured)) {
     const row = new RegExp(`\\| ${what} \\|.*\\| ([0-9,]+) \\|`).exec(table);
