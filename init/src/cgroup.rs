@@ -48,15 +48,25 @@ pub(crate) fn join(group: &str) -> Result<(), InitError> {
     std::fs::write(&file, "0").map_err(InitError::io(format!("write {file}")))
 }
 
-/// Kills all processes in a group and below it, unless the group is or contains that of a service.
+/// Kills all processes in a group and below it, also those of a frozen group, unless the group is
+/// or contains that of a service.
 pub(crate) fn kill_group(group: &str, services: &[&str]) -> Result<(), CgroupError> {
     check_killable(group, services)?;
-    // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill".
+    // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.kill" and "cgroup.freeze".
     let file = format!("{ROOT}/{group}/cgroup.kill");
     std::fs::write(&file, "1").map_err(|source| CgroupError::Io { path: file, source })
 }
 
-fn check_killable(group: &str, services: &[&str]) -> Result<(), CgroupError> {
+/// Reports whether there are processes in a group or below it. A group that does not exist has
+/// none.
+pub(crate) fn is_populated(group: &str) -> bool {
+    // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.events".
+    std::fs::read_to_string(format!("{ROOT}/{group}/cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+/// Checks that a group is neither that of a service nor contains one.
+pub(crate) fn check_killable(group: &str, services: &[&str]) -> Result<(), CgroupError> {
     if group.split('/').any(|part| ["", ".", ".."].contains(&part)) {
         return Err(CgroupError::InvalidPath(group.to_owned()));
     }

@@ -1,5 +1,5 @@
 //! The control socket, on which trustd sends requests to init. Each request is one datagram:
-//! `reboot`, `poweroff`, `restart NAME`, `kill NAME` or `kill-group GROUP`.
+//! `reboot`, `poweroff`, `restart NAME`, `kill NAME`, `kill-group GROUP` or `watching NAME`.
 //!
 //! The socket is in a folder that only root and trustd can enter.
 
@@ -27,11 +27,16 @@ pub(crate) enum ControlRequest {
     Kill(String),
     /// Kills all processes in a control group that is not a service's.
     KillGroup(String),
+    /// Reports that a service watches its control groups.
+    Watching(String),
 }
 
 /// Error of parsing a request.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("expected reboot, poweroff, restart NAME, kill NAME or kill-group GROUP, found {found:?}")]
+#[error(
+    "expected reboot, poweroff, restart NAME, kill NAME, kill-group GROUP or watching NAME, found \
+     {found:?}"
+)]
 pub(crate) struct InvalidRequest {
     found: String,
 }
@@ -66,6 +71,7 @@ fn parse(message: &[u8]) -> Result<ControlRequest, InvalidRequest> {
         Some(("restart", name)) => Ok(ControlRequest::Restart(name.to_owned())),
         Some(("kill", name)) => Ok(ControlRequest::Kill(name.to_owned())),
         Some(("kill-group", group)) => Ok(ControlRequest::KillGroup(group.to_owned())),
+        Some(("watching", name)) => Ok(ControlRequest::Watching(name.to_owned())),
         _ => Err(reject()),
     }
 }
@@ -75,15 +81,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_five_requests_are_accepted() {
+    fn only_the_six_requests_are_accepted() {
         assert_eq!(parse(b"reboot"), Ok(ControlRequest::Reboot));
         assert_eq!(parse(b"poweroff"), Ok(ControlRequest::PowerOff));
         assert_eq!(parse(b"restart netd"), Ok(ControlRequest::Restart("netd".into())));
         assert_eq!(parse(b"kill dockerd"), Ok(ControlRequest::Kill("dockerd".into())));
         let group = parse(b"kill-group default/x");
         assert_eq!(group, Ok(ControlRequest::KillGroup("default/x".into())));
+        assert_eq!(parse(b"watching trustd"), Ok(ControlRequest::Watching("trustd".into())));
         for junk in [&b""[..], b"\xff", b"kill-group a\xff", b"halt", b"reboot now", b"kill"] {
             assert!(parse(junk).is_err());
         }
+        assert!(parse(b"watching").is_err());
     }
 }

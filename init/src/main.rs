@@ -6,9 +6,11 @@
 //! - After the handover, init extends no more events. Like every process but trustd, it cannot open
 //!   the TPM.
 //! - Init never returns, and it reaps every child process.
+//! - Processes that a service has to watch do not run for longer than a stated time without it.
 
 #![deny(unsafe_code)]
 
+mod absence;
 mod cgroup;
 mod console;
 mod control;

@@ -15,8 +15,9 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::absence::{Absence, Overdue};
 use crate::control::{self, ControlRequest};
-use crate::error::InitError;
+use crate::error::{CgroupError, InitError};
 use crate::output::OutputStream;
 use crate::{cgroup, launch};
 
@@ -45,18 +46,9 @@ pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, InitEr
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(InitError::io("open a signal descriptor"))?;
     let control = control::open()?;
-    let services = services
-        .into_iter()
-        .map(|(name, config)| SupervisedService {
-            name,
-            config,
-            state: State::Waiting,
-            pid: None,
-            output: Vec::new(),
-            backoff: BACKOFF_INITIAL,
-        })
-        .collect();
+    let services = services.into_iter().map(|(name, c)| SupervisedService::new(name, c)).collect();
     let mut supervisor = Supervisor { services, announced_ready: false };
+    supervisor.check_watched_groups()?;
     loop {
         supervisor.wait(&signals, &control);
         while let Ok(Some(info)) = signals.read_signal() {
@@ -76,6 +68,7 @@ pub(crate) fn run(services: Vec<(String, Service)>) -> Result<Infallible, InitEr
         // the signal again.
         reap(&mut supervisor);
         supervisor.advance();
+        supervisor.end_unwatched();
     }
 }
 
@@ -177,7 +170,54 @@ impl Supervisor {
             ControlRequest::PowerOff => self.shut_down(RebootMode::RB_POWER_OFF),
             ControlRequest::Restart(name) => self.signal_on_request(&name, Signal::SIGTERM),
             ControlRequest::Kill(name) => self.signal_on_request(&name, Signal::SIGKILL),
-            ControlRequest::KillGroup(group) => self.kill_group(&group),
+            ControlRequest::KillGroup(group) => self.kill_group_on_request(&group),
+            ControlRequest::Watching(name) => self.note_report(&name),
+        }
+    }
+
+    /// Returns the control groups of the services.
+    fn service_groups(&self) -> Vec<String> {
+        self.services.iter().map(|s| launch::group(&s.name, &s.config)).collect()
+    }
+
+    /// Checks that init may kill every group that a service watches.
+    fn check_watched_groups(&self) -> Result<(), InitError> {
+        let groups = self.service_groups();
+        let protected: Vec<&str> = groups.iter().map(String::as_str).collect();
+        let watched = self.services.iter().flat_map(|s| &s.config.watches);
+        for group in watched {
+            cgroup::check_killable(group, &protected)?;
+        }
+        Ok(())
+    }
+
+    fn note_report(&mut self, name: &str) {
+        match self.services.iter_mut().find(|s| s.name == *name) {
+            Some(service) => service.absence.report(Instant::now()),
+            None => logging::warn!("{name:?} cannot watch control groups: no such service"),
+        }
+    }
+
+    /// Kills the processes in groups whose service has not reported for too long.
+    fn end_unwatched(&mut self) {
+        let (now, mut unwatched) = (Instant::now(), Vec::new());
+        for SupervisedService { name, config, absence, .. } in &mut self.services {
+            if !config.watches.iter().any(|group| cgroup::is_populated(group)) {
+                if absence.note_empty() {
+                    logging::info!("{name}: all that it watches has ended");
+                }
+            } else if let Some(Overdue { absent, is_first }) = absence.check(now) {
+                if is_first {
+                    let seconds = absent.as_secs();
+                    logging::error!("{name} is absent for {seconds} s: ending what it watches");
+                }
+                unwatched.extend(config.watches.clone());
+            }
+        }
+        for group in unwatched {
+            if let Err(error) = self.kill_group(&group) {
+                logging::error!("cannot end {group:?}: {}", logging::Chain(&error));
+            }
         }
     }
 
@@ -191,11 +231,14 @@ impl Supervisor {
         }
     }
 
-    fn kill_group(&self, group: &str) {
-        let protected: Vec<String> =
-            self.services.iter().map(|s| launch::group(&s.name, &s.config)).collect();
-        let protected: Vec<&str> = protected.iter().map(String::as_str).collect();
-        match cgroup::kill_group(group, &protected) {
+    fn kill_group(&self, group: &str) -> Result<(), CgroupError> {
+        let groups = self.service_groups();
+        let protected: Vec<&str> = groups.iter().map(String::as_str).collect();
+        cgroup::kill_group(group, &protected)
+    }
+
+    fn kill_group_on_request(&self, group: &str) {
+        match self.kill_group(group) {
             Ok(()) => logging::info!("{group}: killed all processes, requested by trustd"),
             Err(error) => {
                 logging::warn!("cannot kill the group {group:?}: {}", logging::Chain(&error));
@@ -273,9 +316,23 @@ struct SupervisedService {
     output: Vec<OutputStream>,
     /// Delay before the next restart.
     backoff: Duration,
+    absence: Absence,
 }
 
 impl SupervisedService {
+    fn new(name: String, config: Service) -> Self {
+        let max_absence = Duration::from_secs(config.max_absence_s.into());
+        Self {
+            name,
+            config,
+            state: State::Waiting,
+            pid: None,
+            output: Vec::new(),
+            backoff: BACKOFF_INITIAL,
+            absence: Absence::new(max_absence, Instant::now()),
+        }
+    }
+
     fn advance(&mut self, needs_met: bool) {
         match self.state {
             State::Waiting if needs_met => self.start(),

@@ -29,6 +29,18 @@ pub struct Service {
     /// Files of an earlier run that would prevent a new start; init removes them first.
     #[serde(default)]
     pub stale_files: Vec<String>,
+    /// Control groups, relative to the root, whose processes run only while this service watches
+    /// them.
+    #[serde(default)]
+    pub watches: Vec<String>,
+    /// Longest time in seconds between two reports of the service that it watches these groups.
+    /// Then init kills their processes.
+    #[serde(default = "default_max_absence_s")]
+    pub max_absence_s: u32,
+}
+
+fn default_max_absence_s() -> u32 {
+    30
 }
 
 /// Condition under which a service counts as ready.
