@@ -8,7 +8,8 @@ mod chain_fixture;
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use basalt_trustd::admission::{Admission, AdmissionError};
 use chain_fixture::{Fixture, Recording, approval, denial, now, run};
@@ -186,7 +187,7 @@ fn a_kill_at_any_fail_point_loses_no_marked_state() {
         let recording = Recording::read();
         let (good, toml) = (recording.digest(0), recording.node_toml(&[], 60));
         let node: config::Node = config::parse("node.toml", &toml).unwrap();
-        let Fixture { dir, _swtpm: swtpm, tpm } = run(async {
+        let Fixture { dir, swtpm, tpm } = run(async {
             let fixture = Fixture::new().await;
             fixture
                 .open_with_log(&node, &recording)
@@ -214,7 +215,7 @@ fn a_kill_at_any_fail_point_loses_no_marked_state() {
         );
         run(async {
             let tpm = swtpm.open().await;
-            let fixture = Fixture { dir, _swtpm: swtpm, tpm };
+            let fixture = Fixture { dir, swtpm, tpm };
             let admission = fixture.open(&node).await;
             match admission.decide(&good) {
                 Decision::Allow(_) => assert!(!is_marked, "{point}: the marked state is lost"),
@@ -351,6 +352,43 @@ fn a_revocation_that_cannot_be_persisted_takes_effect() {
         assert_revoked(&admission, &good);
         // The marked state is still the one before.
         assert!(matches!(fixture.open(&node).await.decide(&good), Decision::Allow(_)));
+    });
+}
+
+/// The mark cannot be written, because the TPM does not answer.
+#[test]
+fn a_revocation_takes_effect_while_the_tpm_hangs() {
+    run(async {
+        let (fixture, recording) = (Fixture::new().await, Recording::read());
+        let good = recording.digest(0);
+        let admission = fixture.open_with_log(&recording.node(&[], 60), &recording).await;
+        admission.apply_bundle(&recording.bundle("approved")).await.unwrap();
+        let admission = Arc::new(admission);
+        let hang = fixture.swtpm.hang();
+        // The update of the log comes first, and waits for the TPM.
+        let longer = recording.log() + &approval(4, &format!("sha256:{}", "66".repeat(32)));
+        let log = tokio::spawn({
+            let admission = admission.clone();
+            async move { admission.extend_log(&longer).await }
+        });
+        while !admission.log_text().unwrap().contains("6666") {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let bundle = tokio::spawn({
+            let (admission, bundle) = (admission.clone(), recording.bundle("attested"));
+            async move { admission.apply_bundle(&bundle).await }
+        });
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while matches!(admission.decide(&good), Decision::Allow(_)) {
+            assert!(Instant::now() < deadline, "the image is still allowed");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_revoked(&admission, &good);
+        assert!(!log.is_finished() && !bundle.is_finished());
+        drop(hang);
+        log.await.unwrap().unwrap();
+        assert!(bundle.await.unwrap().unwrap());
+        assert_revoked(&admission, &good);
     });
 }
 

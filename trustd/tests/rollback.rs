@@ -6,11 +6,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use basalt_trustd::admission::Admission;
 use basalt_trustd::tpm::Tpm;
 use common::{Swtpm, vault};
-use ledger::{Decision, ImageStatement, LogEntry, SigningKey, Status};
+use ledger::{Decision, ImageStatement, LogEntry, Reason, SigningKey, Status};
 use measure::Pcr;
 
 fn run<T>(test: impl Future<Output = T>) -> T {
@@ -28,8 +29,12 @@ fn key() -> SigningKey {
 
 /// Returns a line of the log, signed by the approver.
 fn log_line(seq: u64, digest: &str, status: Status) -> String {
-    let statement =
-        ImageStatement { digest: digest.to_owned(), exp: u64::MAX, iat: 0, seq, status };
+    log_line_until(seq, digest, status, u64::MAX)
+}
+
+/// Returns a line of the log whose approval expires at `exp`.
+fn log_line_until(seq: u64, digest: &str, status: Status, exp: u64) -> String {
+    let statement = ImageStatement { digest: digest.to_owned(), exp, iat: 0, seq, status };
     let mut entry = LogEntry::new(statement);
     entry.sign("t", &key());
     entry.line() + "\n"
@@ -53,7 +58,7 @@ fn copy(from: &Path, to: &Path) {
 /// A node with a software TPM and a data partition.
 struct Fixture {
     dir: tempfile::TempDir,
-    _swtpm: Swtpm,
+    swtpm: Swtpm,
     tpm: Tpm,
     node: config::Node,
 }
@@ -73,7 +78,7 @@ impl Fixture {
             measure::hex(key().verifying_key().as_bytes())
         );
         let node = config::parse("node.toml", &text).unwrap();
-        Self { dir, _swtpm: swtpm, tpm, node }
+        Self { dir, swtpm, tpm, node }
     }
 
     fn data(&self) -> PathBuf {
@@ -193,6 +198,82 @@ fn an_approval_that_cannot_be_persisted_has_no_effect() {
         assert_eq!(admission.extend_log(&longer).await.unwrap(), (3, false));
         assert!(matches!(admission.decide(&other), Decision::Allow(_)));
         assert!(matches!(fixture.open().await.decide(&other), Decision::Allow(_)));
+    });
+}
+
+/// The disk is full when the node receives a log that renews the approval of a running module.
+#[test]
+fn an_approval_that_is_renewed_while_the_disk_is_full_stays_in_force() {
+    run(async {
+        let fixture = Fixture::new().await;
+        let (image, other) = (digest("ab"), digest("cd"));
+        let (end, renewed_end) = (u64::MAX - 1, u64::MAX);
+        let log = log_line_until(1, &image, Status::Approved, end)
+            + &log_line(2, &other, Status::Approved);
+        fixture.open().await.extend_log(&log).await.unwrap();
+        let admission = fixture.open().await;
+        let renewed = log + &log_line_until(3, &image, Status::Approved, renewed_end);
+        let longer = renewed.clone() + &log_line(4, &other, Status::Revoked);
+        let approval = || match admission.decide(&image) {
+            Decision::Allow(approval) => (approval.seq, approval.exp),
+            Decision::Deny(reason) => panic!("the module would be stopped: {reason}"),
+        };
+        let blocker = fixture.data().join("ledger.new");
+        std::fs::create_dir(&blocker).unwrap();
+        assert!(admission.extend_log(&renewed).await.is_err());
+        assert_eq!(approval(), (1, end));
+        assert!(admission.extend_log(&longer).await.is_err());
+        assert_eq!(approval(), (1, end));
+        let decision = admission.decide(&other);
+        assert!(matches!(decision, Decision::Deny(Reason::Revoked { .. })), "{decision:?}");
+        std::fs::remove_dir(&blocker).unwrap();
+        admission.extend_log(&longer).await.unwrap();
+        assert_eq!(approval(), (3, renewed_end));
+    });
+}
+
+/// Waits until an image is revoked.
+async fn wait_until_revoked(admission: &Admission, digest: &str) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !matches!(admission.decide(digest), Decision::Deny(Reason::Revoked { .. })) {
+        assert!(Instant::now() < deadline, "{:?}", admission.decide(digest));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// The mark cannot be written, because the TPM does not answer.
+#[test]
+fn a_revocation_takes_effect_while_the_tpm_hangs() {
+    run(async {
+        let fixture = Fixture::new().await;
+        let [first, second, new] = ["ab", "cd", "ef"].map(digest);
+        let log = log_line(1, &first, Status::Approved) + &log_line(2, &second, Status::Approved);
+        let admission = Arc::new(fixture.open().await);
+        admission.extend_log(&log).await.unwrap();
+        let hang = fixture.swtpm.hang();
+        let extend = |log: &str| {
+            let (admission, log) = (admission.clone(), log.to_owned());
+            tokio::spawn(async move { admission.extend_log(&log).await })
+        };
+        let log = log + &log_line(3, &new, Status::Approved);
+        let log = log + &log_line(4, &first, Status::Revoked);
+        let earlier = extend(&log);
+        wait_until_revoked(&admission, &first).await;
+        // The earlier update still waits for the TPM.
+        let log = log + &log_line(5, &second, Status::Revoked);
+        let later = extend(&log);
+        wait_until_revoked(&admission, &second).await;
+        assert!(!earlier.is_finished() && !later.is_finished());
+        assert!(matches!(admission.decide(&new), Decision::Deny(Reason::Unknown { .. })));
+        drop(hang);
+        // The longer log can overtake the shorter one.
+        let _ = earlier.await.unwrap();
+        later.await.unwrap().unwrap();
+        assert!(matches!(admission.decide(&new), Decision::Allow(_)));
+        for admission in [&*admission, &fixture.open().await] {
+            wait_until_revoked(admission, &first).await;
+            wait_until_revoked(admission, &second).await;
+        }
     });
 }
 

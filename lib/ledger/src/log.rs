@@ -307,10 +307,24 @@ impl Log {
         )
     }
 
-    /// Drops the approvals by entries after `seq`, but none of the revocations.
+    /// Replaces the approvals by entries after `seq` by those of `older`, a replay of fewer entries,
+    /// until the earlier expiry of both. Keeps all revocations.
     #[must_use]
-    pub fn without_approvals_after(mut self, seq: u64) -> Self {
-        self.latest.retain(|_, (image, _)| image.seq <= seq || image.status == Status::Revoked);
+    pub fn without_approvals_after(mut self, seq: u64, older: Option<&Self>) -> Self {
+        self.latest.retain(|digest, (image, signers)| {
+            if image.seq <= seq || image.status == Status::Revoked {
+                return true;
+            }
+            let approval = older.and_then(|log| log.latest.get(digest));
+            let Some((old, old_signers)) =
+                approval.filter(|(old, _)| old.seq <= seq && old.status == Status::Approved)
+            else {
+                return false;
+            };
+            let exp = old.exp.min(image.exp);
+            (*image, *signers) = (ImageStatement { exp, ..old.clone() }, *old_signers);
+            true
+        });
         self
     }
 

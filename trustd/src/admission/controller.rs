@@ -5,7 +5,8 @@
 //! - An image is allowed if the log allows it and, on a node that follows a chain, the chain's
 //!   finalized state allows it, too.
 //! - The high-water mark is on disk and the TPM's counter is incremented before a longer log or a
-//!   changed state of the chain is used.
+//!   changed state of the chain approves anything. Its denials count before that, so they wait for
+//!   neither the disk nor the TPM.
 //! - The mark has a tag under a key that the TPM seals, and the value of the counter. Neither an
 //!   older mark nor a forged one counts, even if the whole data partition is restored. Without its
 //!   mark the node approves nothing.
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use api::owner::{LedgerState, LogSummary};
 use config::{Checkpoints, Ledger, Node};
-use ledger::ethereum::ChainError;
 use ledger::{
     ChainApproval, ChainReason, Decision, HighWaterMark, Log, Reason, TrustPolicy, TrustPolicyError,
 };
@@ -29,10 +29,14 @@ use super::rollback::{HighWaterMarks, RollbackGuard};
 use crate::keys::derive::RootKey;
 use crate::tpm::Tpm;
 use crate::util::error_chain::error_chain;
-use crate::util::{atomic_file, clock, lock, low_priority};
+use crate::util::{atomic_file, clock, lock};
 
 /// Time for which a running module may continue although no relay was asked for its image yet.
 const NOT_ASKED_GRACE: Duration = Duration::from_secs(300);
+/// Time for the high-water mark to be written, which needs the disk and the TPM.
+const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time that an update waits for another one before it puts its denials in force.
+const UPDATE_PATIENCE: Duration = Duration::from_millis(300);
 
 struct LoadedLog {
     text: String,
@@ -221,7 +225,14 @@ impl Admission {
     /// [`AdmissionError`] if the log is invalid, shorter or another one, or if it cannot be
     /// persisted. In the latter case its revocations are in force, and its approvals are not.
     pub async fn extend_log(&self, new_text: &str) -> Result<(u64, bool), AdmissionError> {
-        let _guard = self.update_lock.lock().await;
+        let _guard = match tokio::time::timeout(UPDATE_PATIENCE, self.update_lock.lock()).await {
+            Ok(guard) => guard,
+            // The other update may wait for a disk or a TPM that does not answer.
+            Err(_) => {
+                self.deny_by_log(new_text)?;
+                self.update_lock.lock().await
+            }
+        };
         let known = match &*lock::read(&self.state) {
             // Sources repeat the same log at every poll.
             Ok(loaded) if loaded.is_persisted && loaded.text == new_text => {
@@ -249,24 +260,57 @@ impl Admission {
         }) {
             return Ok((new_mark.seq, false));
         }
-        let persisted = self.persist_log(new_text, &new_mark, &marked).await;
-        // A full disk must not prevent a revocation from taking effect. An approval waits until it
-        // is persisted, and the sender gets the error.
-        self.set(Ok(match &persisted {
-            Ok(()) => LoadedLog {
-                text: new_text.to_owned(),
-                log,
-                marked: new_mark.clone(),
-                is_persisted: true,
-            },
-            Err(_) => LoadedLog {
-                text: new_text.to_owned(),
-                log: log.without_approvals_after(marked.seq),
-                marked,
-                is_persisted: false,
-            },
-        }));
-        persisted.map(|()| (new_mark.seq, true))
+        // A full disk or a TPM that does not answer must not prevent a revocation from taking
+        // effect. An approval waits until it is persisted.
+        self.set_unpersisted(new_text, &log, marked.clone());
+        persist_in_time(self.persist_log(new_text, &new_mark, &marked)).await?;
+        self.set_persisted(LoadedLog {
+            text: new_text.to_owned(),
+            log,
+            marked: new_mark.clone(),
+            is_persisted: true,
+        });
+        Ok((new_mark.seq, true))
+    }
+
+    /// Puts the denials of a log in force while another update is in progress.
+    fn deny_by_log(&self, text: &str) -> Result<(), AdmissionError> {
+        let (seen, marked) = match &*lock::read(&self.state) {
+            Ok(LoadedLog { log, marked, .. }) => (log.high_water_mark(), marked.clone()),
+            Err(_) => return Ok(()),
+        };
+        let log = Log::replay(&self.policy, text, &seen)?;
+        if log.high_water_mark() != seen {
+            self.set_unpersisted(text, &log, marked);
+        }
+        Ok(())
+    }
+
+    /// Puts the denials of a log in force, and none of its approvals after `marked`. Does nothing
+    /// if the present log is longer.
+    fn set_unpersisted(&self, text: &str, log: &Log, mut marked: HighWaterMark) {
+        let state = &mut *lock::write(&self.state);
+        let mut older = None;
+        if let Ok(present) = state {
+            if present.log.high_water_mark().seq > log.high_water_mark().seq {
+                return;
+            }
+            (marked, older) = (present.marked.clone(), Some(&present.log));
+        }
+        let log = log.clone().without_approvals_after(marked.seq, older);
+        *state = Ok(LoadedLog { text: text.to_owned(), log, marked, is_persisted: false });
+    }
+
+    /// Puts a persisted log in force. A longer one that came meanwhile stays; its own update
+    /// follows.
+    fn set_persisted(&self, persisted: LoadedLog) {
+        let state = &mut *lock::write(&self.state);
+        match state {
+            Ok(newer) if newer.log.high_water_mark().seq > persisted.marked.seq => {
+                newer.marked = persisted.marked;
+            }
+            _ => *state = Ok(persisted),
+        }
     }
 
     /// Writes a log and, if it is longer than the marked one, its mark.
@@ -293,8 +337,15 @@ impl Admission {
     /// the new state cannot be persisted. In the latter case its revocations are in force, and its
     /// approvals are not.
     pub async fn apply_bundle(&self, bundle: &str) -> Result<bool, AdmissionError> {
-        let _guard = self.update_lock.lock().await;
         let chain = self.chain.as_ref().ok_or(AdmissionError::NoChain)?;
+        let _guard = match tokio::time::timeout(UPDATE_PATIENCE, self.update_lock.lock()).await {
+            Ok(guard) => guard,
+            // The other update may wait for a disk or a TPM that does not answer.
+            Err(_) => {
+                chain.deny_by_bundle(bundle).await?;
+                self.update_lock.lock().await
+            }
+        };
         if !chain.is_usable() {
             // Retry: an earlier read error may have cleared. State that does not match the mark
             // stays rejected.
@@ -302,38 +353,24 @@ impl Admission {
             chain.open(marks.as_ref().map(|marks| marks.chain));
         }
         let (known, is_persisted) = chain.newest()?;
-        let (text, requested, now) =
-            (bundle.to_owned(), chain.requested_digests(), clock::unix_seconds());
-        let before = known.clone();
-        let verified = low_priority::run(move || {
-            let is_needed = |digest: &_| requested.contains(digest) || before.has_record(digest);
-            before.apply_bundle_for(&text, now, &is_needed)
-        })
-        .await;
-        let new = verified.map_err(|error| ChainError::PersistedState(error.to_string()))??;
+        let new = chain.verify_bundle(&known, bundle).await?;
         chain.note_records(&new);
         // State that could not be persisted before is written again.
         if new == known && is_persisted {
             return Ok(false);
         }
+        // A revocation takes effect even if it cannot be persisted, and before it is.
+        chain.set_unpersisted(new.clone());
         let Some(pending) = chain.write_pending(&new)? else {
             chain.commit(new, None);
             return Ok(true);
         };
-        // A revocation takes effect even if it cannot be persisted.
-        let marked = match self.log_mark().await {
-            Ok(log) => {
-                self.rollback.write(&HighWaterMarks { log, chain: Some(pending.mark) }).await
-            }
-            Err(error) => Err(error),
+        let write_mark = async {
+            let log = self.log_mark().await?;
+            self.rollback.write(&HighWaterMarks { log, chain: Some(pending.mark) }).await
         };
-        match marked {
-            Ok(()) => chain.commit(new, Some(pending)),
-            Err(error) => {
-                chain.set_unpersisted(new);
-                return Err(error);
-            }
-        }
+        persist_in_time(write_mark).await?;
+        chain.commit(new, Some(pending));
         Ok(true)
     }
 
@@ -426,6 +463,16 @@ impl Admission {
         }
         Ok(LoadedLog { text: text.to_owned(), log, marked, is_persisted: true })
     }
+}
+
+/// Ends the wait for a disk or a TPM that does not answer, so that the next update can begin. The
+/// next update writes the mark again.
+async fn persist_in_time<T>(
+    persisting: impl Future<Output = Result<T, AdmissionError>>,
+) -> Result<T, AdmissionError> {
+    tokio::time::timeout(PERSIST_TIMEOUT, persisting)
+        .await
+        .unwrap_or(Err(AdmissionError::NotPersisted { seconds: PERSIST_TIMEOUT.as_secs() }))
 }
 
 /// Reads a log. A missing file is an empty log.

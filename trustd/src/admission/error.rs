@@ -25,6 +25,15 @@ pub enum AdmissionError {
     /// The TPM failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+    /// The disk or the TPM does not answer.
+    #[error(
+        "the state of the ledger was not persisted within {seconds} s, because the disk or the TPM \
+         does not answer; its revocations are in force, its approvals are not"
+    )]
+    NotPersisted {
+        /// Time that was waited for.
+        seconds: u64,
+    },
     /// A file cannot be read or written.
     #[error("cannot access {path}")]
     Io {

@@ -4,7 +4,7 @@
 //! - A persisted state counts only if the high-water mark (rollback.rs) has its hash, so an older
 //!   state cannot be restored. The file is named after the hash. An older file is removed only
 //!   after the mark is written, so a kill or a fault at any point leaves the marked one.
-//! - State that could not be persisted can only deny.
+//! - State that is not persisted can only deny.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -24,14 +24,14 @@ use super::error::AdmissionError;
 use crate::util::error_chain::error_chain;
 use crate::util::failpoint::fail_point;
 use crate::util::lock::{self, lock};
-use crate::util::{atomic_file, clock};
+use crate::util::{atomic_file, clock, low_priority};
 
 /// Time in seconds for which relays are asked for an image after a decision needed it.
 const REQUEST_LIFETIME_SECONDS: u64 = 3600;
 
 struct ChainState {
     client: LightClient,
-    /// Newer state that could not be persisted.
+    /// Newer state that is not persisted.
     unpersisted: Option<LightClient>,
     /// SHA-256 of the persisted state.
     mark: Option<Digest>,
@@ -181,17 +181,72 @@ impl PersistentLightClient {
             if let Some(PendingState { mark }) = &pending {
                 (state.mark, state.persistent_root) = (Some(*mark), client.persistent_root());
             }
-            (state.client, state.unpersisted) = (client, None);
+            // Newer state that came meanwhile still denies, and its own update follows.
+            if state.unpersisted.as_ref() == Some(&client) {
+                state.unpersisted = None;
+            }
+            state.client = client;
         }
         if let Some(PendingState { mark }) = pending {
             self.remove_files_except(Some(&mark));
         }
     }
 
-    /// Stores a newer state that could not be persisted. It can only deny.
+    /// Stores a newer state that is not persisted. It can only deny.
     pub(super) fn set_unpersisted(&self, client: LightClient) {
         if let Ok(state) = &mut *lock::write(&self.state) {
             state.unpersisted = Some(client);
+        }
+    }
+
+    /// Verifies a bundle and returns the state after it. `known` is the state before.
+    ///
+    /// # Errors
+    /// [`AdmissionError::Chain`] if the bundle is invalid or behind.
+    pub(super) async fn verify_bundle(
+        &self,
+        known: &LightClient,
+        bundle: &str,
+    ) -> Result<LightClient, AdmissionError> {
+        let (text, requested, now) =
+            (bundle.to_owned(), self.requested_digests(), clock::unix_seconds());
+        let before = known.clone();
+        let verified = low_priority::run(move || {
+            let is_needed = |digest: &_| requested.contains(digest) || before.has_record(digest);
+            before.apply_bundle_for(&text, now, &is_needed)
+        })
+        .await;
+        Ok(verified.map_err(|error| ChainError::PersistedState(error.to_string()))??)
+    }
+
+    /// Puts the denials of a bundle in force before it is persisted.
+    ///
+    /// # Errors
+    /// [`AdmissionError::Chain`] if the bundle is invalid or behind.
+    pub(super) async fn deny_by_bundle(&self, bundle: &str) -> Result<(), AdmissionError> {
+        loop {
+            let (known, _) = self.newest()?;
+            let new = self.verify_bundle(&known, bundle).await?;
+            // Another bundle can have changed the state meanwhile.
+            if self.replace_unpersisted(&known, new) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Stores a newer state that is not persisted, if `known` is still the newest one. Returns
+    /// whether it is.
+    fn replace_unpersisted(&self, known: &LightClient, new: LightClient) -> bool {
+        match &mut *lock::write(&self.state) {
+            Ok(state) => {
+                let is_newest = state.unpersisted.as_ref().unwrap_or(&state.client) == known;
+                if is_newest && new != *known {
+                    state.unpersisted = Some(new);
+                }
+                is_newest
+            }
+            // The state cannot be used, so everything is denied.
+            Err(_) => true,
         }
     }
 

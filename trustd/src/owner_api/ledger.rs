@@ -71,9 +71,10 @@ fn to_api_error(error: AdmissionError) -> ApiError {
         AdmissionError::Chain(_) | AdmissionError::ChainState { .. } | AdmissionError::NoChain => {
             ErrorCode::Chain
         }
-        AdmissionError::Io { .. } | AdmissionError::Tpm(_) | AdmissionError::NotRead => {
-            return ApiError::failed(error);
-        }
+        AdmissionError::Io { .. }
+        | AdmissionError::Tpm(_)
+        | AdmissionError::NotPersisted { .. }
+        | AdmissionError::NotRead => return ApiError::failed(error),
     };
     ApiError::from_error(StatusCode::CONFLICT, code, &error)
 }

@@ -115,7 +115,8 @@ pub(crate) async fn open_admission(tpm: &Tpm, dir: &Path, node: &config::Node) -
 /// Files and TPM of a node.
 pub(crate) struct Fixture {
     pub(crate) dir: tempfile::TempDir,
-    pub(crate) _swtpm: Swtpm,
+    #[allow(dead_code)] // Not every test program uses it.
+    pub(crate) swtpm: Swtpm,
     pub(crate) tpm: Tpm,
 }
 
@@ -127,7 +128,7 @@ impl Fixture {
             std::fs::create_dir_all(dir.path().join(folder)).unwrap();
         }
         let tpm = swtpm.open().await;
-        Self { dir, _swtpm: swtpm, tpm }
+        Self { dir, swtpm, tpm }
     }
 
     /// Opens the ledger, as trustd does at its start.

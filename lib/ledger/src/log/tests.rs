@@ -68,6 +68,44 @@ fn a_revoked_image_stays_revoked_after_another_approval() {
 }
 
 #[test]
+fn an_approval_that_is_not_persisted_leaves_the_older_one_in_force() {
+    let entry = |seq, image, status, exp| {
+        let statement = ImageStatement { digest: digest(image), exp, iat: 1000, seq, status };
+        let mut entry = LogEntry::new(statement);
+        entry.sign("home", &key(1));
+        entry.line() + "\n"
+    };
+    let persisted = entry(1, 7, Status::Approved, 2000)
+        + &entry(2, 8, Status::Approved, 2000)
+        + &entry(3, 9, Status::Approved, 2000);
+    let newer = persisted.clone()
+        + &entry(4, 7, Status::Approved, 3000)
+        + &entry(5, 8, Status::Revoked, 3000)
+        + &entry(6, 9, Status::Approved, 1500)
+        + &entry(7, 10, Status::Approved, 3000);
+    let older = replay(1, &persisted).unwrap();
+    let log = replay(1, &newer).unwrap().without_approvals_after(3, Some(&older));
+    let decide = |image, now| log.decide(&digest(image), now, 0);
+    let is_allowed_by = |image, now, by| match decide(image, now) {
+        Decision::Allow(ImageApproval { seq, .. }) => seq == by,
+        Decision::Deny(_) => false,
+    };
+    assert!(is_allowed_by(7, 1999, 1), "the renewed approval was lost: {:?}", decide(7, 1999));
+    assert!(matches!(decide(7, 2000), Decision::Deny(Reason::Expired { exp: 2000, .. })));
+    assert!(matches!(decide(8, 1200), Decision::Deny(Reason::Revoked { seq: 5, .. })));
+    assert!(is_allowed_by(9, 1499, 3));
+    assert!(matches!(decide(9, 1500), Decision::Deny(Reason::Expired { exp: 1500, .. })));
+    assert!(matches!(decide(10, 1500), Decision::Deny(Reason::Unknown { .. })));
+    assert_eq!(log.high_water_mark().seq, 7);
+    // The next entry that cannot be persisted either changes nothing.
+    let newest = newer + &entry(8, 7, Status::Approved, 4000);
+    let log = replay(1, &newest).unwrap().without_approvals_after(3, Some(&log));
+    assert!(matches!(log.decide(&digest(7), 1999, 0), Decision::Allow(_)));
+    let unknown = replay(1, &newest).unwrap().without_approvals_after(3, None);
+    assert!(matches!(unknown.decide(&digest(7), 1999, 0), Decision::Deny(_)));
+}
+
+#[test]
 fn unknown_and_expired_images_early_approvals_and_an_unset_clock_are_denied() {
     let log = replay(1, &line(1, 9, Status::Approved, &[1])).unwrap();
     assert!(matches!(log.decide(&digest(8), 1500, 0), Decision::Deny(Reason::Unknown { .. })));
