@@ -62,7 +62,11 @@ impl Inventory {
         let mut all = BTreeMap::new();
         for name in file_names(&self.containers)? {
             let path = self.containers.join(&name);
-            let text = std::fs::read_to_string(&path).map_err(at(&path))?;
+            let text = match std::fs::read_to_string(&path) {
+                // The record was removed meanwhile.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                other => other.map_err(at(&path))?,
+            };
             // A file of another form is no record. A file that is being written has another name.
             if let Ok(record) = serde_json::from_str(&text) {
                 all.insert(name, record);

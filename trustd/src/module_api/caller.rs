@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use config::Access;
 
+use super::gate::Gate;
 use crate::keys::derive::{Binding, ModuleKeys, RootKey};
 
 /// Container of a module, with the module's keys and permissions.
@@ -20,6 +21,8 @@ pub struct Caller {
     pub(super) binding: Binding,
     /// The module's keys.
     pub(super) keys: Arc<ModuleKeys>,
+    /// Gate of the container.
+    pub(super) gate: Arc<Gate>,
 }
 
 impl Caller {
@@ -40,6 +43,7 @@ impl Caller {
             access,
             binding,
             keys,
+            gate: Arc::default(),
         }
     }
 

@@ -123,25 +123,45 @@ async fn accept_forever(listener: StdListener, service: Arc<Service>) -> std::io
     }
 }
 
-/// Serves one connection until it ends.
+/// Serves one connection until it ends or the gate of its container is closed.
 async fn serve(connection: UnixStream, peer: Peer, router: Router, requests: Arc<Semaphore>) {
+    let gate = peer.as_ref().ok().map(|caller| caller.gate.clone());
+    let closed = {
+        let gate = gate.clone();
+        async move {
+            match gate {
+                Some(gate) => gate.closed().await,
+                None => std::future::pending().await,
+            }
+        }
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
-        let (mut router, requests) = (router.clone(), requests.clone());
+        let (mut router, requests, gate) = (router.clone(), requests.clone(), gate.clone());
         request.extensions_mut().insert(peer.clone());
         async move {
             let answer = tokio::time::timeout(REQUEST_TIMEOUT, async {
                 let _permit = requests.acquire().await;
                 router.call(request).await
             });
-            answer.await.unwrap_or_else(|_| Ok(timeout_answer()))
+            let answer = answer.await.unwrap_or_else(|_| Ok(timeout_answer()));
+            // The gate can be closed while an answer is computed, which does not yield.
+            if gate.is_some_and(|gate| gate.is_closed()) {
+                return Err(std::io::Error::from(std::io::ErrorKind::ConnectionAborted));
+            }
+            let Ok(answer) = answer;
+            Ok(answer)
         }
     });
-    // A broken connection concerns the module only.
-    let _ = http1::Builder::new()
+    let serving = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(REQUEST_TIMEOUT)
-        .serve_connection(TokioIo::new(connection), service)
-        .await;
+        .serve_connection(TokioIo::new(connection), service);
+    tokio::select! {
+        biased;
+        () = closed => {}
+        // A broken connection concerns the module only.
+        _ = serving => {}
+    }
 }
 
 fn timeout_answer() -> Response {

@@ -14,6 +14,7 @@ use tokio::sync::Semaphore;
 
 use super::caller::Caller;
 use super::calls::{self, Call, LocalCall, TpmCall};
+use super::gate::Gates;
 use super::peer::PeerError;
 use crate::audit::{Audit, EventKind};
 use crate::engine::inventory::Inventory;
@@ -49,6 +50,7 @@ pub struct Shared {
 pub(super) struct Service {
     module: String,
     shared: Shared,
+    gates: Arc<Gates>,
     keys: Mutex<BTreeMap<Binding, Arc<ModuleKeys>>>,
     calls: Mutex<Option<TokenBucket>>,
     tpm_calls: Mutex<Option<TokenBucket>>,
@@ -61,10 +63,11 @@ pub(super) struct Service {
 
 impl Service {
     /// Creates the service of a module.
-    pub(super) fn new(module: &str, shared: Shared) -> Self {
+    pub(super) fn new(module: &str, shared: Shared, gates: Arc<Gates>) -> Self {
         Self {
             module: module.to_owned(),
             shared,
+            gates,
             keys: Mutex::default(),
             calls: Mutex::default(),
             tpm_calls: Mutex::default(),
@@ -105,6 +108,7 @@ impl Service {
             access: record.access,
             binding,
             keys,
+            gate: self.gates.get(container),
         })
     }
 
@@ -207,11 +211,14 @@ impl Service {
         let per_second = caller.access.quota.tpm_calls_per_s;
         Self::take_tokens(&self.tpm_calls, 1, per_second, "calls of the TPM")?;
         let (tpm, audit) = (self.shared.tpm.clone(), self.shared.audit.clone());
-        let permit = self.tpm_permit.clone();
+        let (permit, gate) = (self.tpm_permit.clone(), caller.gate.clone());
         // In a task of its own: a client that disconnects gets no second permit while the TPM still
         // works on its first call.
         let answer = tokio::spawn(async move {
             let _permit = permit.acquire_owned().await.map_err(ApiError::failed)?;
+            if gate.is_closed() {
+                return Err(ended());
+            }
             call.compute(&tpm, &audit).await
         });
         answer.await.map_err(ApiError::failed)?
@@ -248,11 +255,20 @@ impl Service {
                 Err(error) => Some(to_answer(Err(error))),
             });
         }
-        for (index, answer) in parallel::map(local, |(at, call)| (at, call.compute(caller))) {
+        let compute = |call: LocalCall| {
+            if caller.gate.is_closed() { Err(ended()) } else { call.compute(caller) }
+        };
+        for (index, answer) in parallel::map(local, |(at, call)| (at, compute(call))) {
             answers[index] = Some(to_answer(answer));
         }
         Ok(BatchAnswers { answers: answers.into_iter().flatten().collect() })
     }
+}
+
+/// Returns the result of a call whose container's gate was closed. The container does not get it.
+fn ended() -> ApiError {
+    let message = "the ledger no longer allows the module's image";
+    ApiError::new(StatusCode::FORBIDDEN, ErrorCode::UnknownPeer, message)
 }
 
 fn to_answer(result: Result<Box<RawValue>, ApiError>) -> BatchAnswer {

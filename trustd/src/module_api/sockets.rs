@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tokio::sync::oneshot;
 
+use super::gate::Gates;
 use super::serve;
 use super::service::{Service, Shared};
 use crate::engine::inventory::Inventory;
@@ -19,6 +20,7 @@ const SOCKET_NAME: &str = "trustd.sock";
 pub struct Sockets {
     dir: PathBuf,
     shared: Shared,
+    gates: Arc<Gates>,
     /// Handles of the open sockets, by module. Dropping one ends the module's thread.
     open: Mutex<BTreeMap<String, oneshot::Sender<()>>>,
 }
@@ -26,7 +28,7 @@ pub struct Sockets {
 impl Sockets {
     /// Creates the set without any socket. Each module gets a folder below `dir`.
     pub fn new(dir: PathBuf, shared: Shared) -> Self {
-        Self { dir, shared, open: Mutex::default() }
+        Self { dir, shared, gates: Arc::default(), open: Mutex::default() }
     }
 
     /// Returns the inventory that callers are looked up in.
@@ -52,9 +54,21 @@ impl Sockets {
         listener.set_nonblocking(true)?;
         // Every process may connect; the peer of each connection is identified.
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-        let service = Service::new(module, self.shared.clone());
+        let service = Service::new(module, self.shared.clone(), self.gates.clone());
         open.insert(module.to_owned(), serve::start(listener, service)?);
         Ok(dir)
+    }
+
+    /// Ends all answers to a container at once: its open connections are closed, requests that are
+    /// being computed get no answer, and new connections are closed. Other containers of the same
+    /// module are answered.
+    pub fn end_answers(&self, container: &str) {
+        self.gates.close(container);
+    }
+
+    /// Forgets what is known of all containers that `keep` does not select.
+    pub(crate) fn retain(&self, keep: impl Fn(&str) -> bool) {
+        self.gates.retain(keep);
     }
 
     /// Closes a module's socket and its connections.

@@ -13,6 +13,19 @@ pub(super) fn container_of(group: &str) -> Option<&str> {
     group.strip_prefix(CONTAINERS)
 }
 
+/// Returns the control group of a container.
+pub(super) fn group_of(container: &str) -> String {
+    format!("{CONTAINERS}{container}")
+}
+
+/// Reports whether there are processes in a group below `root`, or below that group. A group that
+/// does not exist has none.
+pub(super) fn is_populated(root: &Path, group: &str) -> bool {
+    // Linux: Documentation/admin-guide/cgroup-v2.rst, "cgroup.events".
+    std::fs::read_to_string(root.join(group).join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
 /// Returns the control groups below `root` that have processes and are not in `services`, as paths
 /// relative to `root`.
 pub(super) fn find_foreign(root: &Path, services: &[String]) -> io::Result<Vec<String>> {
@@ -45,6 +58,20 @@ pub(super) fn find_foreign(root: &Path, services: &[String]) -> io::Result<Vec<S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_container_has_processes_while_its_group_is_populated() {
+        let dir = tempfile::tempdir().unwrap();
+        let group = group_of("aaa");
+        assert_eq!(container_of(&group), Some("aaa"));
+        assert!(!is_populated(dir.path(), &group), "there is no such group");
+        std::fs::create_dir_all(dir.path().join(&group)).unwrap();
+        let events = dir.path().join(&group).join("cgroup.events");
+        std::fs::write(&events, "populated 1\nfrozen 1\n").unwrap();
+        assert!(is_populated(dir.path(), &group));
+        std::fs::write(&events, "populated 0\nfrozen 0\n").unwrap();
+        assert!(!is_populated(dir.path(), &group));
+    }
 
     #[test]
     fn processes_outside_of_services_are_found() {

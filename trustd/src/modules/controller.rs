@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex};
 use deployment::{DesiredState, SignedSpec};
 use ledger::Decision;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 
+use super::denials::Denials;
 use super::desired::{DesiredStates, History, Version};
+use super::enforce::{Ending, Wakeup};
 use super::error::{ModuleError, SpecRejection};
 use super::event_watch::EventWatch;
 use super::status::{ModuleState, ModuleStatus, ModuleView};
@@ -52,16 +53,20 @@ pub struct Modules {
     pub(super) creating: Mutex<BTreeSet<String>>,
     /// Containers that a rollout is changing.
     pub(super) changing: Mutex<BTreeSet<String>>,
-    /// Containers that are being removed because they are denied, unknown or altered.
+    /// Containers that are being removed because they are unknown or altered.
     pub(super) removing: Mutex<BTreeSet<String>>,
-    /// Time at which each running container was first denied.
-    pub(super) denied_since: Mutex<BTreeMap<String, Instant>>,
+    /// Containers whose denial has taken effect.
+    pub(super) ending: Mutex<BTreeMap<String, Ending>>,
+    /// Times at which the denials of running containers were first known.
+    pub(super) denials: Denials,
     /// Containers of the inventory that were missing in the engine's last list.
     pub(super) missing: Mutex<BTreeSet<String>>,
     /// Held while an image is loaded, or while unneeded images are removed.
     pub(super) load_lock: LoadLock,
     pub(super) events: Arc<EventWatch>,
     pub(super) changed: Notify,
+    /// Wakes the thread that enforces the ledger's decisions.
+    pub(super) wakeup: Wakeup,
 }
 
 impl Modules {
@@ -75,6 +80,7 @@ impl Modules {
         let desired = DesiredStates::open(&deps.settings.data.join("modules"), &deps.owners)?;
         let histories = desired.load(&deps.settings.etc.join("modules"))?;
         let inventory = deps.sockets.inventory().clone();
+        let denials = Denials::open(&deps.settings.run)?;
         let names: Vec<String> = histories.keys().cloned().collect();
         let states = histories.into_iter().map(|(name, history)| (name, ModuleState::new(history)));
         let modules = Self {
@@ -86,11 +92,13 @@ impl Modules {
             creating: Mutex::default(),
             changing: Mutex::default(),
             removing: Mutex::default(),
-            denied_since: Mutex::default(),
+            ending: Mutex::default(),
+            denials,
             missing: Mutex::default(),
             load_lock: LoadLock::default(),
             events: Arc::default(),
             changed: Notify::new(),
+            wakeup: Wakeup::default(),
         };
         for name in names {
             modules.pin_images(&name);
@@ -213,8 +221,9 @@ impl Modules {
         views.into_iter().map(decide).collect()
     }
 
-    /// Starts the next pass of the reconcile loop now.
+    /// Starts the next pass of the reconcile loop now, and enforces the ledger's decisions.
     pub fn wake(&self) {
+        self.wakeup.wake();
         self.changed.notify_one();
     }
 

@@ -25,7 +25,6 @@ use crate::engine::{
 };
 use crate::util::error_chain::error_chain;
 use crate::util::failpoint::fail_point;
-use crate::util::lock::lock;
 
 /// Characters of a fingerprint that distinguish the names of a module's containers.
 const CONTAINER_SUFFIX_CHARS: usize = 8;
@@ -67,9 +66,7 @@ impl Modules {
             let record = records.get(&container.id)?.clone();
             Some(ModuleContainer { record, id: container.id, running: container.running })
         });
-        Ok(own
-            .filter(|c| c.record.module == name && !lock(&self.removing).contains(&c.id))
-            .collect())
+        Ok(own.filter(|c| c.record.module == name && !self.is_being_removed(&c.id)).collect())
     }
 
     /// Returns the container of a module that was last known to run.
@@ -318,6 +315,11 @@ impl Deployment<'_> {
             return Err(error);
         }
         fail_point("recorded");
+        // The approval may have been revoked meanwhile.
+        if let Err(error) = self.require_allowed(&record.digest) {
+            self.discard(&id).await?;
+            return Err(error);
+        }
         // With cgroup v2 the engine completes the configuration when the container starts, so the
         // container is verified again.
         let changing = SetGuard::new(&modules.changing, &id);
@@ -365,7 +367,7 @@ impl Deployment<'_> {
     }
 
     /// Returns the approval of a manifest.
-    fn require_allowed(&self, digest: &str) -> Result<ImageApproval, RolloutError> {
+    pub(super) fn require_allowed(&self, digest: &str) -> Result<ImageApproval, RolloutError> {
         let requested = &self.target.source.digest;
         match self.modules.decide(requested, digest) {
             Decision::Allow(approval) => Ok(approval),

@@ -1,11 +1,9 @@
-//! Drift detection: containers that are unknown, altered or denied are removed.
+//! Drift detection: containers that are unknown or altered are removed.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use ledger::{Decision, Reason};
 use serde_json::json;
-use tokio::time::Instant;
 
 use super::controller::Modules;
 use super::error::ReconcileError;
@@ -15,9 +13,6 @@ use crate::engine::{Container, Engine};
 use crate::util::error_chain::error_chain;
 use crate::util::lock::lock;
 
-/// Time in seconds for the stop of a denied container whose module has no version any more.
-const DEFAULT_STOP_TIMEOUT_S: u32 = 1;
-
 /// Reason why a container is removed.
 struct Removal {
     kind: EventKind,
@@ -26,20 +21,13 @@ struct Removal {
 }
 
 impl Modules {
-    /// Removes containers that trustd did not create, that were altered, or that are denied.
-    /// Returns the first problem.
+    /// Removes containers that trustd did not create or that were altered. Returns the first problem.
     pub(super) async fn check_containers(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
         containers: &[Container],
         records: &BTreeMap<String, ContainerRecord>,
     ) -> Option<ReconcileError> {
-        // Denied containers come first, because the inspection of the others takes time.
-        for container in containers {
-            if let Some(record) = records.get(&container.id) {
-                self.check_admission(engine, container, record);
-            }
-        }
         let mut problem = None;
         for container in containers {
             let record = records.get(&container.id);
@@ -93,6 +81,7 @@ impl Modules {
         if !lock(&self.removing).insert(id.to_owned()) {
             return;
         }
+        self.deps.sockets.end_answers(id);
         let (modules, engine, id) = (self.clone(), engine.clone(), id.to_owned());
         tokio::spawn(async move {
             let recorded = modules.deps.audit.record(kind, &event).await;
@@ -153,66 +142,6 @@ impl Modules {
             return Ok(Some("exec session".into()));
         }
         Ok(None)
-    }
-
-    /// Stops a container that the ledger no longer allows, once its grace period is over. This does
-    /// not wait for a rollout of the module.
-    fn check_admission(
-        self: &Arc<Self>,
-        engine: &Arc<Engine>,
-        container: &Container,
-        record: &ContainerRecord,
-    ) {
-        let reason = match self.decide(&record.requested_digest, &record.digest) {
-            Decision::Allow(_) => {
-                lock(&self.denied_since).remove(&container.id);
-                return;
-            }
-            Decision::Deny(reason) => reason,
-        };
-        let since =
-            *lock(&self.denied_since).entry(container.id.clone()).or_insert_with(Instant::now);
-        if since.elapsed() < self.deps.admission.grace_period(&reason)
-            || !lock(&self.removing).insert(container.id.clone())
-        {
-            return;
-        }
-        let (id, record) = (container.id.clone(), record.clone());
-        tokio::spawn(self.clone().stop_denied(engine.clone(), id, record, reason));
-    }
-
-    async fn stop_denied(
-        self: Arc<Self>,
-        engine: Arc<Engine>,
-        id: String,
-        record: ContainerRecord,
-        reason: Reason,
-    ) {
-        let module = &record.module;
-        logging::warn!("module {module}: {reason}");
-        let event = json!({ "digest": record.digest, "module": module, "reason": reason.code() });
-        let recorded = self.deps.audit.record(EventKind::ModuleStopped, &event).await;
-        let timeout = self
-            .with(module, |state| state.target().map(|target| target.settings.stop_within_s))
-            .flatten();
-        // The container is stopped even if the event cannot be recorded.
-        let stopped = engine.stop_and_remove(&id, timeout.unwrap_or(DEFAULT_STOP_TIMEOUT_S)).await;
-        let problems = [
-            recorded.err().map(|error| error_chain(&error)),
-            stopped.as_ref().err().map(|error| error_chain(error)),
-        ];
-        for problem in problems.into_iter().flatten() {
-            logging::error!("module {module}: {problem}");
-        }
-        if stopped.is_ok() {
-            // The reconcile loop removes a record that stays here.
-            let _ = self.inventory.remove(&id);
-        }
-        lock(&self.removing).remove(&id);
-        if stopped.is_ok() {
-            lock(&self.denied_since).remove(&id);
-        }
-        self.wake();
     }
 }
 

@@ -28,8 +28,15 @@ const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
 const PASS_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Modules {
-    /// Runs the reconcile loop without end.
+    /// Enforces the ledger's decisions and runs the reconcile loop, without end.
     pub async fn run(self: Arc<Self>) {
+        let _enforcement = match self.start_enforcement() {
+            Ok(guard) => guard,
+            Err(error) => {
+                // Without reports, init ends all modules.
+                return logging::error!("no module runs: cannot start a thread: {error}");
+            }
+        };
         let mut reported = None;
         loop {
             let began = Instant::now();
@@ -112,9 +119,10 @@ impl Modules {
         let missing: BTreeSet<String> = records.keys().filter(|id| !listed(id)).cloned().collect();
         // A container that was created after the list was made is missing in one pass only.
         let missing_before = std::mem::replace(&mut *lock(&self.missing), missing.clone());
-        for id in missing.intersection(&missing_before) {
+        // The record of a denied container stays until its end is in the audit log.
+        let is_ending = |id: &String| lock(&self.ending).contains_key(id);
+        for id in missing.intersection(&missing_before).filter(|id| !is_ending(id)) {
             self.inventory.remove(id)?;
-            lock(&self.denied_since).remove(id);
         }
         self.events.retain(|id| records.contains_key(id) && !missing.contains(id));
         Ok(())
@@ -131,7 +139,7 @@ impl Modules {
         for (name, state) in lock(&self.states).iter_mut().filter(|(_, state)| !state.busy) {
             let own: Vec<(&Container, &ContainerRecord)> = containers
                 .iter()
-                .filter(|container| !lock(&self.removing).contains(&container.id))
+                .filter(|container| !self.is_being_removed(&container.id))
                 .filter_map(|container| Some((container, records.get(&container.id)?)))
                 .filter(|(_, record)| record.module == *name)
                 .collect();

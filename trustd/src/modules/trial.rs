@@ -37,6 +37,10 @@ impl Deployment<'_> {
         let (began, health) = (Instant::now(), &self.target.settings.health);
         let timeout = Duration::from_secs(health.within_s.into());
         loop {
+            // What is denied ends. That is no failure of this version.
+            if let Some(record) = self.modules.inventory.get(id) {
+                self.require_allowed(&record.digest)?;
+            }
             let Some(inspection) = self.engine.inspect(id).await? else {
                 return Err(container_is_gone());
             };

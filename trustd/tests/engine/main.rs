@@ -11,6 +11,7 @@ mod attest;
 mod bench;
 mod chain;
 mod devnet;
+mod enforce;
 mod evidence;
 mod gate;
 mod hostile_module;

@@ -154,9 +154,14 @@ fn processes_of_containerd_itself_are_found_in_the_control_groups() {
         let modules = std::sync::Arc::new(basalt_trustd::modules::Modules::open(parts).unwrap());
         let running = tokio::spawn(modules.run());
         let request = tokio::task::spawn_blocking(move || {
-            let mut buffer = [0; 128];
-            let n = init.recv(&mut buffer).unwrap();
-            String::from_utf8_lossy(&buffer[..n]).into_owned()
+            loop {
+                let mut buffer = [0; 128];
+                let n = init.recv(&mut buffer).unwrap();
+                let request = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                if request != "watching trustd" {
+                    return request;
+                }
+            }
         });
         assert_eq!(request.await.unwrap(), "kill-group default/planted");
         assert!(audit.records().await.iter().any(|r| r.content.kind == "unknown-cgroup-killed"));
