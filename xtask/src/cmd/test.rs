@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{DEFAULT_VARIANT, Session, check, dev, engine};
 use crate::engine::{host, layers, lock, paths, progress, toml_file};
@@ -124,8 +124,12 @@ fn parse_all() -> Result<()> {
         lock::load(&set, true)?;
     }
     let daemon = layers.find("image/root/etc/docker/daemon.json");
-    let _: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?)
+    let settings: serde_json::Value = serde_json::from_slice(&std::fs::read(&daemon)?)
         .with_context(|| format!("{} is not valid JSON", daemon.display()))?;
+    // Otherwise containers would outlive a restart of the engine.
+    if settings["live-restore"] != false {
+        bail!("{}: live-restore: expected false", daemon.display());
+    }
     let containerd = layers.find("image/root/etc/containerd/config.toml");
     let _: toml::Table = toml_file::read(&containerd)?;
     Ok(())
