@@ -375,6 +375,19 @@ fn modules_reach_only_their_peers_and_are_upgraded_while_they_run() {
     drop(console);
 }
 
+/// trustd cannot start without its TPM, so nothing watches the modules.
+#[test]
+fn modules_end_while_trustd_is_absent() {
+    let card = Card::flash("absent").unwrap();
+    let mut console = card.boot_to_ready().unwrap();
+    card.wait_for_module("demo", EVENT_TIMEOUT, running).unwrap();
+    console.break_tpm();
+    let _ = card.client().control_service("trustd", "kill");
+    console.wait_for("trustd is absent for 30 s: ending what it watches", EVENT_TIMEOUT).unwrap();
+    console.wait_for("trustd: all that it watches has ended", EVENT_TIMEOUT).unwrap();
+    assert!(!console.text.contains("cannot end"), "{}", console.text);
+}
+
 #[test]
 fn killed_services_restart_and_denied_modules_stay_denied() {
     let card = Card::flash("killed").unwrap();

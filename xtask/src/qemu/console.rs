@@ -138,6 +138,14 @@ impl Console {
         }
     }
 
+    /// Breaks the TPM: it fails every command from here on.
+    pub fn break_tpm(&mut self) {
+        if let Some(tpm) = &mut self.tpm {
+            let _ = tpm.kill();
+            let _ = tpm.wait();
+        }
+    }
+
     /// Cuts the power: the machine stops without a shutdown.
     pub fn cut_power(mut self) {
         self.kill();
