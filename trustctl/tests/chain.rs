@@ -4,116 +4,20 @@
 // Helpers of tests may unwrap, as the tests themselves may.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpListener;
+mod scripted_node;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ledger::ethereum::ApprovalLevel;
 use ledger::ethereum::types::Hex;
-use ledger::ethereum::{ApprovalLevel, Hash};
 use serde_json::{Value, json};
 use trustctl::chain::{
     BUNDLE_PATH, BeaconNode, ExecutionNode, Receipt, Registry, Relay, Signer, pin, serve,
     wait_until_final,
 };
 
-type Answers = Arc<dyn Fn(&str, &Value) -> (u16, Value) + Send + Sync>;
-
-/// A node whose answers are scripted, by the method of a JSON-RPC call or by the path of another
-/// request.
-struct ScriptedNode {
-    url: String,
-    /// Method or path, and parameters, of each request.
-    requests: Arc<Mutex<Vec<(String, Value)>>>,
-}
-
-impl ScriptedNode {
-    fn start(answers: impl Fn(&str, &Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(Mutex::new(Vec::new()));
-        let (answers, recorded): (Answers, _) = (Arc::new(answers), requests.clone());
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let mut reader = BufReader::new(stream.try_clone().unwrap());
-                let (mut line, mut length) = (String::new(), 0);
-                reader.read_line(&mut line).unwrap();
-                let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-                loop {
-                    let mut header = String::new();
-                    reader.read_line(&mut header).unwrap();
-                    if let Some((name, value)) = header.split_once(':')
-                        && name.eq_ignore_ascii_case("content-length")
-                    {
-                        length = value.trim().parse().unwrap();
-                    }
-                    if header.trim().is_empty() {
-                        break;
-                    }
-                }
-                let mut body = vec![0; length];
-                reader.read_exact(&mut body).unwrap();
-                let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
-                let name = body["method"].as_str().map_or(path, str::to_owned);
-                recorded.lock().unwrap().push((name.clone(), body["params"].clone()));
-                let (status, value) = answers(&name, &body["params"]);
-                let text = value.to_string();
-                let mut stream = stream;
-                let _ = write!(
-                    stream,
-                    "HTTP/1.1 {status} X\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{text}",
-                    text.len()
-                );
-            }
-        });
-        Self { url, requests }
-    }
-
-    /// Returns the parameters of the requests with this method or path.
-    fn requests(&self, wanted: &str) -> Vec<Value> {
-        self.requests
-            .lock()
-            .unwrap()
-            .iter()
-            .filter(|(name, _)| name == wanted)
-            .map(|(_, params)| params.clone())
-            .collect()
-    }
-}
-
-fn result(value: Value) -> (u16, Value) {
-    (200, json!({ "jsonrpc": "2.0", "id": 1, "result": value }))
-}
-
-fn hash(n: u8) -> Hash {
-    Hash::new([n; 32])
-}
-
-fn code() -> Value {
-    let compiled: Value =
-        serde_json::from_str(include_str!("../../contracts/registry.json")).unwrap();
-    compiled["code"].clone()
-}
-
-/// Answers of a node that includes every transaction at once, in block 10.
-fn regular_answer(method: &str) -> (u16, Value) {
-    result(match method {
-        "eth_getCode" => code(),
-        "eth_call" => json!("0x"),
-        "eth_estimateGas" => json!("0x11170"),
-        "eth_chainId" => json!("0x7e7e"),
-        "eth_getBlockByNumber" => {
-            json!({ "number": "0xa", "baseFeePerGas": "0x64", "timestamp": "0x1" })
-        }
-        "eth_maxPriorityFeePerGas" => json!("0xffffffffffff"),
-        "eth_getTransactionCount" => json!("0x3"),
-        "eth_sendTransaction" | "eth_sendRawTransaction" => json!(hash(7)),
-        "eth_getTransactionReceipt" => {
-            json!({ "blockNumber": "0xa", "status": "0x1", "gasUsed": "0x1234", "logs": [] })
-        }
-        _ => Value::Null,
-    })
-}
+use crate::scripted_node::{ScriptedNode, hash, regular_answer, result};
 
 #[test]
 fn gives_an_external_signer_the_whole_transaction() {
@@ -135,15 +39,19 @@ fn gives_an_external_signer_the_whole_transaction() {
         (&json!("0x174876e800"), &json!("0x174876e8c8"))
     );
     let data = sent["data"].as_str().unwrap();
-    assert_eq!(data.len(), 2 + 8 + 3 * 64);
+    assert_eq!(data.len(), 2 + 8 + 4 * 64);
     let gas = |sent: &Value| u64::from_str_radix(&sent["gas"].as_str().unwrap()[2..], 16).unwrap();
     // One and a half of the estimate, and a record: another vote can be included before this one.
-    assert_eq!(gas(sent), 0x11170 * 3 / 2 + 250_000);
+    assert_eq!(gas(sent), 0x11170 * 3 / 2 + 300_000);
     // For a deployment the bytes of the contract do not add gas for other votes.
     let deployed = Registry::deploy(&execution, &signer, &[Hex([9; 20])], 1, 1);
     assert!(deployed.is_err(), "the receipt has no address");
     assert_eq!(gas(&node.requests("eth_sendTransaction")[1][0]), 0x11170 * 3 / 2 + 100_000);
+    let (data, deadline) = data.split_at(data.len() - 64);
     assert!(data.ends_with(&format!("{:064x}{:064x}", 2, 4_000_000_000u64)), "{data}");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+    let deadline = u64::from_str_radix(deadline, 16).unwrap();
+    assert!((now + 3540..=now + 3600).contains(&deadline), "{deadline}");
 }
 
 #[test]

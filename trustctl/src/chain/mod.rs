@@ -11,6 +11,7 @@ mod relay;
 mod serve;
 mod signer;
 mod transaction;
+mod votes;
 
 pub use encoding::{EncodingError, parse_address, parse_digest};
 pub use nodes::{BeaconNode, ExecutionNode};
@@ -21,3 +22,4 @@ pub use relay::Relay;
 pub use serve::{BUNDLE_PATH, serve};
 pub use signer::Signer;
 pub use transaction::{FinalityProgress, Receipt, wait_until_final};
+pub use votes::{OpenVote, Proposal, RecentVotes, VOTE_LIFETIME_SECONDS};

@@ -1,5 +1,7 @@
 //! The registry contract (contracts/ImageRegistry.sol) from the approvers' side: deploying it,
-//! voting, reading it.
+//! voting, withdrawing votes, reading it.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use ledger::ethereum::types::Hex;
@@ -7,11 +9,15 @@ use ledger::ethereum::{ApprovalLevel, Hash, Record, keccak256, storage_key};
 use serde::Deserialize;
 use serde_json::json;
 
-use super::abi::{approvers, call, word};
+use super::abi::{approvers, call, proposal, word};
 use super::encoding::{number_bytes, prefixed_hex, quantity, word_of};
 use super::nodes::ExecutionNode;
 use super::signer::Signer;
 use super::transaction::{Receipt, transact};
+
+/// Time within which a vote must be included in a block. The contract rejects it afterwards, so that
+/// a signed transaction that was withheld has no effect later.
+const VOTE_INCLUSION_TIMEOUT: Duration = Duration::from_secs(3600);
 
 /// Compiled contract. A test in contracts/ compares it with the source.
 #[derive(Deserialize)]
@@ -63,6 +69,12 @@ pub struct RecordAtBlock {
     pub time: u64,
 }
 
+/// Returns the last second since 1970 at which a vote that is sent now can be included.
+fn vote_deadline() -> [u8; 32] {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    word((now + VOTE_INCLUSION_TIMEOUT).as_secs())
+}
+
 /// A deployed registry, accessed through an execution node.
 pub struct Registry<'a> {
     /// Client of the execution node.
@@ -111,7 +123,10 @@ impl<'a> Registry<'a> {
         };
         self.vote(
             signer,
-            &call("approve(bytes32,uint8,uint64)", &[digest.0, word(status), word(not_after)]),
+            &call(
+                "approve(bytes32,uint8,uint64,uint64)",
+                &[digest.0, word(status), word(not_after), vote_deadline()],
+            ),
         )
     }
 
@@ -120,7 +135,7 @@ impl<'a> Registry<'a> {
     /// # Errors
     /// Returns the errors of [`Self::approve`].
     pub fn revoke(&self, signer: &Signer, digest: &Hash) -> Result<Receipt> {
-        self.vote(signer, &call("revoke(bytes32)", &[digest.0]))
+        self.vote(signer, &call("revoke(bytes32,uint64)", &[digest.0, vote_deadline()]))
     }
 
     /// Votes for another set of approvers.
@@ -134,8 +149,17 @@ impl<'a> Registry<'a> {
         quorum: u16,
         revocation_quorum: u16,
     ) -> Result<Receipt> {
-        let arguments = approvers(addresses, quorum, revocation_quorum);
-        self.vote(signer, &call("setApprovers(address[],uint16,uint16)", &arguments))
+        let arguments = proposal(addresses, quorum, revocation_quorum, vote_deadline());
+        self.vote(signer, &call("setApprovers(address[],uint16,uint16,uint64)", &arguments))
+    }
+
+    /// Withdraws the account's open vote about an image, or about the approvers.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::approve`]; the contract rejects it if no vote is open.
+    pub fn withdraw(&self, signer: &Signer, digest: Option<&Hash>) -> Result<Receipt> {
+        let subject = digest.map_or([0; 32], |digest| digest.0);
+        self.vote(signer, &call("withdraw(bytes32)", &[subject]))
     }
 
     fn vote(&self, signer: &Signer, data: &[u8]) -> Result<Receipt> {

@@ -91,7 +91,7 @@ fn receipt(node: &ExecutionNode, transaction: Hash) -> Result<Option<Result<Rece
     if receipt["status"] != "0x1" {
         return Ok(Some(Err(anyhow::anyhow!(
             "the transaction {transaction} failed in block {block}; \
-             was another approver's vote included first?"
+             was another vote included first, or its deadline over?"
         ))));
     }
     let topic = |event: &str| prefixed_hex(&keccak256(event.as_bytes()));
@@ -108,7 +108,7 @@ fn receipt(node: &ExecutionNode, transaction: Hash) -> Result<Option<Result<Rece
 
 /// Replaces a node's error by the words for the contract's own error, which it names by selector.
 fn explain_revert(error: anyhow::Error) -> anyhow::Error {
-    const ERRORS: [(&str, &str); 7] = [
+    const ERRORS: [(&str, &str); 9] = [
         (
             "NotAnApprover(address)",
             "this account is not one of the registry's approvers (trustctl chain show)",
@@ -117,6 +117,16 @@ fn explain_revert(error: anyhow::Error) -> anyhow::Error {
         (
             "AlreadyVoted(address)",
             "this account voted for that already; other approvers must vote for it too",
+        ),
+        (
+            "NoOpenVote(address)",
+            "this account has no open vote about it. A vote that completed a change cannot be \
+             withdrawn (trustctl chain revoke ends an approval); one that is not in a block yet \
+             can be withdrawn once it is",
+        ),
+        (
+            "TooLate(uint64,uint256)",
+            "the vote's deadline is before the chain's time: is the clock of this computer right?",
         ),
         ("NoSuchStatus(uint8)", "there is no such status"),
         ("ExpiresBeforeNow(uint64,uint256)", "the approval would already be expired"),

@@ -8,15 +8,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use clap::Subcommand;
 use ledger::ethereum::types::Hex;
-use ledger::ethereum::{ApprovalLevel, Hash, Record};
+use ledger::ethereum::{ApprovalLevel, Hash};
 use serde_json::json;
 use trustctl::chain::{
-    BeaconNode, ExecutionNode, FinalityProgress, Receipt, RecordAtBlock, Registry, Signer,
-    code_hash, parse_address, parse_digest, pin, wait_until_final,
+    BeaconNode, ExecutionNode, FinalityProgress, Receipt, Registry, Signer, code_hash,
+    parse_address, parse_digest, pin, wait_until_final,
 };
 use trustctl::client::Client;
 
 use crate::cli::output::print_result;
+use crate::cli::registry;
 
 const SECONDS_PER_DAY: u64 = 86_400;
 
@@ -64,6 +65,36 @@ pub(crate) enum ChainCommand {
         /// Number of approvers that an approval needs
         #[arg(long, value_name = "N")]
         quorum: u16,
+    },
+    /// Withdraw your open vote: it no longer counts towards a change. A vote is closed by itself after
+    /// 30 days, and a new vote about the same image replaces it
+    Withdraw {
+        #[command(flatten)]
+        transaction: TransactionArgs,
+        #[command(flatten)]
+        contract: ContractArgs,
+        /// Digest of the image's manifest that the vote is about: sha256:…
+        #[arg(
+            value_parser = parse_digest,
+            required_unless_present = "approvers",
+            conflicts_with = "approvers"
+        )]
+        digest: Option<Hash>,
+        /// Withdraw your vote for another set of approvers
+        #[arg(long)]
+        approvers: bool,
+    },
+    /// List the open votes with their age: changes that take effect as soon as more approvers vote
+    /// for the same
+    Votes {
+        #[command(flatten)]
+        node: ExecutionArgs,
+        #[command(flatten)]
+        contract: ContractArgs,
+        /// Digests of images, sha256:…; without any, all that the node's events of the last 30 days
+        /// name
+        #[arg(value_parser = parse_digest)]
+        digest: Vec<Hash>,
     },
     /// Show the registry's approvers, and the records of images at the newest and at the finalized
     /// block
@@ -179,7 +210,7 @@ pub(crate) fn run(
             let node = vote.transaction.node();
             let registry = Registry { node: &node, address: vote.contract.contract };
             let receipt = registry.revoke(&vote.transaction.signer(folder)?, &vote.digest)?;
-            vote.transaction.finish(&node, receipt, "revoked", as_json)
+            vote.transaction.finish(&node, receipt, &vote_effect("revoked"), as_json)
         }
         ChainCommand::Approvers { transaction, contract, set, quorum } => {
             let node = transaction.node();
@@ -190,10 +221,21 @@ pub(crate) fn run(
                 *quorum,
                 set.revocation_quorum,
             )?;
-            transaction.finish(&node, receipt, "the approvers were replaced", as_json)
+            transaction.finish(&node, receipt, &vote_effect("the approvers were replaced"), as_json)
+        }
+        ChainCommand::Withdraw { transaction, contract, digest, approvers: _ } => {
+            let node = transaction.node();
+            let registry = Registry { node: &node, address: contract.contract };
+            let receipt = registry.withdraw(&transaction.signer(folder)?, digest.as_ref())?;
+            transaction.finish(&node, receipt, &WITHDRAWAL, as_json)
+        }
+        ChainCommand::Votes { node, contract, digest } => {
+            let node = ExecutionNode::new(&node.execution);
+            registry::votes(&Registry { node: &node, address: contract.contract }, digest, as_json)
         }
         ChainCommand::Show { node, contract, digest } => {
-            show(&node.execution, contract.contract, digest, as_json)
+            let node = ExecutionNode::new(&node.execution);
+            registry::show(&Registry { node: &node, address: contract.contract }, digest, as_json)
         }
         ChainCommand::Pin { node, contract, beacon, relay } => {
             let node = ExecutionNode::new(&node.execution);
@@ -210,6 +252,22 @@ pub(crate) fn run(
     }
 }
 
+/// Description of a transaction's effect.
+struct Effect<'a> {
+    /// Effect if the registry changed.
+    changed: &'a str,
+    /// Effect if it did not.
+    unchanged: &'a str,
+}
+
+/// Effect of a withdrawal, which never changes the registry.
+const WITHDRAWAL: Effect = Effect { changed: "", unchanged: "the vote is withdrawn" };
+
+/// Returns the effect of a vote. `changed` describes it for a vote that completes the quorum.
+fn vote_effect(changed: &str) -> Effect<'_> {
+    Effect { changed, unchanged: "the vote is counted; more approvers must vote for the same" }
+}
+
 impl TransactionArgs {
     fn node(&self) -> ExecutionNode {
         ExecutionNode::new(&self.node.execution)
@@ -223,18 +281,17 @@ impl TransactionArgs {
         Signer::load(&path)
     }
 
-    /// Prints the effect of a vote, and waits until it is final. `effect` describes it for a vote
-    /// that completed the quorum.
+    /// Prints the effect of a transaction, and waits until it is final.
     fn finish(
         &self,
         node: &ExecutionNode,
         receipt: Receipt,
-        effect: &str,
+        effect: &Effect,
         as_json: bool,
     ) -> Result<()> {
         let text = |receipt: &Receipt| match receipt.changed {
-            true => effect.to_owned(),
-            false => "the vote is counted; more approvers must vote for the same".to_owned(),
+            true => effect.changed,
+            false => effect.unchanged,
         };
         if !as_json {
             let Receipt { transaction, block, gas, .. } = receipt;
@@ -333,10 +390,12 @@ fn approve(
         let proof = if matches!(level, ApprovalLevel::Proof) { " --proof" } else { "" };
         println!(
             "Next, for the other approvers: trustctl chain approve sha256:{digest} \
-             --contract {address}{proof} --until {not_after}"
+             --contract {address}{proof} --until {not_after}\n\
+             To withdraw the vote: trustctl chain withdraw sha256:{digest} --contract {address}"
         );
     }
-    vote.transaction.finish(&node, receipt, &format!("approved until {not_after}"), as_json)
+    let effect = format!("approved until {not_after}");
+    vote.transaction.finish(&node, receipt, &vote_effect(&effect), as_json)
 }
 
 /// Returns the end of the day after `days` more days, in seconds since 1970.
@@ -346,62 +405,4 @@ fn end_of_day(days: u64) -> u64 {
 
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
-fn show(url: &str, address: Hex<20>, digests: &[Hash], as_json: bool) -> Result<()> {
-    let node = ExecutionNode::new(url);
-    let registry = Registry { node: &node, address };
-    registry.verify_code()?;
-    let approvers = registry.approvers()?;
-    let mut value = json!({
-        "contract": address, "approvers": approvers.addresses, "quorum": approvers.quorum,
-        "revocation_quorum": approvers.revocation_quorum, "images": {},
-    });
-    if !as_json {
-        let (quorum, revocation_quorum) = (approvers.quorum, approvers.revocation_quorum);
-        println!(
-            "{address}: {} approvers; an approval needs {quorum}, a revocation {revocation_quorum}",
-            approvers.addresses.len()
-        );
-        approvers.addresses.iter().for_each(|approver| println!("         {approver}"));
-    }
-    for digest in digests {
-        let latest = registry.record(digest, "latest")?;
-        // A new chain has no finalized block.
-        let finalized = registry.record(digest, "finalized");
-        if let Err(error) = &finalized {
-            eprintln!("cannot read the record at the finalized block: {error:#}");
-        }
-        let finalized = finalized.ok();
-        value["images"][digest.to_string()] = json!({
-            "latest": record_json(&latest), "final": finalized.as_ref().map(record_json),
-        });
-        if !as_json {
-            println!("sha256:{}", measure::hex(&digest.0));
-            println!("  newest {}", record_text(&latest));
-            println!("  final  {}", finalized.as_ref().map_or("unknown".into(), record_text));
-        }
-    }
-    if as_json {
-        println!("{value}");
-    }
-    Ok(())
-}
-
-fn record_json(RecordAtBlock { record, block, time }: &RecordAtBlock) -> serde_json::Value {
-    json!({ "record": record, "block": block, "age_s": now().saturating_sub(*time) })
-}
-
-fn record_text(RecordAtBlock { record, block, time }: &RecordAtBlock) -> String {
-    let status = match record {
-        Record::Absent => "not approved".into(),
-        Record::Approved { approval: ApprovalLevel::Clear, not_after, seq, .. } => {
-            format!("clear until {not_after} (change {seq})")
-        }
-        Record::Approved { approval: ApprovalLevel::Proof, not_after, seq, .. } => {
-            format!("proof until {not_after} (change {seq})")
-        }
-        Record::Revoked { seq, .. } => format!("REVOKED (change {seq})"),
-    };
-    format!("{status}, at block {block}, {} s ago", now().saturating_sub(*time))
 }

@@ -11,5 +11,6 @@ pub(crate) mod log;
 pub(crate) mod node;
 pub(crate) mod output;
 pub(crate) mod policy;
+pub(crate) mod registry;
 pub(crate) mod relay;
 pub(crate) mod vrf;

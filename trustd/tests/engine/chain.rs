@@ -14,8 +14,8 @@ use ledger::ethereum::{ApprovalLevel, Hash};
 use serde_json::json;
 use tokio::runtime::Runtime;
 use trustctl::chain::{
-    Approvers, BUNDLE_PATH, BundleRequest, ExecutionNode, Receipt, Registry, Relay, Signer,
-    StartingPoint, parse_digest, serve, wait_until_final,
+    Approvers, BUNDLE_PATH, BundleRequest, ExecutionNode, Proposal, Receipt, Registry, Relay,
+    Signer, StartingPoint, parse_digest, serve, wait_until_final,
 };
 
 use crate::devnet::{Devnet, Kind, Stalled, account, now};
@@ -200,6 +200,7 @@ fn approve<'a>(
     let addresses = vec![ana.address(), ben.address()];
     let (registry, mined) = Registry::deploy(execution, &ana, &addresses, 2, 1).map_err(stalled)?;
     println!("deployed in block {} with {} gas", mined.block, mined.gas);
+    withdraw(&registry, &digests.absent)?;
     let (wanted, level) = (&digests.wanted, ApprovalLevel::Proof);
     let rejection = |signer: &Signer, level: ApprovalLevel| {
         registry.approve(signer, wanted, level, NOT_AFTER).unwrap_err().to_string()
@@ -221,6 +222,31 @@ fn approve<'a>(
     let approvers = Approvers { addresses, quorum: 2, revocation_quorum: 1 };
     assert_eq!(registry.approvers().unwrap(), approvers);
     Ok((registry, approved))
+}
+
+/// One of two approvers votes and withdraws the vote, so that the other's vote does not complete the
+/// approval; neither does a vote after the other approver withdrew.
+fn withdraw(registry: &Registry, image: &Hash) -> Result<(), Stalled> {
+    let (ana, ben) = (account(1), account(2));
+    let level = ApprovalLevel::Clear;
+    let approve = |approver| {
+        let receipt = registry.approve(approver, image, level, NOT_AFTER).map_err(stalled)?;
+        assert!(!receipt.changed, "a withdrawn vote counts");
+        Ok(())
+    };
+    approve(&ana)?;
+    registry.withdraw(&ana, Some(image)).map_err(stalled)?;
+    let message = registry.withdraw(&ana, Some(image)).unwrap_err().to_string();
+    assert!(message.contains("no open vote"), "{message}");
+    approve(&ben)?;
+    let votes = registry.open_votes(Some(image)).unwrap();
+    let proposal = Proposal::Approve { level, not_after: NOT_AFTER };
+    assert_eq!(votes.len(), 1, "{votes:?}");
+    assert_eq!((votes[0].approver, votes[0].proposal), (ben.address(), proposal));
+    assert_eq!(registry.recent_votes().unwrap().digests, [*image].into());
+    registry.withdraw(&ben, Some(image)).map_err(stalled)?;
+    assert_eq!(registry.open_votes(Some(image)).unwrap(), []);
+    Ok(())
 }
 
 /// Starts a node that polls the relay and has a module of this image.
@@ -278,5 +304,7 @@ fn use_the_command_line(
     let show = [&["chain", "show"][..], &execution, &[image.digest.as_str()]].concat();
     let shown = trustctl(&show).unwrap();
     assert!(shown.contains("proof") && shown.contains("final"), "{shown}");
+    let votes = trustctl(&[&["chain", "votes"][..], &execution].concat()).unwrap();
+    assert!(votes.contains("no vote is open"), "{votes}");
     Ok(())
 }
