@@ -2,9 +2,16 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use ledger::merkle::{Hash, leaf_hash};
 use ledger::{ImageStatement, LogEntry, SigningKey, Statement, Status};
+
+/// Digest that no image has. A revocation of it only takes a sequence number.
+pub const NO_IMAGE: &str =
+    "sha256:0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Time after which a revocation expires. Revocations are final, so it has no effect.
+pub const REVOCATION_SECONDS: u64 = 100 * 365 * 86_400;
 
 /// Parses the entries of a log without verifying them.
 ///
@@ -63,6 +70,40 @@ pub fn append_image(
     })
 }
 
+/// Returns the log with another entry in the place of the newest one, which `key` signed: a
+/// revocation of [`NO_IMAGE`]. It needs one signature. A node that has it rejects every other entry
+/// with this sequence number, so a copy of the signature is of no use any more. A checkpoint is
+/// removed.
+///
+/// # Errors
+/// Returns an error if `key` did not sign the newest entry, or if that entry is a revocation, which
+/// one signature completes. Returns the errors of [`entries`] and [`now`].
+pub fn withdraw(log: &str, ledger: &str, key: &SigningKey) -> Result<String> {
+    let mut entries = entries(log)?;
+    let newest = entries.pop().context("the log is empty")?;
+    let (seq, public) = (newest.statement.seq(), crate::keys::public_hex(key));
+    ensure!(
+        newest.signatures.iter().any(|signature| signature.key == public),
+        "the newest log entry, {seq}, has no signature of {public}; nothing to withdraw"
+    );
+    ensure!(
+        !matches!(&newest.statement, Statement::Image(image) if image.status == Status::Revoked),
+        "log entry {seq} is a revocation: one signature completes it, and it is final"
+    );
+    let before: String = entries.iter().map(|entry| entry.line() + "\n").collect();
+    let iat = now()?;
+    append(&before, ledger, key, |seq| {
+        ImageStatement {
+            digest: NO_IMAGE.to_owned(),
+            exp: iat + REVOCATION_SECONDS,
+            iat,
+            seq,
+            status: Status::Revoked,
+        }
+        .into()
+    })
+}
+
 /// Returns the leaves of the log's Merkle tree. They depend on the ledger's name, as the signatures
 /// do.
 ///
@@ -70,7 +111,7 @@ pub fn append_image(
 /// Returns an error that names the first line that is missing or has an invalid signature.
 pub fn leaves(log: &str, ledger: &str) -> Result<Vec<Hash>> {
     let leaf = |(n, entry): (usize, &LogEntry)| {
-        anyhow::ensure!(
+        ensure!(
             entry.statement.seq() == n as u64 + 1,
             "line {}: log entries are missing or out of order",
             n + 1

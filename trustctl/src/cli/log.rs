@@ -16,8 +16,6 @@ use trustctl::{keys, statement, witness};
 use crate::cli::output::print_result;
 
 const SECONDS_PER_DAY: u64 = 86_400;
-/// Expiry of a revocation. Revocations are final, so the expiry has no effect.
-const REVOCATION_DAYS: u64 = 365 * 100;
 /// Extension of the file next to a log's key that stores the checkpoint which was signed last.
 const LAST_SIGNED_EXTENSION: &str = "seen";
 
@@ -123,6 +121,16 @@ pub(crate) enum LogCommand {
         #[command(flatten)]
         signing: SigningArgs,
     },
+    /// Withdraw your signature of the newest entry, which has too few: another entry takes its
+    /// number, so that copies of your signature no longer count
+    #[command(
+        after_help = "Push the log at once. A node that has the entry with enough signatures \
+                            rejects it; then only `trustctl revoke` ends an approval."
+    )]
+    Withdraw {
+        #[command(flatten)]
+        signing: SigningArgs,
+    },
     /// Write a node's log to a file
     Fetch {
         /// Log file
@@ -141,11 +149,25 @@ pub(crate) enum LogCommand {
 }
 
 pub(crate) fn approve(args: &Approve, folder: &Path, json: bool) -> Result<()> {
-    append_image(&args.signing, folder, &args.digest, Status::Approved, args.days, json)
+    append_image(
+        &args.signing,
+        folder,
+        &args.digest,
+        Status::Approved,
+        args.days.saturating_mul(SECONDS_PER_DAY),
+        json,
+    )
 }
 
 pub(crate) fn revoke(args: &Revoke, folder: &Path, json: bool) -> Result<()> {
-    append_image(&args.signing, folder, &args.digest, Status::Revoked, REVOCATION_DAYS, json)
+    append_image(
+        &args.signing,
+        folder,
+        &args.digest,
+        Status::Revoked,
+        statement::REVOCATION_SECONDS,
+        json,
+    )
 }
 
 pub(crate) fn approvers(args: &Approvers, folder: &Path, json: bool) -> Result<()> {
@@ -162,7 +184,7 @@ fn append_image(
     folder: &Path,
     digest: &str,
     status: Status,
-    days: u64,
+    lifetime: u64,
     json: bool,
 ) -> Result<()> {
     if digest.strip_prefix("sha256:").and_then(measure::unhex).is_none_or(|b| b.len() != 32) {
@@ -174,7 +196,7 @@ fn append_image(
     let now = statement::now()?;
     let digest = digest.to_owned();
     append(signing, folder, json, |seq| {
-        ImageStatement { digest, exp: now + days * SECONDS_PER_DAY, iat: now, seq, status }.into()
+        ImageStatement { digest, exp: now.saturating_add(lifetime), iat: now, seq, status }.into()
     })
 }
 
@@ -212,8 +234,11 @@ fn append(
     Ok(())
 }
 
-fn statement_text(statement: &Statement) -> String {
-    match statement {
+fn statement_text(entry: &Statement) -> String {
+    match entry {
+        Statement::Image(image) if image.digest == statement::NO_IMAGE => {
+            format!("{:5}  withdrawn  the number of an entry that was withdrawn", image.seq)
+        }
         Statement::Image(image) => {
             let status = format!("{:?}", image.status).to_lowercase();
             format!("{:5}  {status:9}  {}  until {}", image.seq, image.digest, image.exp)
@@ -247,6 +272,7 @@ pub(crate) fn run(command: &LogCommand, folder: &Path, client: &Client, json: bo
             cosign(log, &key, witness, witness_key, json)
         }
         LogCommand::Sign { signing } => sign(signing, folder, json),
+        LogCommand::Withdraw { signing } => withdraw(signing, folder, json),
         LogCommand::Fetch { log } => {
             write(log, &client.ledger_log()?.log)?;
             print_result(json, &json!({ "written": log }), || {
@@ -369,6 +395,27 @@ fn sign(signing: &SigningArgs, folder: &Path, json: bool) -> Result<()> {
     write(&signing.log.log, &signed)?;
     print_result(json, &json!({ "statement": seq, "signatures": signatures }), || {
         format!("entry {seq} now has {signatures} signatures")
+    })
+}
+
+fn withdraw(signing: &SigningArgs, folder: &Path, json: bool) -> Result<()> {
+    let (key, path) = (load_key(signing, folder)?, &signing.log.log);
+    let before = read(path)?;
+    let text = statement::withdraw(&before, &signing.log.ledger, &key)?;
+    write(path, &text)?;
+    let entries = statement::entries(&text)?;
+    let seq = entries.last().map_or(0, |entry| entry.statement.seq());
+    let cosign = match ledger::split_checkpoint(&before).1 {
+        Some(_) => format!("trustctl log cosign --log {}, ", path.display()),
+        None => String::new(),
+    };
+    print_result(json, &json!({ "statement": seq, "withdrawn": true }), || {
+        format!(
+            "entry {seq} is now a revocation of no image, signed by {}\n\
+             Next: {cosign}trustctl log push --log {}",
+            keys::public_hex(&key),
+            path.display()
+        )
     })
 }
 
