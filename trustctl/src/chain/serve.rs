@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::{Bytes, Incoming};
 use hyper::header::CONTENT_TYPE;
 use hyper::{Method, Request, Response, StatusCode};
@@ -25,6 +25,10 @@ const MAX_CONNECTIONS: usize = 256;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Lifetime of a connection: a node sends one request.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Bytes of a body that are read, and time for it, before a request is rejected. Otherwise the
+/// connection is closed while the client still sends, and the answer can be lost.
+const MAX_IGNORED_BYTES: usize = 1 << 20;
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after the system could not accept a connection.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -59,6 +63,8 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>> {
     if request.method() != Method::GET || request.uri().path() != BUNDLE_PATH {
+        let rest = Limited::new(request.into_body(), MAX_IGNORED_BYTES).collect();
+        let _ = tokio::time::timeout(BODY_TIMEOUT, rest).await;
         return error_response(
             StatusCode::NOT_FOUND,
             "expected GET /v1/bundle?checkpoint=ROOT|period=NUMBER&digest=DIGEST…",

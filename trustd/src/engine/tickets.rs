@@ -33,6 +33,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::net::UnixListener;
 
 use super::error::EngineError;
+use crate::rest::drain::drain_bodies;
 use crate::util::lock::lock;
 
 /// Header of the nonce, in the form in which Go's HTTP server passes names to the plugin.
@@ -42,6 +43,8 @@ const TICKET_LIFETIME: Duration = Duration::from_secs(60);
 /// Longest request to the plugin. The engine shows at most 1 MiB of a body, which as base64 in JSON
 /// is a third more.
 const MAX_AUTHZ_REQUEST_BYTES: usize = 4 << 20;
+/// Bytes of a request that are discarded after its answer: a denial that is not read is repeated.
+const MAX_DRAINED_BYTES: usize = 64 << 20;
 
 #[derive(Debug, PartialEq, Eq)]
 struct Ticket {
@@ -171,8 +174,8 @@ pub fn serve_plugin(tickets: Arc<Tickets>, socket: &Path) -> Result<(), EngineEr
         .route("/Plugin.Activate", post(async || Json(json!({ "Implements": ["authz"] }))))
         .route("/AuthZPlugin.AuthZReq", post(authorize))
         .route("/AuthZPlugin.AuthZRes", post(allow_response))
-        .layer(DefaultBodyLimit::max(MAX_AUTHZ_REQUEST_BYTES))
-        .with_state(tickets);
+        .layer(DefaultBodyLimit::max(MAX_AUTHZ_REQUEST_BYTES));
+    let router = drain_bodies(router, MAX_DRAINED_BYTES).with_state(tickets);
     tokio::spawn(axum::serve(listener, router).into_future());
     Ok(())
 }

@@ -27,11 +27,14 @@ use super::caller::Caller;
 use super::peer::{self, PeerError};
 use super::service::Service;
 use crate::audit::EventKind;
+use crate::rest::drain::drain_bodies;
 use crate::rest::{Answer, ApiError, unknown_call};
 use crate::util::error_chain::error_chain;
 
 /// Size of a request.
 const MAX_REQUEST_BYTES: usize = 1 << 20;
+/// Bytes of a request that are discarded after its answer.
+const MAX_DRAINED_BYTES: usize = 8 << 20;
 /// Connections of one module. Further ones wait until one of these ends.
 const MAX_CONNECTIONS: usize = 16;
 /// Requests of one module that are read or answered at the same time. Together with the size of a
@@ -171,15 +174,15 @@ fn timeout_answer() -> Response {
 }
 
 fn router(service: Arc<Service>) -> Router {
-    Router::new()
+    let router = Router::new()
         .route("/v1/openapi.json", get(async || ([(CONTENT_TYPE, "application/json")], OPENAPI)))
         .route("/v1/identity", get(identity))
         .route("/v1/batch", post(batch))
         .route("/v1/{*call}", post(call))
         .fallback(unknown_call)
         .method_not_allowed_fallback(unknown_call)
-        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .with_state(service)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES));
+    drain_bodies(router, MAX_DRAINED_BYTES).with_state(service)
 }
 
 fn require_caller(peer: Peer) -> Result<Arc<Caller>, ApiError> {

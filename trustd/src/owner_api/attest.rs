@@ -20,6 +20,7 @@ use tokio::sync::Semaphore;
 
 use super::route::Route;
 use super::state::NodeState;
+use crate::rest::drain::drain_bodies;
 use crate::rest::rate_limit::TokenBucket;
 use crate::rest::{Answer, ApiError, check_nonce, parse_hex};
 use crate::util::lock::lock;
@@ -28,6 +29,8 @@ use crate::util::lock::lock;
 const MAX_ANONYMOUS_REQUESTS_PER_SECOND: u32 = 2;
 /// Size of an anonymous client's request. The largest credential has about 150 bytes.
 const MAX_ANONYMOUS_REQUEST_BYTES: usize = 4096;
+/// Bytes of an anonymous client's request that are discarded after its answer.
+const MAX_ANONYMOUS_DRAINED_BYTES: usize = 1 << 20;
 
 /// Returns the routes of attestation.
 pub(super) fn routes() -> Vec<Route<Arc<NodeState>>> {
@@ -87,12 +90,12 @@ pub fn anonymous_router(node: Arc<NodeState>) -> Router {
                        attestation is allowed";
         ApiError::new(StatusCode::FORBIDDEN, ErrorCode::Certificate, message)
     };
-    Route::collect(routes())
+    let router = Route::collect(routes())
         .layer(limited)
         .fallback(certificate_required)
         .method_not_allowed_fallback(certificate_required)
-        .layer(DefaultBodyLimit::max(MAX_ANONYMOUS_REQUEST_BYTES))
-        .with_state(node)
+        .layer(DefaultBodyLimit::max(MAX_ANONYMOUS_REQUEST_BYTES));
+    drain_bodies(router, MAX_ANONYMOUS_DRAINED_BYTES).with_state(node)
 }
 
 /// Limits all anonymous clients together.

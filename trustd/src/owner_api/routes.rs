@@ -13,10 +13,14 @@ use axum::response::{IntoResponse as _, Response};
 use super::route::Route;
 use super::state::{NodeState, OwnerState};
 use super::{attest, common, ledger, modules, status};
+use crate::rest::drain::drain_bodies;
 use crate::rest::{ApiError, unknown_call};
 
 /// Size of a request that is read into memory. Images are streamed.
 const MAX_REQUEST_BYTES: usize = 16 << 20;
+/// Bytes of a request that are discarded after its answer, such as the rest of an image that was
+/// rejected.
+const MAX_DRAINED_BYTES: usize = 256 << 20;
 
 /// Returns the routes that every node has, with or without its root key.
 pub(super) fn shared_routes() -> Vec<Route<Arc<NodeState>>> {
@@ -44,9 +48,10 @@ pub fn router(state: Arc<OwnerState>) -> Router {
 
 /// Adds the checks that every request of an owner passes.
 pub(super) fn guard<S: Clone + Send + Sync + 'static>(router: Router<S>) -> Router<S> {
-    router
+    let router = router
         .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
-        .layer(axum::middleware::from_fn(reject_cross_site))
+        .layer(axum::middleware::from_fn(reject_cross_site));
+    drain_bodies(router, MAX_DRAINED_BYTES)
 }
 
 /// Rejects requests that a web page made. A browser presents the owner's certificate for every page

@@ -1,6 +1,7 @@
 //! Parts that both HTTP/1.1 + JSON interfaces share: errors, and the parsing of common members.
 //! docs/api.md describes the interfaces.
 
+pub(crate) mod drain;
 pub mod rate_limit;
 
 use std::error::Error;
