@@ -29,6 +29,8 @@ pub struct ContainerRecord {
     pub health_command: Vec<String>,
     /// Whether the container has the module's name on the networks that it shares with peers.
     pub joined_peers: bool,
+    /// Whether trustd is stopping the container. Its exit is then no failure.
+    pub stopping: bool,
     /// Calls that the container may make on its socket.
     pub access: Access,
 }

@@ -87,9 +87,15 @@ impl Deployment<'_> {
             // ended with an earlier process is opened again.
             self.modules.deps.sockets.open(self.name)?;
         }
+        // A newer spec interrupts a stop. A container that is being stopped does not come back.
+        let (stopping, containers): (Vec<&ModuleContainer>, Vec<&ModuleContainer>) =
+            containers.iter().partition(|container| container.record.stopping);
+        for container in stopping {
+            self.stop_container(container).await?;
+        }
         let fingerprint = self.target.fingerprint();
         let (current, others): (Vec<&ModuleContainer>, Vec<&ModuleContainer>) =
-            containers.iter().partition(|c| c.record.fingerprint == fingerprint);
+            containers.into_iter().partition(|c| c.record.fingerprint == fingerprint);
         if let Some(old) = others.iter().find(|other| other.running) {
             self.modules.with(self.name, |state| state.set_running(&old.id));
         }
@@ -185,6 +191,7 @@ impl Deployment<'_> {
             config_digest: ConfigDigest::default(),
             health_command: self.target.settings.health.command.clone(),
             joined_peers: false,
+            stopping: false,
             access: self.target.settings.access.clone(),
         };
         let exclusive = !self.target.settings.can_run_concurrently();
@@ -398,13 +405,24 @@ impl Deployment<'_> {
         &self,
         container: &ModuleContainer,
     ) -> Result<(), RolloutError> {
-        let record = &container.record;
-        let event = json!({ "digest": record.digest, "module": record.module });
-        let recorded = self.modules.deps.audit.record(EventKind::ModuleStopped, &event).await;
+        let recorded = if container.record.stopping {
+            Ok(())
+        } else {
+            self.record_stop(&container.id, &container.record).await
+        };
         let timeout = self.target.settings.stop_within_s;
         self.engine.stop_and_remove(&container.id, timeout).await?;
         self.modules.inventory.remove(&container.id)?;
         fail_point("removed");
+        recorded
+    }
+
+    /// Records that trustd is about to stop a container.
+    async fn record_stop(&self, id: &str, record: &ContainerRecord) -> Result<(), RolloutError> {
+        let event = json!({ "digest": record.digest, "module": record.module });
+        let recorded = self.modules.deps.audit.record(EventKind::ModuleStopped, &event).await;
+        let record = ContainerRecord { stopping: true, ..record.clone() };
+        self.modules.inventory.insert(id, &record)?;
         Ok(recorded?)
     }
 

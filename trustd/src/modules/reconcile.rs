@@ -175,6 +175,7 @@ fn is_reconciled(state: &ModuleState, own: &[(&Container, &ContainerRecord)]) ->
         ) => {
             container.running
                 && container.id == *running
+                && !record.stopping
                 && record.fingerprint == target.fingerprint()
                 && state.target_is_good()
         }

@@ -107,6 +107,7 @@ impl SocketHost {
             config_digest: Default::default(),
             health_command: Vec::new(),
             joined_peers: false,
+            stopping: false,
             access,
         };
         self.shared.inventory.insert(&container(n), &record).unwrap();

@@ -112,6 +112,44 @@ fn a_version_that_does_not_become_healthy_is_rolled_back() {
 }
 
 #[test]
+fn a_return_to_the_old_version_while_it_stops_is_no_failure() {
+    run(async {
+        let mut node = Node::start("return").await;
+        let (one, two) = (image("one"), image("two"));
+        prepare(&mut node, &[&one, &two]).await;
+        // The program ignores SIGTERM, so the stop lasts as long as it may.
+        let file =
+            |image| module(image, "", QUICK).replace("stop-within-s = 1", "stop-within-s = 5");
+        node.apply("app", &file(&one));
+        let old = node.wait_until_running("app").await;
+        node.apply("app", &file(&two));
+        node.wait_for_event(|e| e.starts_with("module-stopped") && e.contains(&one.digest)).await;
+        let stopping = || {
+            let path = node.settings.run.join("containers").join(&old);
+            std::fs::read_to_string(path).is_ok_and(|text| text.contains("\"stopping\":true"))
+        };
+        crate::node::wait("the stop of the old version", stopping);
+        node.apply("app", &file(&one));
+        let is_return = |e: &str| e.starts_with("module-upgraded") && e.contains("\"app\"");
+        let deadline = std::time::Instant::now() + crate::node::WAIT_TIMEOUT;
+        while node.events().await.iter().filter(|e| is_return(e)).count() < 2 {
+            assert!(std::time::Instant::now() < deadline, "{:?}", node.events().await);
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+        node.wait_for_event(|e| e.starts_with("module-stopped") && e.contains(&two.digest)).await;
+        let kinds = node.event_kinds().await;
+        for failure in ["module-exited", "module-failed", "module-rolled-back"] {
+            assert!(!kinds.iter().any(|kind| kind == failure), "{kinds:?}");
+        }
+        assert_eq!(
+            kinds.iter().filter(|kind| *kind == "module-stopped").count(),
+            1 + 1,
+            "{kinds:?}"
+        );
+    });
+}
+
+#[test]
 fn the_old_version_keeps_running_until_an_upgrade_is_approved() {
     run(async {
         let mut node = Node::start("unapproved").await;
