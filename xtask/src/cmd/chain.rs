@@ -106,7 +106,7 @@ fn test_network(graph: BuildGraph) -> Result<()> {
     for name in ["npm", "recording"] {
         std::fs::create_dir(scratch.join(name))?;
     }
-    let mut sandbox = sandbox
+    let mut sandbox = engine::with_trustctl(sandbox)?
         .read(&packages, "/cache/npm")
         .write(&recording, "/cache/recording")
         .env("BASALT_DEVNET", "/cache/npm")
@@ -116,11 +116,6 @@ fn test_network(graph: BuildGraph) -> Result<()> {
     if let Ok(value) = std::env::var(FULL_COMMITTEE) {
         sandbox = sandbox.env(FULL_COMMITTEE, value);
     }
-    check(
-        &mut sandbox.command(["cargo", "build", "--offline", "--package", "trustctl"])?,
-        "building trustctl",
-    )?;
-    let sandbox = sandbox.env("BASALT_TRUSTCTL", "/work/debug/trustctl");
     // The lock of the cache is released: the test only reads the cache, and takes minutes.
     drop(graph);
     engine::run_ignored_test(&sandbox, &[], "chain::a_real_network_decides", "the chain test")?;

@@ -37,6 +37,16 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
         .env("BASALT_PROGRAMS", "/old"))
 }
 
+/// Compiles trustctl in the sandbox, and adds its path to the environment.
+///
+/// # Errors
+/// Fails if trustctl does not compile.
+pub(super) fn with_trustctl(sandbox: Sandbox) -> Result<Sandbox> {
+    let build = ["cargo", "build", "--offline", "--package", "trustctl"];
+    super::check(&mut sandbox.command(build)?, "building trustctl")?;
+    Ok(sandbox.env("BASALT_TRUSTCTL", "/work/debug/trustctl"))
+}
+
 /// Runs a command in the sandbox, then removes the control groups that are left.
 pub(super) fn check<S: AsRef<str>>(
     sandbox: &Sandbox,

@@ -160,8 +160,8 @@ fn engine(filter: Option<&str>) -> Result<()> {
         return Ok(());
     }
     // A low limit makes trustd transfer small images in several parts too.
-    let sandbox =
-        engine::sandbox(&Session::open_test()?.graph)?.env("BASALT_MIN_PART_BYTES", "65536");
+    let sandbox = engine::with_trustctl(engine::sandbox(&Session::open_test()?.graph)?)?
+        .env("BASALT_MIN_PART_BYTES", "65536");
     // The tests in trustd/tests/chain.rs need failpoints, which only this feature compiles in.
     let selected = [
         "--features",
