@@ -12,6 +12,7 @@ use ledger::Status;
 use measure::Measurements;
 use policy::Policies;
 use serde::Deserialize;
+use trustctl::module::Verb;
 
 fn running(module: &Module) -> bool {
     matches!(module.status, ModuleStatus::Running { .. })
@@ -19,6 +20,15 @@ fn running(module: &Module) -> bool {
 
 fn denied(module: &Module) -> bool {
     matches!(module.status, ModuleStatus::Denied { .. })
+}
+
+fn stopped(module: &Module) -> bool {
+    module.status == ModuleStatus::Stopped
+}
+
+/// Carries out an owner's verb on the module that ships.
+fn carry_out(card: &Card, verb: Verb) {
+    trustctl::module::carry_out(&card.client(), &card.dir, "demo", verb).unwrap();
 }
 
 /// Returns the status of a node that has its root key.
@@ -80,7 +90,7 @@ fn spec(card: &Card, name: &str, digest: &str) {
         &card.dir,
         name,
         DesiredState::Run,
-        &module_toml(digest),
+        Some(&module_toml(digest)),
     )
     .unwrap();
 }
@@ -299,7 +309,9 @@ fn denies_unapproved_revoked_and_altered_images() {
     );
     assert!(has("module-started", "revoked") && has("module-stopped", "revoked"), "{events:?}");
 
-    // The longer log persists over a regular reboot.
+    // The owner stops the module that ships. That and the longer log persist over a regular reboot.
+    carry_out(&card, Verb::Stop);
+    card.wait_for_module("demo", EVENT_TIMEOUT, stopped).unwrap();
     let statements = log.lines().count();
     card.client().control_node("reboot").unwrap();
     console.wait_for("down", EVENT_TIMEOUT).unwrap();
@@ -311,6 +323,9 @@ fn denies_unapproved_revoked_and_altered_images() {
     let found = status.ledger.log.usable().map(|log| log.statements);
     assert_eq!(found, Some(statements as u64), "{status:?}");
     is_denied("revoked", "revoked");
+    card.wait_for_module("demo", EVENT_TIMEOUT, stopped).unwrap();
+    carry_out(&card, Verb::Start);
+    card.wait_for_module("demo", EVENT_TIMEOUT, running).unwrap();
     card.attest().unwrap();
 }
 
@@ -330,8 +345,14 @@ fn modules_reach_only_their_peers_and_are_upgraded_while_they_run() {
              memory-mib = 32\npids = 16\nstop-within-s = 1\n\
              [image]\ndigest = \"{digest}\"\n[health]\n{health}\n"
         );
-        trustctl::module::send_spec(&card.client(), &card.dir, name, DesiredState::Run, &toml)
-            .unwrap();
+        trustctl::module::send_spec(
+            &card.client(),
+            &card.dir,
+            name,
+            DesiredState::Run,
+            Some(&toml),
+        )
+        .unwrap();
     };
     let server =
         |digest: &str| run("server", "\"serve\", \"8080\"", digest, "\"client\"", "port = 8080");

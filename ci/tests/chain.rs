@@ -111,7 +111,8 @@ fn approve_and_run(card: &Card, archive: &[u8], digest: &str) {
         "memory-mib = 32\npids = 16\nstop-within-s = 1\n\
          [image]\ndigest = \"{digest}\"\n[health]\nstays-s = 0\n"
     );
-    trustctl::module::send_spec(&client, &card.dir, "pause", DesiredState::Run, &toml).unwrap();
+    trustctl::module::send_spec(&client, &card.dir, "pause", DesiredState::Run, Some(&toml))
+        .unwrap();
 }
 
 #[test]

@@ -29,6 +29,24 @@ impl Client {
         self.get("/v1/status")
     }
 
+    /// Returns the node's identity, which specs name: SHA-256 of its certificate, hex. Over TLS it
+    /// is that of the certificate that the node proved to have and that `known_nodes` pins; on the
+    /// node's own socket the node tells it.
+    ///
+    /// # Errors
+    /// Returns the errors of every call.
+    pub fn identity(&self) -> Result<String> {
+        // An earlier request of this client has shown it.
+        if let Some(certificate) = self.node_certificate() {
+            return Ok(certificate);
+        }
+        let reported = match self.status()? {
+            NodeStatus::Locked(status) => status.certificate,
+            NodeStatus::Unlocked(status) => status.certificate,
+        };
+        Ok(self.node_certificate().unwrap_or(reported))
+    }
+
     /// Returns the modules.
     ///
     /// # Errors

@@ -52,9 +52,9 @@ fn run(cli: Cli) -> Result<()> {
             print!("{}", client.text("/metrics")?);
             Ok(())
         }
-        Command::Modules => cli::node::modules(&client, json),
+        Command::Modules => cli::module::list(&client, json),
         Command::Image { command } => cli::node::image(&client, &command, json),
-        Command::Module { command } => cli::node::module(&client, &folder, &command, json),
+        Command::Module { command } => cli::module::run(&client, &folder, &command, json),
         Command::Audit => cli::node::audit(&client, json),
         Command::Attest(args) => cli::attest::attest(&args, &cli.node, &folder, json),
         Command::Verify(args) => cli::attest::verify(&args, json),

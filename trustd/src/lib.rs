@@ -138,6 +138,7 @@ async fn run_unlocked(
         sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets: tickets.clone(),
         settings: settings.clone(),
+        certificate: state.certificate.clone(),
         owners: node.owner.certificates.clone(),
         reserved_ports: api_port.into_iter().collect(),
     })?);

@@ -67,5 +67,7 @@ text_enum! {
         StoreFull = "store-full",
         /// The process at a module's socket is not in this module's container.
         UnknownPeer = "unknown-peer",
+        /// The spec is for another node.
+        WrongNode = "wrong-node",
     }
 }

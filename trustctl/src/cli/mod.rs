@@ -8,6 +8,7 @@ mod documented;
 pub(crate) mod image;
 pub(crate) mod key;
 pub(crate) mod log;
+pub(crate) mod module;
 pub(crate) mod node;
 pub(crate) mod output;
 pub(crate) mod policy;

@@ -8,11 +8,12 @@ use ledger::Decision;
 use tokio::sync::Notify;
 
 use super::denials::Denials;
-use super::desired::{DesiredStates, History, Version};
+use super::desired::{DesiredStates, Identities, LoadedStates, check_module};
 use super::enforce::{Ending, Wakeup};
 use super::error::{ModuleError, SpecRejection};
 use super::event_watch::EventWatch;
 use super::status::{ModuleState, ModuleStatus, ModuleView};
+use super::version::{History, Version};
 use crate::admission::Admission;
 use crate::audit::Audit;
 use crate::engine::inventory::Inventory;
@@ -36,6 +37,8 @@ pub struct Dependencies {
     pub tickets: Arc<Tickets>,
     /// Paths.
     pub settings: Settings,
+    /// SHA-256 of the certificate that the node presents, hex: the identity that specs name.
+    pub certificate: String,
     /// SHA-256 of the owners' certificates, hex.
     pub owners: Vec<String>,
     /// Ports that the node itself uses.
@@ -48,6 +51,8 @@ pub struct Modules {
     pub(super) engine: Mutex<Option<Arc<Engine>>>,
     pub(super) deps: Dependencies,
     pub(super) desired: DesiredStates,
+    /// Reason why the persisted spec of a module is rejected.
+    rejected: Mutex<BTreeMap<String, String>>,
     pub(super) inventory: Arc<Inventory>,
     /// Names of containers that are being created.
     pub(super) creating: Mutex<BTreeSet<String>>,
@@ -77,8 +82,10 @@ impl Modules {
     /// Returns [`ModuleError::Io`] if a folder or a file cannot be read. An invalid spec or module
     /// file is logged and left out.
     pub fn open(deps: Dependencies) -> Result<Self, ModuleError> {
-        let desired = DesiredStates::open(&deps.settings.data.join("modules"), &deps.owners)?;
-        let histories = desired.load(&deps.settings.etc.join("modules"))?;
+        let (data, etc) = (&deps.settings.data, &deps.settings.etc);
+        let identities = Identities { node: deps.certificate.clone(), owners: deps.owners.clone() };
+        let desired = DesiredStates::open(&data.join("modules"), &etc.join("modules"), identities)?;
+        let LoadedStates { histories, rejected } = desired.load()?;
         let inventory = deps.sockets.inventory().clone();
         let denials = Denials::open(&deps.settings.run)?;
         let names: Vec<String> = histories.keys().cloned().collect();
@@ -88,6 +95,7 @@ impl Modules {
             engine: Mutex::default(),
             deps,
             desired,
+            rejected: Mutex::new(rejected),
             inventory,
             creating: Mutex::default(),
             changing: Mutex::default(),
@@ -110,18 +118,16 @@ impl Modules {
     ///
     /// # Errors
     ///
-    /// Returns [`ModuleError::Signature`] if no owner signed the spec, [`ModuleError::Config`] if
-    /// it is invalid or conflicts with another module, [`ModuleError::StaleGeneration`] if it is
-    /// not newer than the current spec, and [`ModuleError::Io`] if it cannot be persisted.
+    /// Returns [`ModuleError::Signature`] if no owner signed the spec, [`ModuleError::WrongNode`] if
+    /// it is for another node, [`ModuleError::Config`] if it is invalid or conflicts with another
+    /// module, [`ModuleError::StaleGeneration`] if it is not newer than the current spec, and
+    /// [`ModuleError::Io`] if it cannot be persisted.
     pub fn apply(&self, name: &str, signed: &SignedSpec) -> Result<(), ModuleError> {
         let (spec, version) = self.desired.verify(signed)?;
-        if spec.module != name {
-            let (expected, found) = (name.to_owned(), spec.module);
-            return Err(SpecRejection::WrongModule { expected, found }.into());
-        }
+        check_module(&spec, name)?;
         let mut states = lock(&self.states);
-        let newest = states.get(name).and_then(|state| state.history.desired.as_ref());
-        let current = newest.map_or(0, |version| version.generation);
+        let history = states.get(name).map(|state| &state.history);
+        let current = history.map_or(0, |history| history.generation);
         if spec.generation <= current {
             let (module, found) = (name.to_owned(), spec.generation);
             return Err(ModuleError::StaleGeneration { module, current, found });
@@ -130,8 +136,11 @@ impl Modules {
         if runs {
             self.check_conflicts(name, &version, &states)?;
         }
-        let persisted =
-            self.desired.persist(name, signed).and_then(|()| self.desired.clear_failed(name));
+        let last_good = history.and_then(|history| history.last_good.as_ref());
+        let persisted = self
+            .desired
+            .persist(name, signed, last_good)
+            .and_then(|()| self.desired.clear_failed(name));
         // A full disk must not prevent an owner from stopping a module.
         if persisted.is_ok() || !runs {
             states
@@ -139,6 +148,7 @@ impl Modules {
                 .or_insert_with(|| ModuleState::new(History::default()))
                 .set_desired(version);
             drop(states);
+            lock(&self.rejected).remove(name);
             self.pin_images(name);
             self.wake();
         }
@@ -206,14 +216,16 @@ impl Modules {
         lock(&self.states).get(name).map(|state| state.status.clone())
     }
 
-    /// Returns all modules that were not removed, each with the ledger's decision about the digest
+    /// Returns the reason why the persisted spec of a module is rejected, by module.
+    pub fn rejected(&self) -> BTreeMap<String, String> {
+        lock(&self.rejected).clone()
+    }
+
+    /// Returns all modules that can be started, each with the ledger's decision about the digest
     /// that its newest spec names.
     pub fn views(&self) -> Vec<(ModuleView, Decision)> {
-        let views: Vec<ModuleView> = lock(&self.states)
-            .iter()
-            .filter_map(|(name, state)| state.view(name))
-            .filter(|view| view.desired != DesiredState::Remove)
-            .collect();
+        let views: Vec<ModuleView> =
+            lock(&self.states).iter().filter_map(|(name, state)| state.view(name)).collect();
         let decide = |view: ModuleView| {
             let decision = self.deps.admission.decide(&view.digest);
             (view, decision)

@@ -14,9 +14,9 @@ use oci::{Image, OciError};
 use serde_json::json;
 
 use super::controller::{Modules, SetGuard, pin_holder};
-use super::desired::Version;
 use super::error::RolloutError;
 use super::status::ModuleStatus;
+use super::version::Version;
 use crate::audit::EventKind;
 use crate::engine::inventory::ContainerRecord;
 use crate::engine::{

@@ -1,15 +1,17 @@
-//! Store of the owner's specs: verified against the pinned certificates, persisted, and loaded
-//! after a restart.
+//! Store of the owner's specs: verified against the pinned certificates and the node's identity,
+//! persisted, and loaded after a restart.
 //!
 //! Invariants:
-//! - A spec on the disk has no more authority than a spec on the network: its signature is verified
-//!   when it is loaded.
+//! - A spec on the disk has no more authority than a spec on the network: its signature and its
+//!   node are verified when it is loaded.
 //! - A newer spec replaces an older one in one step. An older spec never replaces a newer one.
+//! - The owner's spec decides about a module that ships, whatever the node's image ships now. If
+//!   the persisted spec is rejected, the module does not run until the owner sends another one.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use config::{Image, ImageSource, Module};
+use config::Module;
 use deployment::{DesiredState, SignedSpec, Spec};
 use rustls::pki_types::{CertificateDer, SignatureVerificationAlgorithm};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,8 @@ use webpki::EndEntityCert;
 use webpki::ring::{ECDSA_P256_SHA256, ED25519};
 
 use super::error::{ModuleError, SignatureError, SpecRejection};
+use super::shipped::{ShippedModules, list};
+use super::version::{FailedRollout, History, Version};
 use crate::util::atomic_file::{self, PathError, at};
 use crate::util::error_chain::error_chain;
 
@@ -29,145 +33,143 @@ const LAST_GOOD: &str = ".last-good.json";
 const PREVIOUS_GOOD: &str = ".previous-good.json";
 const FAILED: &str = ".failed.json";
 
-/// Version of a module: a spec whose signature was verified, or a module file of the image.
+/// Persisted specs that are rejected and reported. Further ones are only logged.
+const MAX_REJECTED: usize = 64;
+
+/// Identities that a spec is verified with.
 #[derive(Debug, Clone)]
-pub(super) struct Version {
-    /// Generation of the spec; 0 for a module file of the image.
-    pub(super) generation: u64,
-    /// Desired state.
-    pub(super) desired: DesiredState,
-    /// Text of the module file.
-    pub(super) toml: String,
-    /// Parsed module file.
-    pub(super) settings: Module,
-    /// Image that the module file names.
-    pub(super) source: ImageSource,
-    /// Signed spec; `None` for a module file of the image.
-    signed: Option<SignedSpec>,
-}
-
-impl Version {
-    fn new(
-        generation: u64,
-        desired: DesiredState,
-        toml: &str,
-        settings: Module,
-    ) -> Result<Self, SpecRejection> {
-        let Image::Source(source) = settings.image.clone() else {
-            return Err(SpecRejection::Build);
-        };
-        Ok(Self { generation, desired, toml: toml.to_owned(), settings, source, signed: None })
-    }
-
-    /// Returns the fingerprint of the settings, which is in events and quotes. Settings with
-    /// another effect have another fingerprint. The place that the image is fetched from does not
-    /// count, because the digest determines the image's content.
-    pub(super) fn fingerprint(&self) -> String {
-        let mut settings = self.settings.clone();
-        settings.image =
-            Image::Source(ImageSource { registry: None, archive: None, ..self.source.clone() });
-        let text = serde_json::to_string(&settings).unwrap_or_default();
-        format!("sha256:{}", measure::hex(&Sha256::digest(text.as_bytes())))
-    }
-}
-
-/// Spec that was tried and rolled back.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(super) struct FailedRollout {
-    /// Generation of the spec.
-    pub(super) generation: u64,
-    /// Reason of the rollback.
-    pub(super) reason: String,
-}
-
-/// Persistent history of a module.
-#[derive(Debug, Clone, Default)]
-pub(super) struct History {
-    /// Newest version.
-    pub(super) desired: Option<Version>,
-    /// Last version that was healthy.
-    pub(super) last_good: Option<Version>,
-    /// Version that was healthy before the last one.
-    pub(super) previous_good: Option<Version>,
-    /// Last version that was rolled back.
-    pub(super) failed: Option<FailedRollout>,
-}
-
-impl History {
-    fn last_good_mut(&mut self) -> &mut Option<Version> {
-        &mut self.last_good
-    }
-
-    fn previous_good_mut(&mut self) -> &mut Option<Version> {
-        &mut self.previous_good
-    }
-
-    /// Returns the reason why the newest version was rolled back, if it was.
-    pub(super) fn rollback_reason(&self) -> Option<&str> {
-        let failed = self.failed.as_ref()?;
-        (failed.generation == self.desired.as_ref()?.generation).then_some(&failed.reason)
-    }
-
-    /// Returns all versions that may run again.
-    pub(super) fn versions(&self) -> impl Iterator<Item = &Version> {
-        [&self.desired, &self.last_good, &self.previous_good]
-            .into_iter()
-            .flatten()
-            .filter(|version| version.desired != DesiredState::Remove)
-    }
+pub(super) struct Identities {
+    /// SHA-256 of the node's certificate, hex.
+    pub(super) node: String,
+    /// SHA-256 of the owners' certificates, hex.
+    pub(super) owners: Vec<String>,
 }
 
 /// Desired states on the data partition.
 pub(super) struct DesiredStates {
     dir: PathBuf,
-    /// SHA-256 of the owners' certificates, hex.
-    owners: Vec<String>,
+    identities: Identities,
+    shipped: ShippedModules,
+}
+
+/// Desired states after a restart.
+pub(super) struct LoadedStates {
+    /// History of each module.
+    pub(super) histories: BTreeMap<String, History>,
+    /// Reason why the persisted spec of a module is rejected.
+    pub(super) rejected: BTreeMap<String, String>,
+}
+
+/// Version in a file of the store.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum StoredVersion {
+    /// A spec.
+    Signed(SignedSpec),
+    /// The module file of the node's image, which needs no signature.
+    Shipped(ShippedMarker),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum ShippedMarker {
+    Shipped,
 }
 
 impl DesiredStates {
-    /// Opens the store and creates its folder.
-    pub(super) fn open(dir: &Path, owners: &[String]) -> Result<Self, ModuleError> {
+    /// Opens the store, creates its folder, and loads the module files of the image from the folder
+    /// `shipped`.
+    pub(super) fn open(
+        dir: &Path,
+        shipped: &Path,
+        identities: Identities,
+    ) -> Result<Self, ModuleError> {
         std::fs::create_dir_all(dir).map_err(at(dir))?;
-        Ok(Self { dir: dir.to_owned(), owners: owners.to_vec() })
+        Ok(Self { dir: dir.to_owned(), identities, shipped: ShippedModules::load(shipped)? })
     }
 
-    /// Verifies the signature of a spec and parses it.
+    /// Verifies that an owner signed a spec for this node, and parses it.
     pub(super) fn verify(&self, signed: &SignedSpec) -> Result<(Spec, Version), ModuleError> {
+        let spec = self.verify_spec(signed)?;
+        let version = self.resolve(&spec, signed)?;
+        Ok((spec, version))
+    }
+
+    fn verify_spec(&self, signed: &SignedSpec) -> Result<Spec, ModuleError> {
         self.verify_signature(signed)?;
         let spec = Spec::read(&signed.spec).map_err(SpecRejection::from)?;
-        let settings = spec.settings().map_err(SpecRejection::from)?;
-        let mut version = Version::new(spec.generation, spec.desired, &spec.toml, settings)?;
-        version.signed = Some(signed.clone());
-        if version.source.archive.is_some() {
-            return Err(SpecRejection::Archive.into());
+        if spec.node != self.identities.node {
+            let (expected, found) = (self.identities.node.clone(), spec.node);
+            return Err(ModuleError::WrongNode { expected, found });
         }
-        Ok((spec, version))
+        Ok(spec)
+    }
+
+    /// Returns the version that a verified spec is about.
+    fn resolve(&self, spec: &Spec, signed: &SignedSpec) -> Result<Version, SpecRejection> {
+        let version = match (&spec.toml, spec.settings()?) {
+            (Some(toml), Some(settings)) => self.signed_version(toml, settings)?,
+            _ => {
+                let shipped = self.shipped.get(&spec.module);
+                let not_shipped = || SpecRejection::NotShipped { module: spec.module.clone() };
+                shipped.cloned().ok_or_else(not_shipped)?
+            }
+        };
+        let (generation, desired) = (spec.generation, spec.desired);
+        Ok(Version { generation, desired, signed: Some(signed.clone()), ..version })
+    }
+
+    /// Returns the version of a module file that an owner signed. An archive of the node's image is
+    /// the source if it has the image.
+    fn signed_version(&self, toml: &str, settings: Module) -> Result<Version, SpecRejection> {
+        let mut version = Version::new(toml, settings)?;
+        if version.source.archive.is_some() {
+            return Err(SpecRejection::Archive);
+        }
+        version.source.archive = self.shipped.archive(&version.source.digest).map(str::to_owned);
+        Ok(version)
     }
 
     fn verify_signature(&self, signed: &SignedSpec) -> Result<(), SignatureError> {
         let decode = |what, text| measure::unhex(text).ok_or(SignatureError::NotHex { what });
         let certificate = decode("certificate", &signed.certificate)?;
         let fingerprint = measure::hex(&Sha256::digest(&certificate));
-        if !self.owners.contains(&fingerprint) {
+        if !self.identities.owners.contains(&fingerprint) {
             return Err(SignatureError::NotPinned { fingerprint });
         }
         let signature = decode("signature", &signed.signature)?;
         let der = CertificateDer::from(certificate);
         let key = EndEntityCert::try_from(&der).map_err(SignatureError::Certificate)?;
-        let message = deployment::signed_bytes(&signed.spec);
-        let verifies = |algorithm: &&dyn SignatureVerificationAlgorithm| {
-            key.verify_signature(*algorithm, &message, &signature).is_ok()
+        let verifies = |message: Vec<u8>| {
+            let mut algorithms = ALGORITHMS.iter();
+            algorithms.any(|a| key.verify_signature(*a, &message, &signature).is_ok())
         };
-        if ALGORITHMS.iter().any(verifies) { Ok(()) } else { Err(SignatureError::Invalid) }
+        if verifies(deployment::signed_bytes(&signed.spec)) {
+            return Ok(());
+        }
+        if verifies(deployment::retired_signed_bytes(&signed.spec)) {
+            return Err(SignatureError::Retired);
+        }
+        Err(SignatureError::Invalid)
     }
 
     fn path(&self, module: &str, ending: &str) -> PathBuf {
         self.dir.join(format!("{module}{ending}"))
     }
 
-    /// Persists the newest spec.
-    pub(super) fn persist(&self, module: &str, signed: &SignedSpec) -> Result<(), PathError> {
+    /// Persists the newest spec. `last_good` is the last healthy version before it.
+    pub(super) fn persist(
+        &self,
+        module: &str,
+        signed: &SignedSpec,
+        last_good: Option<&Version>,
+    ) -> Result<(), PathError> {
+        // A module file of the image counts as healthy, but was not persisted as such. This is
+        // first, because without a spec the file has no effect.
+        let path = self.path(module, LAST_GOOD);
+        if let Some(version) = last_good.filter(|good| good.signed.is_none() && !path.exists()) {
+            write_version(&path, version)?;
+        }
         write_json(&self.path(module, DESIRED), signed)
     }
 
@@ -178,11 +180,7 @@ impl DesiredStates {
             let path = self.path(module, PREVIOUS_GOOD);
             atomic_file::write(&path, text.as_bytes()).map_err(at(&path))?;
         }
-        match &version.signed {
-            Some(signed) => write_json(&last_good, signed),
-            // A module file of the image has no file here.
-            None => remove(&last_good),
-        }
+        write_version(&last_good, version)
     }
 
     /// Persists that a version was rolled back.
@@ -206,76 +204,88 @@ impl DesiredStates {
             .try_for_each(|ending| remove(&self.path(module, ending)))
     }
 
-    /// Loads the module files of the image, in the folder `shipped`, and the owner's specs, which
-    /// take precedence.
-    pub(super) fn load(&self, shipped: &Path) -> Result<BTreeMap<String, History>, ModuleError> {
-        let mut histories = load_shipped(shipped)?;
+    /// Loads the owner's specs. They take precedence over the module files of the image.
+    pub(super) fn load(&self) -> Result<LoadedStates, ModuleError> {
+        let mut loaded =
+            LoadedStates { histories: self.shipped.histories(), rejected: BTreeMap::new() };
         for (path, name) in list(&self.dir, DESIRED)? {
-            match self.load_spec(&path, &name) {
-                Ok(version) => histories.entry(name).or_default().desired = Some(version),
-                Err(error) => logging::error!(
-                    "module {name}: ignored {}: {}",
-                    path.display(),
-                    error_chain(&error)
-                ),
+            if Module::check_name(&name).is_err() {
+                logging::error!("ignored {}: no module has this name", path.display());
+                continue;
             }
-        }
-        for (ending, slot) in [
-            (LAST_GOOD, History::last_good_mut as fn(&mut History) -> &mut Option<Version>),
-            (PREVIOUS_GOOD, History::previous_good_mut),
-        ] {
-            for (path, name) in list(&self.dir, ending)? {
-                if let (Ok(version), Some(history)) =
-                    (self.load_spec(&path, &name), histories.get_mut(&name))
-                {
-                    *slot(history) = Some(version);
+            let mut history =
+                History { shipped: self.shipped.get(&name).cloned(), ..History::default() };
+            if let Err(error) = self.load_history(&path, &name, &mut history) {
+                let reason = error_chain(&error);
+                logging::error!("module {name}: ignored {}: {reason}", path.display());
+                // What the owner wants is not known, so the module does not run.
+                let stopped = |shipped| Version { desired: DesiredState::Stop, ..shipped };
+                history.desired = history.shipped.clone().map(stopped);
+                if loaded.rejected.len() < MAX_REJECTED {
+                    loaded.rejected.insert(name.clone(), reason);
                 }
             }
-        }
-        for (path, name) in list(&self.dir, FAILED)? {
-            let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-            if let (Ok(failed), Some(history)) =
-                (serde_json::from_str(&text), histories.get_mut(&name))
-            {
-                history.failed = Some(failed);
+            if history.desired.is_some() || history.generation > 0 {
+                loaded.histories.insert(name, history);
             }
         }
-        Ok(histories)
+        Ok(loaded)
     }
 
-    fn load_spec(&self, path: &Path, name: &str) -> Result<Version, ModuleError> {
+    /// Loads the newest spec of a module, and the versions before it.
+    fn load_history(
+        &self,
+        path: &Path,
+        name: &str,
+        history: &mut History,
+    ) -> Result<(), ModuleError> {
         let text = std::fs::read_to_string(path).map_err(at(path))?;
         let signed: SignedSpec = serde_json::from_str(&text).map_err(SpecRejection::SignedSpec)?;
-        let (spec, version) = self.verify(&signed)?;
-        if spec.module != name {
-            let (expected, found) = (name.to_owned(), spec.module);
-            return Err(SpecRejection::WrongModule { expected, found }.into());
+        let spec = self.verify_spec(&signed)?;
+        check_module(&spec, name)?;
+        // Also a spec that has no effect any more is not followed by an older one.
+        history.generation = spec.generation;
+        match self.resolve(&spec, &signed) {
+            Ok(version) => history.desired = Some(version),
+            // The image shipped the module once, and it was removed.
+            Err(SpecRejection::NotShipped { .. }) if spec.desired == DesiredState::Remove => {}
+            Err(error) => return Err(error.into()),
         }
-        Ok(version)
+        history.last_good = self.load_good(name, LAST_GOOD);
+        history.previous_good = self.load_good(name, PREVIOUS_GOOD);
+        let failed = std::fs::read_to_string(self.path(name, FAILED)).ok();
+        history.failed = failed.and_then(|text| serde_json::from_str(&text).ok());
+        Ok(())
     }
-}
 
-/// Loads the module files of the image. Each counts as healthy until a spec replaces it.
-fn load_shipped(dir: &Path) -> Result<BTreeMap<String, History>, ModuleError> {
-    let mut histories = BTreeMap::new();
-    for (path, name) in list(dir, ".toml")? {
-        let text = std::fs::read_to_string(&path).map_err(at(&path))?;
-        match parse_shipped(&name, &text) {
-            Ok(version) => {
-                let (desired, last_good) = (Some(version.clone()), Some(version));
-                histories.insert(name, History { desired, last_good, ..History::default() });
+    /// Loads a version that was healthy. A damaged or invalid one is left out.
+    fn load_good(&self, name: &str, ending: &str) -> Option<Version> {
+        let text = std::fs::read_to_string(self.path(name, ending)).ok()?;
+        match serde_json::from_str(&text).ok()? {
+            StoredVersion::Shipped(_) => self.shipped.get(name).cloned(),
+            StoredVersion::Signed(signed) => {
+                let (spec, version) = self.verify(&signed).ok()?;
+                check_module(&spec, name).ok().map(|()| version)
             }
-            // An invalid file must not stop the other modules.
-            Err(error) => logging::error!("module {name} is left out: {}", error_chain(&error)),
         }
     }
-    Ok(histories)
 }
 
-fn parse_shipped(name: &str, text: &str) -> Result<Version, SpecRejection> {
-    Module::check_name(name)?;
-    let settings = config::parse(&format!("{name}.toml"), text)?;
-    Version::new(0, DesiredState::Run, text, settings)
+/// Checks that a spec is for this module.
+pub(super) fn check_module(spec: &Spec, name: &str) -> Result<(), SpecRejection> {
+    if spec.module == name {
+        return Ok(());
+    }
+    let (expected, found) = (name.to_owned(), spec.module.clone());
+    Err(SpecRejection::WrongModule { expected, found })
+}
+
+fn write_version(path: &Path, version: &Version) -> Result<(), PathError> {
+    let stored = match &version.signed {
+        Some(signed) => StoredVersion::Signed(signed.clone()),
+        None => StoredVersion::Shipped(ShippedMarker::Shipped),
+    };
+    write_json(path, &stored)
 }
 
 fn write_json(path: &Path, value: &impl Serialize) -> Result<(), PathError> {
@@ -287,19 +297,5 @@ fn remove(path: &Path) -> Result<(), PathError> {
     atomic_file::remove(path).map_err(at(path))
 }
 
-/// Lists the files of a folder whose names have this ending, each with the part before it.
-fn list(dir: &Path, ending: &str) -> Result<Vec<(PathBuf, String)>, ModuleError> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(at(dir))?,
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(at(dir))?.path();
-        if let Some(name) = path.file_name().and_then(|n| n.to_str()?.strip_suffix(ending)) {
-            files.push((path.clone(), name.to_owned()));
-        }
-    }
-    files.sort();
-    Ok(files)
-}
+#[cfg(test)]
+mod tests;

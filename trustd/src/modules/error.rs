@@ -32,6 +32,17 @@ pub enum ModuleError {
         /// Generation of the rejected spec.
         found: u64,
     },
+    /// The spec is for another node.
+    #[error(
+        "the spec is for the node {found}, and this node is {expected} (the SHA-256 of its \
+         certificate); sign the spec for this node"
+    )]
+    WrongNode {
+        /// Identity of this node.
+        expected: String,
+        /// Identity in the spec.
+        found: String,
+    },
     /// A file of the desired-state store cannot be read or written.
     #[error(transparent)]
     Io(#[from] PathError),
@@ -57,10 +68,22 @@ pub enum SpecRejection {
     Build,
     /// The module file names an archive of the read-only root.
     #[error(
-        "image.archive names a file of the node's own image; leave it out and upload the archive: \
-         trustctl image push"
+        "image.archive names a file of the node's own image; leave it out: the node finds an image \
+         that it ships by its digest, and others are uploaded with trustctl image push"
     )]
     Archive,
+    /// The spec is about the module file of the image, which ships none.
+    #[error(
+        "the node's image ships no module {module}; apply a module file: trustctl module apply \
+         {module} --file FILE"
+    )]
+    NotShipped {
+        /// Name of the module.
+        module: String,
+    },
+    /// A module file of the image cannot be written as TOML without its archive.
+    #[error("cannot write the module file without its archive")]
+    Text(#[source] toml::ser::Error),
     /// The spec is for another module.
     #[error("the spec is for the module {found}, not for {expected}")]
     WrongModule {
@@ -113,6 +136,12 @@ pub enum SignatureError {
     /// The certificate cannot be parsed.
     #[error("cannot parse the spec's certificate")]
     Certificate(#[source] webpki::Error),
+    /// The spec has the form that named no node.
+    #[error(
+        "the spec has the form of an earlier version, which does not name the node that it is for; \
+         sign it again with this version of trustctl"
+    )]
+    Retired,
     /// The signature is not by the certificate's key.
     #[error("the spec's signature does not verify")]
     Invalid,

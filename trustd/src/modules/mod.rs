@@ -27,8 +27,10 @@ mod event_watch;
 mod health;
 mod reconcile;
 mod rollout;
+mod shipped;
 mod status;
 mod trial;
+mod version;
 
 pub use controller::{Dependencies, Modules};
 pub use error::{ModuleError, SignatureError, SpecRejection};

@@ -8,7 +8,7 @@ use api::owner::{PreviousVersion, Progress};
 use deployment::DesiredState;
 use tokio::time::Instant;
 
-use super::desired::{History, Version};
+use super::version::{History, Version};
 use crate::images::fetch::ProgressCell;
 
 /// Delay after the first failure. It doubles with each further failure.
@@ -53,6 +53,8 @@ pub struct ModuleView {
     pub digest: String,
     /// Module file of the version that should run now.
     pub toml: String,
+    /// Whether that module file is the one that the node's image ships.
+    pub shipped: bool,
     /// Version that a rollback leads to.
     pub previous: Option<PreviousVersion>,
     /// Status.
@@ -107,6 +109,7 @@ impl ModuleState {
 
     /// Replaces the newest version.
     pub(super) fn set_desired(&mut self, version: Version) {
+        self.history.generation = version.generation;
         self.history.desired = Some(version);
         self.history.failed = None;
         self.last_error = None;
@@ -141,21 +144,30 @@ impl ModuleState {
         self.retry_at.is_some_and(|time| Instant::now() < time)
     }
 
-    /// Returns the view for the API, or `None` if there was never a version.
+    /// Returns the view for the API, or `None` if there is no version. A module that was removed has
+    /// none, unless it ships: then it can be started again.
     pub(super) fn view(&self, name: &str) -> Option<ModuleView> {
         let desired = self.history.desired.as_ref()?;
+        let (newest, shown) = match desired.desired {
+            DesiredState::Remove => {
+                (self.history.shipped.as_ref()?, self.history.shipped.as_ref()?)
+            }
+            _ => (desired, self.target().unwrap_or(desired)),
+        };
         let good = [&self.history.last_good, &self.history.previous_good].into_iter().flatten();
         let previous =
-            good.into_iter().find(|version| version.fingerprint() != desired.fingerprint());
+            good.into_iter().find(|version| version.fingerprint() != newest.fingerprint());
         Some(ModuleView {
             name: name.to_owned(),
             desired: desired.desired,
             generation: desired.generation,
-            digest: desired.source.digest.clone(),
-            toml: self.target().unwrap_or(desired).toml.clone(),
+            digest: newest.source.digest.clone(),
+            toml: shown.toml.clone(),
+            shipped: shown.shipped,
             previous: previous.map(|version| PreviousVersion {
                 digest: version.source.digest.clone(),
                 toml: version.toml.clone(),
+                shipped: version.shipped,
             }),
             status: self.status.clone(),
             reconciled: matches!(self.status, ModuleStatus::Running { .. })

@@ -9,10 +9,10 @@ use tokio::time::Instant;
 
 use super::controller::SetGuard;
 use super::deploy::{Deployment, ModuleContainer};
-use super::desired::FailedRollout;
 use super::error::RolloutError;
 use super::health::is_healthy;
 use super::status::ModuleStatus;
+use super::version::FailedRollout;
 use crate::audit::EventKind;
 use crate::engine::inventory::ContainerRecord;
 use crate::util::failpoint::fail_point;

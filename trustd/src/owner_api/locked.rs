@@ -32,6 +32,7 @@ fn describe(node: &NodeState, reason: &str) -> LockedStatus {
         variant: node.boot.variant.clone(),
         version: node.boot.version.clone(),
         hostname: host::hostname(),
+        certificate: node.certificate.clone(),
         uptime_s: host::uptime_seconds(),
         locked: reason.to_owned(),
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use api::ErrorCode;
 use api::owner::{
-    AppliedSpec, DenialCode, LedgerDecision, Module, ModuleLog, Modules, StoredImage,
+    AppliedSpec, DenialCode, LedgerDecision, Module, ModuleLog, Modules, RejectedSpec, StoredImage,
 };
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -42,7 +42,9 @@ pub(super) fn routes() -> Vec<Route<Arc<OwnerState>>> {
 }
 
 async fn list(State(state): State<Arc<OwnerState>>) -> Json<Modules> {
-    Json(Modules { modules: describe(&state) })
+    let rejected = state.modules.rejected().into_iter();
+    let rejected = rejected.map(|(module, reason)| RejectedSpec { module, reason }).collect();
+    Json(Modules { modules: describe(&state), rejected })
 }
 
 /// Returns all modules with the ledger's decision on each.
@@ -58,6 +60,7 @@ fn to_module(view: ModuleView, decision: Decision) -> Module {
         generation: view.generation,
         digest: view.digest,
         toml: view.toml,
+        shipped: view.shipped,
         previous: view.previous,
         status: view.status,
         reconciled: view.reconciled,
@@ -92,6 +95,7 @@ async fn apply(
         let (status, code) = match &error {
             ModuleError::Config(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
             ModuleError::Signature(_) => (StatusCode::FORBIDDEN, ErrorCode::Signature),
+            ModuleError::WrongNode { .. } => (StatusCode::FORBIDDEN, ErrorCode::WrongNode),
             ModuleError::StaleGeneration { .. } => {
                 (StatusCode::CONFLICT, ErrorCode::StaleGeneration)
             }

@@ -77,6 +77,7 @@ async fn describe(state: &OwnerState) -> Status {
         variant: state.node.boot.variant.clone(),
         version: state.node.boot.version.clone(),
         hostname: host::hostname(),
+        certificate: state.node.certificate.clone(),
         time: clock::unix_seconds(),
         uptime_s: host::uptime_seconds(),
         engine: match state.modules.engine() {

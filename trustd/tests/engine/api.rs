@@ -9,7 +9,7 @@ use basalt_trustd::admission::log_sources::LogPoller;
 use basalt_trustd::admission::relays::RelayPoller;
 use basalt_trustd::images::fetch::RegistryClient;
 use basalt_trustd::owner_api::routes;
-use basalt_trustd::owner_api::state::OwnerState;
+use basalt_trustd::owner_api::state::{NodeState, OwnerState};
 use deployment::DesiredState;
 use http_body_util::BodyExt as _;
 use ledger::Status;
@@ -43,6 +43,20 @@ fn the_document_has_every_route_and_no_other() {
     assert_eq!(described, routed);
 }
 
+/// Returns the state of the API of a node that has its root key.
+pub(crate) fn owner_state(node: &Node, state: Arc<NodeState>) -> Arc<OwnerState> {
+    let client = RegistryClient::new(&[], std::time::Duration::from_secs(3)).unwrap();
+    let log_sources = LogPoller::new(&node.config, &node.settings.boot_log, client.clone());
+    Arc::new(OwnerState {
+        node: state,
+        modules: node.modules.clone(),
+        admission: node.admission.clone(),
+        log_sources: Arc::new(log_sources.unwrap()),
+        relays: Arc::new(RelayPoller::new(&node.config, client).unwrap()),
+        tickets: node.tickets.clone(),
+    })
+}
+
 /// The API of a node, and the answers that were compared with the document.
 struct Api {
     router: axum::Router,
@@ -53,17 +67,7 @@ struct Api {
 
 impl Api {
     fn of(node: &Node) -> Self {
-        let client = RegistryClient::new(&[], std::time::Duration::from_secs(3)).unwrap();
-        let router = routes::router(Arc::new(OwnerState {
-            node: node.node_state(&"ab".repeat(32)),
-            modules: node.modules.clone(),
-            admission: node.admission.clone(),
-            log_sources: Arc::new(
-                LogPoller::new(&node.config, &node.settings.boot_log, client.clone()).unwrap(),
-            ),
-            relays: Arc::new(RelayPoller::new(&node.config, client).unwrap()),
-            tickets: node.tickets.clone(),
-        }));
+        let router = routes::router(owner_state(node, node.node_state(&node.certificate)));
         Self { router, document: document(), answers: BTreeSet::new() }
     }
 
@@ -217,6 +221,10 @@ async fn call_modules(api: &mut Api, node: &Node, good: &TestImage) {
         .signature
         .replace_range(20..22, if &forged.signature[20..22] == "00" { "01" } else { "00" });
     assert_eq!(api.status_of("put", path, uri, body(&forged)).await, 403);
+    let mut other = deployment::Spec::read(&spec.spec).unwrap();
+    (other.node, other.generation) = ("cd".repeat(32), u64::MAX);
+    let (status, answer) = api.call("put", path, uri, body(&node.owner.sign(&other))).await;
+    assert!(status == 403 && answer.contains("\"wrong-node\""), "{status}: {answer}");
     assert_eq!(api.status_of("put", path, uri, INVALID_JSON).await, 400);
 }
 

@@ -2,16 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::{ErrorCode, Evidence};
-use basalt_trustd::admission::log_sources::LogPoller;
-use basalt_trustd::admission::relays::RelayPoller;
-use basalt_trustd::images::fetch::RegistryClient;
 use basalt_trustd::keys::node_secret;
 use basalt_trustd::owner_api::access::RoleRouter;
-use basalt_trustd::owner_api::state::OwnerState;
 use basalt_trustd::owner_api::tls::TlsListener;
 use basalt_trustd::owner_api::{attest, routes};
 use config::{Api, AttestationAccess};
@@ -23,11 +18,12 @@ use trustctl::endorsement::Endorsement;
 use trustctl::evidence::EvidenceError;
 use trustctl::peers::Group;
 
+use crate::api::owner_state;
 use crate::common::Swtpm;
 use crate::evidence::{require_success, run_tool};
 use crate::node::{Node, programs, run};
 
-const ADDRESS: &str = "127.0.0.1:7443";
+pub(crate) const ADDRESS: &str = "127.0.0.1:7443";
 
 /// Has swtpm's certificate authority certify the endorsement key, and stores the certificate in the
 /// TPM, as a manufacturer does. Returns the folder with the authority's certificates.
@@ -86,25 +82,21 @@ fn certify_endorsement_key(swtpm: &Swtpm, dir: &Path) -> PathBuf {
     authorities
 }
 
-/// Serves the owner's API over TLS, as trustd does.
-async fn serve(node: &Node, access: AttestationAccess) {
-    let api = Api { listen: ADDRESS.into(), attest: access };
+/// Listens with the certificate of the node, which is made at the first time.
+pub(crate) async fn bind(node: &Node, api: &Api) -> TlsListener {
     let tls_dir = node.settings.data.join("tls");
     std::fs::create_dir_all(&tls_dir).unwrap();
     let secret = node_secret::open(node.audit.tpm(), &tls_dir.join("node.sealed")).await.unwrap();
     let (owners, tpm_keys) = ([node.owner.fingerprint()], secret.derive_own_keys());
-    let tls = TlsListener::bind(&api, &owners, &tls_dir, &tpm_keys).await.unwrap();
+    TlsListener::bind(api, &owners, &tls_dir, &tpm_keys).await.unwrap()
+}
+
+/// Serves the owner's API over TLS, as trustd does.
+pub(crate) async fn serve(node: &Node, access: AttestationAccess) {
+    let api = Api { listen: ADDRESS.into(), attest: access };
+    let tls = bind(node, &api).await;
     let state = node.node_state(&tls.fingerprint);
-    let client = RegistryClient::new(&[], Duration::from_secs(3)).unwrap();
-    let log_sources = LogPoller::new(&node.config, &node.settings.boot_log, client.clone());
-    let owner = Arc::new(OwnerState {
-        node: state.clone(),
-        modules: node.modules.clone(),
-        admission: node.admission.clone(),
-        log_sources: Arc::new(log_sources.unwrap()),
-        relays: Arc::new(RelayPoller::new(&node.config, client).unwrap()),
-        tickets: node.tickets.clone(),
-    });
+    let owner = owner_state(node, state.clone());
     let anonymous = attest::anonymous_router(state);
     let roles = RoleRouter { owner: routes::router(owner), anonymous };
     tokio::spawn(axum::serve(tls, roles).into_future());

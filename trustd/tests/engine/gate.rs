@@ -11,7 +11,7 @@ use futures_util::StreamExt as _;
 use ledger::Status;
 
 use crate::images::{Compression, image, image_with_layers, index, sha};
-use crate::node::{Node, Owner, run, statement};
+use crate::node::{CERTIFICATE, Node, Owner, run, statement};
 
 fn module(digest: &str, more: &str) -> String {
     format!(
@@ -136,13 +136,14 @@ fn the_authorization_plugin_denies_all_requests_but_those_of_trustd() {
 #[test]
 fn only_newer_specs_of_an_owner_are_applied() {
     run(async {
-        let node = Node::start("specs").await;
+        let mut node = Node::start("specs").await;
         let toml = module(&sha(b"x"), "");
         let spec = |generation| Spec {
             desired: DesiredState::Run,
             module: "m".into(),
             generation,
-            toml: toml.clone(),
+            node: CERTIFICATE.into(),
+            toml: Some(toml.clone()),
         };
         let assert_rejected = |signed: &deployment::SignedSpec, message: &str| {
             let error = error_chain(&node.modules.apply("m", signed).unwrap_err());
@@ -160,30 +161,35 @@ fn only_newer_specs_of_an_owner_are_applied() {
         assert!(error.contains("is for the module m"), "{error}");
         node.modules.apply("m", &good).unwrap();
         assert_rejected(&good, "stale spec");
+        // A spec for another node cannot be planted, not even with a newer generation.
+        let mut foreign = spec(150);
+        foreign.node = "cd".repeat(32);
+        let foreign = node.owner.sign(&foreign);
+        assert_rejected(&foreign, "the spec is for the node cdcd");
         assert_rejected(&node.owner.sign(&spec(99)), "stale spec");
         // A signature does not allow keys outside of the schema, or conflicts.
         let mut privileged = spec(200);
-        privileged.toml = format!("privileged = true\n{toml}");
+        privileged.toml = Some(format!("privileged = true\n{toml}"));
         assert_rejected(&node.owner.sign(&privileged), "privileged");
         let mut api = spec(201);
-        api.toml = format!("network = \"bridge\"\n{toml}[[ports]]\nnode = 7443\nmodule = 80\n");
+        api.toml =
+            Some(format!("network = \"bridge\"\n{toml}[[ports]]\nnode = 7443\nmodule = 80\n"));
         assert_rejected(&node.owner.sign(&api), "the node itself uses port 7443");
         let mut own = spec(202);
-        own.toml = format!("needs = [\"m\"]\n{toml}");
+        own.toml = Some(format!("needs = [\"m\"]\n{toml}"));
         assert_rejected(&node.owner.sign(&own), "wait for itself");
-        // A spec that was altered on the data partition is ignored.
+        // A spec that was altered on the data partition is ignored, and so is one of another node.
         let path = node.settings.data.join("modules/m.desired.json");
-        let text =
-            std::fs::read_to_string(&path).unwrap().replace("memory-mib = 32", "memory-mib = 64");
-        std::fs::write(&path, text).unwrap();
-        let parts = crate::node::dependencies(
-            &node.settings,
-            &node.config,
-            node.tickets.clone(),
-            node.tpm.open().await,
-        )
-        .await;
-        assert_eq!(basalt_trustd::modules::Modules::open(parts).unwrap().status("m"), None);
+        let text = std::fs::read_to_string(&path).unwrap();
+        let altered = text.replace("memory-mib = 32", "memory-mib = 64");
+        let foreign = serde_json::to_string(&foreign).unwrap();
+        for (text, reason) in [(altered, "does not verify"), (foreign, "for the node cdcd")] {
+            std::fs::write(&path, text).unwrap();
+            node.restart().await;
+            assert_eq!(node.modules.status("m"), None);
+            let rejected = node.modules.rejected();
+            assert!(rejected["m"].contains(reason), "{rejected:?}");
+        }
     });
 }
 

@@ -15,7 +15,8 @@ use ledger::{SigningKey, Status};
 use crate::common::Swtpm;
 use crate::images::{Compression, TestImage, image, image_with_layers};
 use crate::node::{
-    Owner, RealEngine, WAIT_TIMEOUT, dependencies, node_config, run, settings, statement,
+    CERTIFICATE, Owner, RealEngine, WAIT_TIMEOUT, dependencies, node_config, run, settings,
+    statement,
 };
 
 const KEY: [u8; 32] = [5; 32];
@@ -60,7 +61,8 @@ impl Place {
             desired: DesiredState::Run,
             module: "app".into(),
             generation: self.generation,
-            toml: toml.into(),
+            node: CERTIFICATE.into(),
+            toml: Some(toml.into()),
         };
         let signed = Owner::load_or_create(self.dir.path()).sign(&spec);
         std::fs::write(

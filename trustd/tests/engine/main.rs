@@ -29,4 +29,5 @@ mod registry;
 mod socket;
 mod socket_host;
 mod upgrade;
+mod verbs;
 mod watch;

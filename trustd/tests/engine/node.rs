@@ -51,8 +51,14 @@ pub(crate) struct Node {
     pub(crate) tickets: Arc<Tickets>,
     pub(crate) modules: Arc<Modules>,
     pub(crate) config: config::Node,
+    /// SHA-256 of the node's certificate, hex.
+    pub(crate) certificate: String,
     reconcile_loop: Option<tokio::task::JoinHandle<()>>,
 }
+
+/// SHA-256 of a node's certificate, hex.
+pub(crate) const CERTIFICATE: &str =
+    "abababababababababababababababababababababababababababababababab";
 
 /// Generation of the next spec.
 static GENERATION: AtomicU64 = AtomicU64::new(1);
@@ -133,6 +139,7 @@ pub(crate) async fn dependencies(
         sockets: Arc::new(Sockets::new(settings.modules.clone(), shared)),
         tickets,
         settings: settings.clone(),
+        certificate: CERTIFICATE.into(),
         owners: node.owner.certificates.clone(),
         reserved_ports: vec![7443],
     }
@@ -194,6 +201,7 @@ impl Node {
             tickets,
             modules,
             config,
+            certificate: CERTIFICATE.into(),
             reconcile_loop: None,
         };
         node.start_reconciling();
@@ -228,6 +236,17 @@ impl Node {
         }
     }
 
+    /// Ends trustd and starts it again. The engine and its containers are not affected.
+    pub(crate) async fn restart(&mut self) {
+        self.abort_reconciling();
+        let (tickets, tpm) = (self.tickets.clone(), self.tpm.open().await);
+        let mut parts = dependencies(&self.settings, &self.config, tickets, tpm).await;
+        parts.certificate = self.certificate.clone();
+        (self.admission, self.audit) = (parts.admission.clone(), parts.audit.clone());
+        self.modules = Arc::new(Modules::open(parts).unwrap());
+        self.start_reconciling();
+    }
+
     /// Starts the reconcile loop.
     pub(crate) fn start_reconciling(&mut self) {
         self.reconcile_loop = Some(tokio::spawn(self.modules.clone().run()));
@@ -249,7 +268,13 @@ impl Node {
     /// Signs a spec with a new generation.
     pub(crate) fn spec(&self, name: &str, desired: DesiredState, toml: &str) -> SignedSpec {
         let generation = GENERATION.fetch_add(1, Ordering::Relaxed);
-        self.owner.sign(&Spec { desired, module: name.into(), generation, toml: toml.into() })
+        self.owner.sign(&Spec {
+            desired,
+            generation,
+            module: name.into(),
+            node: self.certificate.clone(),
+            toml: Some(toml.into()),
+        })
     }
 
     /// Applies a spec to run a module file.

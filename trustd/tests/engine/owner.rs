@@ -37,6 +37,19 @@ impl Owner {
         measure::hex(&sha2::Sha256::digest(&self.certificate))
     }
 
+    /// Writes the owner's key and certificate to a folder of `trustctl`.
+    pub(crate) fn save(&self, keys: &Path) {
+        use base64::Engine as _;
+        let text = base64::engine::general_purpose::STANDARD.encode(&self.certificate);
+        let lines: Vec<&str> =
+            text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
+        let label = |edge: &str| format!("-----{edge} CERTIFICATE-----");
+        let certificate = format!("{}\n{}\n{}\n", label("BEGIN"), lines.join("\n"), label("END"));
+        std::fs::create_dir_all(keys).unwrap();
+        std::fs::write(keys.join("owner.crt"), certificate).unwrap();
+        std::fs::write(keys.join("owner.key"), self.key.serialize_pem()).unwrap();
+    }
+
     pub(crate) fn sign(&self, spec: &Spec) -> SignedSpec {
         let text = spec.text();
         let signature = self.key.sign(&deployment::signed_bytes(&text)).unwrap();

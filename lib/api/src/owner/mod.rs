@@ -16,7 +16,7 @@ pub use self::attestation::{ActivatedCredential, Credential, Endorsement};
 pub use self::ledger::{BundleUpdate, LedgerReset, LedgerUpdate, LogText};
 pub use self::modules::{
     AppliedSpec, DenialCode, LayerProgress, LedgerDecision, Module, ModuleLog, ModuleStatus,
-    Modules, PreviousVersion, Progress, StoredImage,
+    Modules, PreviousVersion, Progress, RejectedSpec, StoredImage,
 };
 pub use self::node::{AcceptedRequest, AuditLog};
 pub use self::root_key::{AcceptedPolicies, PolicyRequirement, RestoredRootKey, RootKey};

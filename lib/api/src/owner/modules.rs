@@ -8,8 +8,20 @@ use crate::text_enum::text_enum;
 /// Answer of `GET /v1/modules`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Modules {
-    /// All modules, by name.
+    /// All modules, by name. A module that ships is listed even if it was removed.
     pub modules: Vec<Module>,
+    /// Persisted specs that the node rejects, by module. They have no effect.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rejected: Vec<RejectedSpec>,
+}
+
+/// Persisted spec that a node rejects.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RejectedSpec {
+    /// Name of the module.
+    pub module: String,
+    /// Why the spec is rejected.
+    pub reason: String,
 }
 
 /// One module of a node.
@@ -25,6 +37,8 @@ pub struct Module {
     pub digest: String,
     /// Module file that is in effect (docs/modules.md).
     pub toml: String,
+    /// Whether `toml` is the file that the node's image ships, and changes with the image.
+    pub shipped: bool,
     /// Version that `trustctl module rollback` returns to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<PreviousVersion>,
@@ -51,6 +65,8 @@ pub struct PreviousVersion {
     pub digest: String,
     /// Module file of the version.
     pub toml: String,
+    /// Whether `toml` is the file that the node's image ships.
+    pub shipped: bool,
 }
 
 /// Observed state of a module.

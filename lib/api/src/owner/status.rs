@@ -40,6 +40,8 @@ pub struct LockedStatus {
     pub version: String,
     /// Host name.
     pub hostname: String,
+    /// SHA-256 of the certificate that the node presents, hex: the identity that specs name.
+    pub certificate: String,
     /// Seconds since the boot, if known.
     pub uptime_s: Option<f64>,
     /// Why the node has no root key, and what would unlock it.
@@ -57,6 +59,8 @@ pub struct Status {
     pub version: String,
     /// Host name.
     pub hostname: String,
+    /// SHA-256 of the certificate that the node presents, hex: the identity that specs name.
+    pub certificate: String,
     /// Time of the node's clock.
     pub time: u64,
     /// Seconds since the boot, if known.

@@ -226,9 +226,9 @@ fn status_types() -> Vec<Type> {
     let memory = json!({ "total_kib": 2, "available_kib": null });
     let registers = json!({ "14": hex(32) });
     let locked = json!({ "machine": "virt", "variant": "prod", "version": "0", "hostname": "n",
-        "uptime_s": null, "locked": "no policy" });
+        "certificate": hex(32), "uptime_s": null, "locked": "no policy" });
     let status = json!({ "machine": "virt", "variant": "prod", "version": "0", "hostname": "n",
-        "time": 1, "uptime_s": 1.5, "engine": "available", "ledger": usable, "memory": memory,
+        "certificate": hex(32), "time": 1, "uptime_s": 1.5, "engine": "available", "ledger": usable, "memory": memory,
         "processes": 1, "registers": registers });
     let optional_chain = [&head[..], &["records", "problem"]].concat();
     vec![
@@ -253,15 +253,21 @@ fn modules_types() -> Vec<Type> {
     let state = |state: &str| json!({ "state": state });
     let reason = |state: &str| json!({ "state": state, "reason": "why" });
     let container = |state: &str| json!({ "state": state, "container": hex(32) });
-    let previous = json!({ "digest": sha256(), "toml": "" });
+    let previous = json!({ "digest": sha256(), "toml": "", "shipped": true });
+    let rejected = json!({ "module": "m", "reason": "why" });
     let layer = json!({ "digest": sha256(), "size": 2, "received": 1 });
     let deny = json!({ "decision": "deny", "code": "unknown", "reason": "why" });
     let allow = json!({ "decision": "allow", "statement": 1, "until": 2, "signers": 1 });
     let module = json!({ "name": "m", "desired": "run", "generation": 1, "digest": sha256(),
-        "toml": "", "previous": previous, "status": state("fetching"), "reconciled": false,
+        "toml": "", "shipped": false, "previous": previous, "status": state("fetching"), "reconciled": false,
         "last_error": "why", "progress": { "layers": [layer] }, "restarts": 0, "ledger": deny });
     vec![
-        answer::<Modules>("Modules", &[json!({ "modules": [module] })]),
+        optional::<Modules>(
+            "Modules",
+            json!({ "modules": [module], "rejected": [rejected] }),
+            &["rejected"],
+        ),
+        answer::<RejectedSpec>("RejectedSpec", &[rejected]),
         optional::<Module>("Module", module.clone(), &["previous", "last_error", "progress"]),
         words("DesiredState", &[DesiredState::Run, DesiredState::Stop, DesiredState::Remove]),
         answer::<PreviousVersion>("PreviousVersion", &[previous]),
