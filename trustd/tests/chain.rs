@@ -6,6 +6,8 @@
 #[path = "common/chain_fixture.rs"]
 mod chain_fixture;
 mod common;
+#[path = "common/hang.rs"]
+mod hang;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use basalt_trustd::admission::{Admission, AdmissionError};
 use chain_fixture::{Fixture, Recording, approval, denial, now, run};
+use hang::Hang;
 use ledger::{ChainReason, Decision, NoteKey, Reason, Role, SigningKey};
 
 /// Returns the file with the chain's state, which must be the only one.
@@ -364,7 +367,7 @@ fn a_revocation_takes_effect_while_the_tpm_hangs() {
         let admission = fixture.open_with_log(&recording.node(&[], 60), &recording).await;
         admission.apply_bundle(&recording.bundle("approved")).await.unwrap();
         let admission = Arc::new(admission);
-        let hang = fixture.swtpm.hang();
+        let hang = Hang::start(vec![fixture.swtpm.process()]);
         // The update of the log comes first, and waits for the TPM.
         let longer = recording.log() + &approval(4, &format!("sha256:{}", "66".repeat(32)));
         let log = tokio::spawn({

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "common/hang.rs"]
+mod hang;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use std::time::{Duration, Instant};
 use basalt_trustd::admission::Admission;
 use basalt_trustd::tpm::Tpm;
 use common::{Swtpm, vault};
+use hang::Hang;
 use ledger::{Decision, ImageStatement, LogEntry, Reason, SigningKey, Status};
 use measure::Pcr;
 
@@ -250,7 +253,7 @@ fn a_revocation_takes_effect_while_the_tpm_hangs() {
         let log = log_line(1, &first, Status::Approved) + &log_line(2, &second, Status::Approved);
         let admission = Arc::new(fixture.open().await);
         admission.extend_log(&log).await.unwrap();
-        let hang = fixture.swtpm.hang();
+        let hang = Hang::start(vec![fixture.swtpm.process()]);
         let extend = |log: &str| {
             let (admission, log) = (admission.clone(), log.to_owned());
             tokio::spawn(async move { admission.extend_log(&log).await })

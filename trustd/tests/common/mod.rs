@@ -10,7 +10,6 @@ use basalt_trustd::keys::root_key::RootKeyVault;
 use basalt_trustd::tpm::Tpm;
 use measure::Pcr;
 use policy::{Policies, Signer};
-use rustix::process::{Pid, Signal, kill_process};
 
 /// Port of the data connection; the control connection has the next one.
 const PORT: u16 = 2321;
@@ -53,30 +52,6 @@ pub(crate) fn vault(
 pub(crate) struct Swtpm {
     child: Child,
     pub(crate) tcti: String,
-}
-
-/// Processes that hang: they are stopped by SIGSTOP and continue on drop.
-pub(crate) struct Hang(Vec<u32>);
-
-impl Hang {
-    #[allow(dead_code)] // Not every test program uses it.
-    pub(crate) fn start(processes: Vec<u32>) -> Self {
-        send_signal(&processes, Signal::STOP);
-        Self(processes)
-    }
-}
-
-impl Drop for Hang {
-    fn drop(&mut self) {
-        send_signal(&self.0, Signal::CONT);
-    }
-}
-
-fn send_signal(processes: &[u32], signal: Signal) {
-    for process in processes {
-        // A process that has ended does not hang.
-        let _ = kill_process(Pid::from_raw(*process as i32).unwrap(), signal);
-    }
 }
 
 impl Drop for Swtpm {
@@ -148,10 +123,10 @@ impl Swtpm {
         assert_eq!(answer[6..], [0; 4], "TPM2_Startup");
     }
 
-    /// Has the TPM hang until the returned value is dropped.
+    /// Returns the ID of the process.
     #[allow(dead_code)] // Not every test program uses it.
-    pub(crate) fn hang(&self) -> Hang {
-        Hang::start(vec![self.child.id()])
+    pub(crate) fn process(&self) -> u32 {
+        self.child.id()
     }
 
     #[allow(dead_code)] // Not every test program uses it.

@@ -16,7 +16,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::common::Hang;
+use crate::hang::Hang;
 use crate::images::{TestImage, image};
 use crate::node::{Node, WAIT_TIMEOUT, run, wait};
 use crate::socket_host::{ALL_CALLS, Cgroup, LARGE_QUOTA, SocketHost, client, container};
@@ -188,7 +188,7 @@ fn a_revoked_module_ends_although_the_tpm_hangs() {
         let (mut node, _init, container) = node_with_module("hang-tpm", &image).await;
         let socket = node.settings.modules.join("app/trustd.sock");
         let mut open = connect_as(&container, &socket);
-        let hang = node.tpm.hang();
+        let hang = Hang::start(vec![node.tpm.process()]);
         let since = Instant::now();
         node.log += &crate::node::statement(&node.key, &image.digest, Status::Revoked, 2);
         let extended = tokio::spawn({

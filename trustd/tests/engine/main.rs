@@ -14,6 +14,8 @@ mod devnet;
 mod enforce;
 mod evidence;
 mod gate;
+#[path = "../common/hang.rs"]
+mod hang;
 mod hostile_module;
 mod images;
 mod kills;
