@@ -13,6 +13,7 @@ mod boot;
 mod chain;
 mod error;
 mod hex;
+mod host;
 mod image;
 mod ledger;
 mod log_source;
@@ -26,6 +27,7 @@ mod service;
 pub use boot::{Boot, Tpm};
 pub use chain::{Chain, ChainFork, Preset, RequiredApproval};
 pub use error::{ConfigError, ConfigProblem, InvalidValue, Position};
+pub use host::canonical_host;
 pub use image::{Image, ImageBuild, ImageSource};
 pub use ledger::{Checkpoints, Ledger, LedgerKind};
 pub use log_source::LogSource;
@@ -35,7 +37,7 @@ pub use module::{
 };
 pub use network::{Addressing, InterfaceAddress};
 pub use node::{Api, AttestationAccess, Keys, Node, Owner, Store, parse_node};
-pub use registry::{Registry, parse_repository};
+pub use registry::{Registry, Repository, parse_repository};
 pub use service::{Ready, Service};
 
 /// Parses one TOML file. `file` is its name for the error message.

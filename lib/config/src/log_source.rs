@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use crate::InvalidValue;
-use crate::registry::check_host;
+use crate::host::check_host;
 
 /// Location of a newer log, or of the bundles of a chain.
 #[derive(Debug, Clone, PartialEq, Eq)]

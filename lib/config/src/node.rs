@@ -197,7 +197,10 @@ impl TryFrom<RawNode> for Node {
         raw.ledger.check()?;
         check_positive("store.quota-mib", raw.store.quota_mib)?;
         raw.registries.iter().try_for_each(Registry::check)?;
-        crate::error::check_distinct("registries", raw.registries.iter().map(|r| &r.host))?;
+        crate::error::check_distinct(
+            "registries",
+            raw.registries.iter().map(Registry::canonical_host),
+        )?;
         let RawNode {
             hostname,
             time_servers,
@@ -281,6 +284,28 @@ threshold = 1
                 "threshold = 1",
                 "threshold = 1\n[[registries]]\nhost = \"x\"\n[[registries]]\nhost = \"x\"",
                 "\"x\" twice",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"docker.io\"\n[[registries]]\n\
+                 host = \"registry-1.docker.io\"",
+                "\"registry-1.docker.io\" twice",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\ntoken-hosts = [\"y\"]",
+                "user and password, which token-hosts are for",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u\"\npassword = \"p\"\n\
+                 token-hosts = [\"https://y\"]",
+                "HOST[:PORT]",
+            ),
+            (
+                "threshold = 1",
+                "threshold = 1\n[[registries]]\nhost = \"x\"\nuser = \"u:v\"\npassword = \"p\"",
+                "a user without a colon",
             ),
             (
                 "threshold = 1",

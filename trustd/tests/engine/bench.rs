@@ -223,8 +223,7 @@ async fn compare_with_docker(
 ) {
     let host = registry.address.to_string();
     let name = format!("{host}/bench/app");
-    let settings =
-        Registry { host, mirrors: Vec::new(), plain: true, ca: None, user: None, password: None };
+    let settings = Registry { host, plain: true, ..Registry::default() };
     let file = node.dir.path().join("image.tar");
     let archive = |name: String| {
         let image = large(&name);

@@ -233,14 +233,7 @@ struct TestFetcher {
 
 /// Returns the settings of a registry without TLS.
 fn plain(host: &str) -> Registry {
-    Registry {
-        host: host.into(),
-        mirrors: Vec::new(),
-        plain: true,
-        ca: None,
-        user: None,
-        password: None,
-    }
+    Registry { host: host.into(), plain: true, ..Registry::default() }
 }
 
 impl TestFetcher {
@@ -486,11 +479,10 @@ fn certificates_and_passwords_of_registries_are_verified() {
         let host = address.to_string();
         let with = |ca: Option<String>, password: Option<&str>| Registry {
             host: host.clone(),
-            mirrors: Vec::new(),
-            plain: false,
             ca,
             user: password.map(|_| "node".into()),
             password: password.map(Into::into),
+            ..Registry::default()
         };
         let good = with(Some(certificate.pem()), Some("pass"));
         let fetched = TestFetcher::new(&[good]).fetch(&image.digest).await.unwrap();

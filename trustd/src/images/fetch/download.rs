@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use tokio::sync::mpsc::Sender;
-use tokio::time::Instant;
 
+use super::budget::Budget;
 use super::chunk_reader::ChunkReader;
 use super::error::{AttemptError, HttpError};
 use super::progress::ProgressCell;
@@ -14,17 +14,17 @@ use super::response::Response;
 use crate::images::store::{Store, StoreError};
 use crate::util::low_priority;
 
-/// Bytes that a transfer must deliver within the stall timeout, and after which a broken transfer
-/// counts as progress.
-pub(super) const MIN_PROGRESS_BYTES: u64 = 64 * 1024;
-
 /// Blob and the part of it that the store has.
 pub(super) struct Download<'a> {
     pub(super) digest: &'a str,
     /// Size in bytes.
     pub(super) size: u64,
-    /// Offset of the response's first byte.
+    /// Bytes that the store has.
     pub(super) start: u64,
+    /// Offset of the response's first byte, at most `start`. What the store has is skipped.
+    pub(super) offset: u64,
+    /// Offset of the end of the response: the size, or less for a part.
+    pub(super) end: u64,
     pub(super) progress: &'a ProgressCell,
 }
 
@@ -34,6 +34,7 @@ impl Download<'_> {
         &self,
         store: &Arc<Store>,
         mut response: Response,
+        budget: &mut Budget,
     ) -> Result<(), AttemptError> {
         let (sender, reader) = ChunkReader::channel();
         let storing = {
@@ -41,18 +42,21 @@ impl Download<'_> {
             let (size, start) = (self.size, self.start);
             low_priority::run(move || store.receive(&digest, size, start, reader))
         };
-        let transferred = self.transfer(&mut response, &sender).await;
+        let transferred = self.transfer(&mut response, &sender, budget).await;
         drop(sender);
-        let host = response.host;
+        let host = response.host.clone();
         let stored = storing
             .await
             .map_err(|error| HttpError::Broken { host: host.clone(), source: error.into() })?;
         match (stored, transferred) {
             (Ok(()), _) => Ok(()),
-            (Err(_), Err(error)) => Err(error.into()),
+            (Err(StoreError::Oci(_)), Ok(())) if response.is_encoded() => {
+                Err(HttpError::Encoded { host }.into())
+            }
             (Err(StoreError::Oci(source)), Ok(())) => {
                 Err(AttemptError::WrongContent { host, source })
             }
+            (Err(_), Err(error)) => Err(error.into()),
             (Err(error), Ok(())) => Err(AttemptError::Store(error)),
         }
     }
@@ -61,30 +65,37 @@ impl Download<'_> {
         &self,
         response: &mut Response,
         sender: &Sender<io::Result<Bytes>>,
+        budget: &mut Budget,
     ) -> Result<(), HttpError> {
         let fail = async |message: &'static str, error| {
             let _ = sender.send(Err(io::Error::other(message))).await;
             Err(error)
         };
-        let mut received = self.start;
-        let (mut period_start, mut received_before) = (Instant::now(), received);
+        let mut received = self.offset;
         loop {
-            let chunk = match response.next_chunk().await {
-                Ok(Some(chunk)) if chunk.is_empty() => continue,
+            let mut chunk = match response.next_chunk().await {
                 Ok(Some(chunk)) => chunk,
                 Ok(None) => {
+                    // A body that ends too early is a broken transfer if it was a part of the blob,
+                    // or if its end cannot be told from a broken connection.
+                    if received < self.size && (self.end < self.size || !response.is_delimited()) {
+                        let (host, size) = (response.host.clone(), self.size);
+                        let error = HttpError::Truncated { host, received, size };
+                        return fail("the transfer ended early", error).await;
+                    }
                     let _ = sender.send(Ok(Bytes::new())).await;
                     return Ok(());
                 }
                 Err(error) => return fail("the connection broke", error).await,
             };
+            if let Err(error) = budget.take_bytes(&response.host, chunk.len()) {
+                return fail("the budget is used up", error).await;
+            }
+            let known = self.start.saturating_sub(received).min(chunk.len() as u64);
             received += chunk.len() as u64;
-            if period_start.elapsed() > response.stall_timeout {
-                // A transfer of a few bytes at a time would block the module for ever.
-                if received < received_before + MIN_PROGRESS_BYTES {
-                    return fail("the connection is too slow", response.stalled()).await;
-                }
-                (period_start, received_before) = (Instant::now(), received);
+            chunk.advance(known as usize);
+            if chunk.is_empty() {
+                continue;
             }
             self.progress.set_received(self.digest, received.min(self.size));
             if sender.send(Ok(chunk)).await.is_err() {

@@ -1,6 +1,8 @@
 //! Errors of fetching images and small files.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use axum::http::StatusCode;
 use config::InvalidValue;
@@ -65,12 +67,176 @@ pub enum HttpError {
         /// Message of the host, shortened.
         message: Option<String>,
     },
+    /// The host demands authorization that this node does not have.
+    #[error("{host} answered 401 Unauthorized")]
+    Unauthorized {
+        /// `HOST[:PORT]`.
+        host: String,
+        /// Why its challenge is not answered.
+        source: ChallengeError,
+    },
+    /// The host asks for a pause.
+    #[error("{host} answered {status} and asks for a pause of {seconds} s")]
+    Busy {
+        /// `HOST[:PORT]`.
+        host: String,
+        /// Status of the response.
+        status: StatusCode,
+        /// Length of the pause.
+        seconds: u64,
+        /// Time until its end.
+        left: Duration,
+    },
+    /// The host used up what a source may use for one blob.
+    #[error("{host} used up the {part} that a source has for one blob")]
+    Budget {
+        /// `HOST[:PORT]`.
+        host: String,
+        /// What was used up.
+        part: BudgetPart,
+    },
+    /// Another host named an address that is on the local network or on the node itself.
+    #[error(
+        "a host with an address of a larger network sends the node to {host}, which is on the \
+         local network or on the node itself; if that is right, list {host} under [[registries]] \
+         in node.toml"
+    )]
+    Inward {
+        /// `HOST[:PORT]`.
+        host: String,
+    },
+    /// The body ends before the blob does.
+    #[error("{host} ended the transfer after {received} of {size} bytes")]
+    Truncated {
+        /// `HOST[:PORT]`.
+        host: String,
+        /// Bytes of the blob that arrived.
+        received: u64,
+        /// Size of the blob in bytes.
+        size: u64,
+    },
+    /// The response holds another part of the blob than the requested one.
+    #[error("{host} sends another part of the blob than bytes {start} to {}", size - 1)]
+    WrongRange {
+        /// `HOST[:PORT]`.
+        host: String,
+        /// First requested byte.
+        start: u64,
+        /// Size of the blob in bytes.
+        size: u64,
+    },
+    /// The body is compressed once more, although the request asks for the bytes as they are.
+    #[error("{host} sends other bytes than requested, with a Content-Encoding")]
+    Encoded {
+        /// `HOST[:PORT]`.
+        host: String,
+    },
     /// The token service sent no token that can be used.
     #[error("{host} sent an invalid token response")]
     Token {
         /// `HOST[:PORT]` of the token service.
         host: String,
     },
+}
+
+impl HttpError {
+    /// Reports whether the same source can deliver the blob at another request.
+    pub(super) fn is_worth_a_retry(&self, made_progress: bool) -> bool {
+        match self {
+            Self::Connect { .. } | Self::Broken { .. } | Self::Truncated { .. } => true,
+            Self::Stalled { .. } => made_progress,
+            Self::Status { status, .. } => {
+                let (timeout, early) = (StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY);
+                let busy = StatusCode::TOO_MANY_REQUESTS;
+                status.is_server_error() || [timeout, early, busy].contains(status)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Part of what a source may use for one blob.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BudgetPart {
+    /// Requests, including redirects and requests for tokens.
+    Requests,
+    /// Bytes of bodies.
+    Bytes,
+    /// Time.
+    Time,
+}
+
+impl fmt::Display for BudgetPart {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requests => "requests",
+            Self::Bytes => "bytes",
+            Self::Time => "time",
+        })
+    }
+}
+
+/// Reason why a host's challenge is not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum ChallengeError {
+    /// The host offers no scheme that this node knows.
+    #[error(
+        "expected a challenge of the scheme Basic or Bearer, found {}",
+        if schemes.is_empty() { "none".to_owned() } else { schemes.join(", ") }
+    )]
+    Unsupported {
+        /// Names of the offered schemes.
+        schemes: Vec<String>,
+    },
+    /// The host wants a password and node.toml has none.
+    #[error("set its user and password under [[registries]] in node.toml")]
+    NoPassword,
+    /// A host that a redirect leads to wants a password.
+    #[error(
+        "a redirect led to this host, which therefore gets no password; if the image is there, name \
+         this host in the module file"
+    )]
+    PasswordAfterRedirect,
+    /// The challenge names no token service.
+    #[error("its challenge names no realm to request a token from")]
+    NoRealm,
+    /// The address of the token service cannot be used.
+    #[error("the realm of its challenge cannot be used")]
+    Realm {
+        /// What is wrong with the address.
+        source: Box<HttpError>,
+    },
+    /// The token service is a host that must not get the password.
+    #[error(
+        "its tokens come from {token_host}, which must not get the registry's password; if it may, \
+         add {token_host:?} to token-hosts of the registry under [[registries]] in node.toml"
+    )]
+    ForeignTokenHost {
+        /// `HOST[:PORT]` of the token service.
+        token_host: String,
+    },
+    /// The token service gives no token.
+    #[error(
+        "its token service {token_host} answered {status}; {} under [[registries]] in node.toml",
+        if *with_password { "check user and password" } else { "set user and password" }
+    )]
+    TokenDenied {
+        /// `HOST[:PORT]` of the token service.
+        token_host: String,
+        /// Status of its response.
+        status: StatusCode,
+        /// The request had the registry's password.
+        with_password: bool,
+    },
+    /// The host rejects what answers its challenge.
+    #[error("it rejects the token or the password; check them and the name of the repository")]
+    Rejected,
+    /// A host that a redirect leads to rejects an anonymous token.
+    #[error(
+        "a redirect led to this host, which rejects an anonymous token; if the image is there, name \
+         this host in the module file"
+    )]
+    RejectedAfterRedirect,
 }
 
 fn suffix(message: Option<&str>) -> String {
@@ -110,6 +276,12 @@ pub(super) enum AttemptError {
     WrongContent { host: String, source: OciError },
     #[error(transparent)]
     Store(StoreError),
+}
+
+impl From<StoreError> for AttemptError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
 }
 
 /// Failure to fetch and verify an image.

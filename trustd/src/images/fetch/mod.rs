@@ -2,17 +2,25 @@
 
 mod artifact;
 mod auth;
+mod budget;
+mod challenge;
 mod chunk_reader;
 mod download;
 mod error;
 mod fetcher;
+mod headers;
+mod host;
 mod http;
+mod pauses;
 mod progress;
 mod registry;
 mod response;
+mod source;
+mod tls;
+mod tokens;
 
 pub use chunk_reader::ChunkReader;
-pub use error::{FetchError, FileError, HttpError, RegistryError};
+pub use error::{BudgetPart, ChallengeError, FetchError, FileError, HttpError, RegistryError};
 pub use fetcher::{Fetcher, LayersVerified};
 pub use progress::ProgressCell;
 pub use registry::{RegistryClient, STALL_TIMEOUT};

@@ -1,41 +1,49 @@
 //! Client of OCI registries (OCI distribution-spec 1.1, "Pull"): it fetches blobs by digest only
 //! and resumes interrupted transfers.
+//!
+//! It needs GET alone. What a blob is follows from its digest and its size, so a registry that
+//! rejects HEAD, names another type (`Content-Type`) or another digest (`Docker-Content-Digest`)
+//! delivers all the same.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use axum::http::header::{ACCEPT, AUTHORIZATION, RANGE};
-use axum::http::{HeaderName, HeaderValue, StatusCode};
-use config::Registry;
-use oci::{INDEX_TYPES, MANIFEST_TYPES, OciError};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use config::{Registry, Repository};
+use hyper::StatusCode;
+use hyper::header::AUTHORIZATION;
+use hyper::http::HeaderValue;
+use tokio::time::Instant;
 
-use super::auth::{TokenCache, answer_challenge};
-use super::download::{Download, MIN_PROGRESS_BYTES};
-use super::error::{AttemptError, HttpError, RegistryError};
-use super::http::{Host, HttpClient};
+use super::auth::{self, Credentials};
+use super::budget::Budget;
+use super::error::{AttemptError, ChallengeError, HttpError, RegistryError};
+use super::host::{Host, Origin};
+use super::http::{Headers, HttpClient, Route};
 use super::progress::ProgressCell;
 use super::response::Response;
-use crate::images::store::{Store, StoreError};
+use super::tls;
+use super::tokens::{TokenCache, TokenKey};
+use crate::images::store::Store;
 use crate::util::error_chain::error_chain;
 
 /// Time after which a host that sends almost no data is given up.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// Attempts in a row at one host without [`MIN_PROGRESS_BYTES`] of progress.
-const MAX_ATTEMPTS: usize = 3;
+/// Longest problem of one source that an error repeats.
+const MAX_PROBLEM_CHARS: usize = 300;
 
 /// Client with the registries of node.toml, their mirrors and their certificates.
 #[derive(Clone)]
 pub struct RegistryClient {
     pub(super) http: HttpClient,
-    registries: Arc<BTreeMap<String, Registry>>,
+    /// Mirrors by the canonical name of their registry.
+    mirrors: Arc<BTreeMap<String, Vec<String>>>,
+    credentials: Arc<BTreeMap<Origin, Credentials>>,
     tokens: TokenCache,
 }
 
-/// Blob to fetch.
+/// Blob, where it is, and who waits for it.
 pub(super) struct BlobRequest<'a> {
     /// `HOST[:PORT]/REPOSITORY`.
     pub(super) registry: &'a str,
@@ -53,28 +61,6 @@ pub(super) enum Content {
     Blob { size: Option<u64> },
 }
 
-fn tls_config(ca: Option<&str>) -> anyhow::Result<Arc<rustls::ClientConfig>> {
-    let mut roots = rustls::RootCertStore::empty();
-    match ca {
-        None => roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned()),
-        Some(pem) => {
-            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-                roots
-                    .add(certificate.context("expected certificates in PEM")?)
-                    .context("expected certificates of authorities")?;
-            }
-            anyhow::ensure!(!roots.is_empty(), "expected certificates in PEM, found none");
-        }
-    }
-    let config = rustls::ClientConfig::builder_with_provider(Arc::new(
-        rustls::crypto::ring::default_provider(),
-    ))
-    .with_safe_default_protocol_versions()?
-    .with_root_certificates(roots)
-    .with_no_client_auth();
-    Ok(Arc::new(config))
-}
-
 impl RegistryClient {
     /// Creates a client with the settings of `registries`.
     ///
@@ -82,35 +68,55 @@ impl RegistryClient {
     ///
     /// Returns an error if a registry's certificates cannot be parsed.
     pub fn new(registries: &[Registry], stall_timeout: Duration) -> anyhow::Result<Self> {
-        let default_tls = tls_config(None)?;
+        let well_known = tls::well_known()?;
         let mut hosts = BTreeMap::new();
+        let (mut mirrors, mut credentials) = (BTreeMap::new(), BTreeMap::new());
+        // A host that has an entry of its own is accessed with that entry's settings, also as
+        // another registry's mirror or token service.
+        let mut others = Vec::new();
         for registry in registries {
             let tls = match (&registry.ca, registry.plain) {
                 (_, true) => None,
                 (Some(ca), _) => Some(
-                    tls_config(Some(ca))
+                    tls::listed(ca)
                         .with_context(|| format!("registries: ca of {}", registry.host))?,
                 ),
-                (None, _) => Some(default_tls.clone()),
+                (None, _) => Some(well_known.clone()),
             };
-            for name in std::iter::once(&registry.host).chain(&registry.mirrors) {
-                // A mirror that has an entry of its own is accessed with that entry's settings.
-                let listed = *name != registry.host && registries.iter().any(|r| r.host == *name);
-                if !listed {
-                    hosts.insert(name.clone(), Host { name: name.clone(), tls: tls.clone() });
-                }
+            let host = Host::new(&registry.host, tls.clone());
+            credentials.extend(Credentials::of(registry).map(|found| (host.origin(), found)));
+            mirrors.insert(registry.canonical_host(), registry.mirrors.clone());
+            let token_hosts = if tls.is_some() && credentials.contains_key(&host.origin()) {
+                registry.allowed_token_hosts()
+            } else {
+                Vec::new()
+            };
+            let names = registry.mirrors.iter().chain(&token_hosts);
+            others.extend(names.map(|name| Host::new(name, tls.clone())));
+            hosts.insert(host.origin(), host);
+        }
+        for host in others {
+            let (name, tls) = host.origin();
+            if !hosts.contains_key(&(name.clone(), !tls)) {
+                hosts.entry((name, tls)).or_insert(host);
             }
         }
-        let registries = registries.iter().map(|r| (r.host.clone(), r.clone())).collect();
         Ok(Self {
-            http: HttpClient::new(hosts, default_tls, stall_timeout),
-            registries: Arc::new(registries),
+            http: HttpClient::new(hosts, well_known, stall_timeout),
+            mirrors: Arc::new(mirrors),
+            credentials: Arc::new(credentials),
             tokens: TokenCache::default(),
         })
     }
 
     /// Fetches a blob into the store, from the first of the registry's mirrors and the registry
     /// itself that delivers it.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`RegistryError::Unreachable`] with the problem of each source,
+    /// [`RegistryError::WrongContent`] if one of them sent something else, and
+    /// [`RegistryError::Store`] if the store fails.
     pub(super) async fn fetch(
         &self,
         store: &Arc<Store>,
@@ -119,156 +125,129 @@ impl RegistryClient {
         let digest = request.digest;
         let unreachable =
             |problems| RegistryError::Unreachable { digest: digest.to_owned(), problems };
-        let (host, repository) = config::parse_repository(request.registry)
+        let Repository { host, name } = config::parse_repository(request.registry)
             .map_err(|error| unreachable(vec![error.to_string()]))?;
-        let mirrors = self.registries.get(host).map(|r| r.mirrors.clone()).unwrap_or_default();
+        let mirrors = self.mirrors.get(&host).map(Vec::as_slice).unwrap_or_default();
+        let sources: Vec<&str> =
+            mirrors.iter().map(String::as_str).chain([host.as_str()]).collect();
         let mut problems = Vec::new();
         let mut wrong_content = None;
-        for name in mirrors.iter().map(String::as_str).chain([host]) {
-            let (mut attempts, mut known) = (0, store.partial_size(digest));
-            while attempts < MAX_ATTEMPTS {
-                match self.attempt(store, name, repository, request).await {
-                    Ok(()) => return Ok(()),
-                    Err(AttemptError::Store(error)) => return Err(RegistryError::Store(error)),
-                    Err(AttemptError::WrongContent { .. })
-                        if known > 0
-                            && attempts == 0
-                            && matches!(request.content, Content::Blob { .. }) =>
-                    {
-                        // The part that the store had may be wrong. It is removed now.
-                        known = 0;
-                    }
-                    Err(AttemptError::WrongContent { host, source }) => {
-                        logging::warn!(
-                            "registry {host} sent something else than {digest}: {}",
-                            error_chain(&source)
-                        );
-                        wrong_content = Some(RegistryError::WrongContent { host, source });
-                        break;
-                    }
-                    Err(AttemptError::Http(error)) => {
-                        problems.push(error_chain(&error));
-                        // A retry can succeed only after an error of the server itself.
-                        let is_final = match error {
-                            HttpError::Status { status, .. } => !status.is_server_error(),
-                            _ => false,
-                        };
-                        if is_final {
-                            break;
-                        }
-                    }
+        for (n, source) in sources.iter().enumerate() {
+            let is_last = n + 1 == sources.len();
+            match self.fetch_from(store, source, &name, request, is_last).await {
+                Ok(()) => return Ok(()),
+                Err(AttemptError::Store(error)) => {
+                    return Err(RegistryError::Store(error));
                 }
-                let partial = store.partial_size(digest);
-                if partial >= known + MIN_PROGRESS_BYTES {
-                    (attempts, known) = (0, partial);
-                } else {
-                    attempts += 1;
+                Err(AttemptError::WrongContent { host, source }) => {
+                    logging::warn!(
+                        "registry {host} sent something else than {digest}: {}",
+                        error_chain(&source)
+                    );
+                    wrong_content = Some(RegistryError::WrongContent { host, source });
+                }
+                Err(AttemptError::Http(error)) => {
+                    problems.push(error_chain(&error).chars().take(MAX_PROBLEM_CHARS).collect());
                 }
             }
         }
-        problems.dedup();
         Err(wrong_content.unwrap_or_else(|| unreachable(problems)))
     }
 
-    async fn attempt(
-        &self,
-        store: &Arc<Store>,
-        host: &str,
-        repository: &str,
-        request: &BlobRequest<'_>,
-    ) -> Result<(), AttemptError> {
-        let digest = request.digest;
-        let size = match request.content {
-            Content::Manifest => {
-                return self.fetch_manifest(store, host, repository, digest).await;
-            }
-            Content::Blob { size } => size,
-        };
-        let start = store.partial_size(digest);
-        let mut headers = Vec::new();
-        if start > 0 {
-            let range = HeaderValue::from_str(&format!("bytes={start}-"));
-            headers.extend(range.ok().map(|value| (RANGE, value)));
-        }
-        let path = format!("/v2/{repository}/blobs/{digest}");
-        let response = self.get(host, repository, &path, headers).await?;
-        let start = match response.status {
-            StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT if start > 0 => start,
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                // The partial blob is longer than the registry's, so it is not the same blob.
-                store.remove(digest).map_err(AttemptError::Store)?;
-                return Err(response.into_error().await.into());
-            }
-            _ => return Err(response.into_error().await.into()),
-        };
-        let Some(size) = size else {
-            let source =
-                OciError::Absent { what: "the size of", digest: digest.to_owned(), size: None };
-            return Err(AttemptError::WrongContent { host: response.host, source });
-        };
-        let download = Download { digest, size, start, progress: request.progress };
-        download.receive(store, response).await
-    }
-
-    /// Fetches a manifest or an index. Its size is not known in advance, so it is read as a whole
-    /// before it is stored.
-    async fn fetch_manifest(
-        &self,
-        store: &Arc<Store>,
-        host: &str,
-        repository: &str,
-        digest: &str,
-    ) -> Result<(), AttemptError> {
-        let types = [MANIFEST_TYPES, INDEX_TYPES].concat().join(", ");
-        let accept = HeaderValue::from_str(&types).ok().map(|value| (ACCEPT, value));
-        let path = format!("/v2/{repository}/manifests/{digest}");
-        let response = self.get(host, repository, &path, accept.into_iter().collect()).await?;
-        if response.status != StatusCode::OK {
-            return Err(response.into_error().await.into());
-        }
-        let (host, limit) = (response.host.clone(), store.limits.json);
-        let bytes = match response.read_all(limit).await {
-            Err(HttpError::TooLong { host, .. }) => {
-                let source = OciError::Limit { what: "a manifest in bytes", limit };
-                return Err(AttemptError::WrongContent { host, source });
-            }
-            other => other?,
-        };
-        let (store, digest) = (store.clone(), digest.to_owned());
-        let stored = tokio::task::spawn_blocking(move || {
-            store.receive(&digest, bytes.len() as u64, 0, bytes.as_slice())
-        });
-        match stored.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(StoreError::Oci(source))) => Err(AttemptError::WrongContent { host, source }),
-            Ok(Err(error)) => Err(AttemptError::Store(error)),
-            Err(error) => Err(HttpError::Broken { host, source: error.into() }.into()),
-        }
-    }
-
-    /// Sends a GET request, and repeats it with authorization if the host demands it.
+    /// Sends a GET request to a registry, follows redirects, and answers the challenges of each
+    /// host on the way.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`HttpError`] if there is no response, or only challenges that have no answer.
     pub(super) async fn get(
         &self,
-        name: &str,
+        registry: &str,
         repository: &str,
         path: &str,
-        mut headers: Vec<(HeaderName, HeaderValue)>,
+        headers: &Headers,
+        budget: &mut Budget,
     ) -> Result<Response, HttpError> {
-        let host = self.http.host(name);
-        let cached = self.tokens.get(name, repository);
-        headers.extend(cached.map(|token| (AUTHORIZATION, token)));
-        let response = self.http.get(&host, path, &headers).await?;
+        let mut route = Route::new(self.http.host(registry), path);
+        loop {
+            let response = self.authorized(&mut route, repository, headers, budget).await?;
+            match self.http.next_route(&route, &response)? {
+                Some(next) => route = next,
+                None => return Ok(response),
+            }
+        }
+    }
+
+    /// Sends one request, and repeats it with authorization if the host demands it.
+    async fn authorized(
+        &self,
+        route: &mut Route,
+        repository: &str,
+        headers: &Headers,
+        budget: &mut Budget,
+    ) -> Result<Response, HttpError> {
+        // A redirect can lead to another name of the repository.
+        let repository = if route.is_own {
+            repository.to_owned()
+        } else {
+            repository_of(&route.path).unwrap_or_default().to_owned()
+        };
+        let key = TokenKey {
+            origin: route.host.origin(),
+            is_own: route.is_own,
+            repository: repository.clone(),
+        };
+        let with = |value: Option<HeaderValue>| -> Headers {
+            headers.iter().cloned().chain(value.map(|value| (AUTHORIZATION, value))).collect()
+        };
+        let response =
+            self.http.send(route, &with(self.tokens.get(&key, Instant::now())), budget).await?;
         if response.status != StatusCode::UNAUTHORIZED {
             return Ok(response);
         }
-        let registry = self.registries.get(&host.name);
-        let answer =
-            answer_challenge(&self.http, &host, registry, repository, &response.headers).await?;
-        let Some(token) = answer else { return Ok(response) };
-        self.tokens.set(name, repository, token.clone());
-        headers.retain(|(name, _)| *name != AUTHORIZATION);
-        headers.push((AUTHORIZATION, token));
-        self.http.get(&host, path, &headers).await
+        // The cached value expired, or there was none.
+        self.tokens.remove(&key);
+        let credentials = self.credentials.get(&key.origin);
+        let challenge = &response.headers;
+        let authorization =
+            auth::answer(&self.http, route, credentials, &repository, challenge, budget).await?;
+        let value = authorization.value.clone();
+        let response = self.http.send(route, &with(Some(value)), budget).await?;
+        if response.status == StatusCode::UNAUTHORIZED {
+            let source = if route.is_own {
+                ChallengeError::Rejected
+            } else {
+                ChallengeError::RejectedAfterRedirect
+            };
+            return Err(HttpError::Unauthorized { host: route.host.name.clone(), source });
+        }
+        self.tokens.set(key, &authorization, Instant::now());
+        Ok(response)
+    }
+}
+
+/// Returns the repository in the path of a manifest or a blob (OCI distribution-spec 1.1,
+/// "Endpoints": end-2 and end-3).
+fn repository_of(path: &str) -> Option<&str> {
+    let path = path.split_once('?').map_or(path, |(path, _)| path).strip_prefix("/v2/")?;
+    let (start, _digest) = path.rsplit_once('/')?;
+    start.strip_suffix("/blobs").or_else(|| start.strip_suffix("/manifests"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_repository_is_read_from_the_path() {
+        for (path, expected) in [
+            ("/v2/a/b/manifests/sha256:0", Some("a/b")),
+            ("/v2/a/blobs/sha256:0?x=/v2/c/blobs/d", Some("a")),
+            ("/v2/blobs/sha256:0", None),
+            ("/bucket/sha256:0", None),
+            ("/v2/", None),
+        ] {
+            assert_eq!(repository_of(path), expected, "{path}");
+        }
     }
 }

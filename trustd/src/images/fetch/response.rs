@@ -1,10 +1,14 @@
 //! Responses over HTTP/1.1: a head within limits, and a body that is read chunk by chunk.
+//!
+//! A body is passed on as it was sent. No content coding is undone (RFC 9110, section 8.4): the
+//! requests ask for none, and the bytes are verified by their digest.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
+use hyper::header::{CONTENT_ENCODING, TRANSFER_ENCODING};
 use hyper::{HeaderMap, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use serde::Deserialize;
@@ -16,8 +20,13 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 const MAX_HEADERS: usize = 100;
 /// Longest body of an error response that is read.
 const MAX_ERROR_BYTES: u64 = 4096;
+/// Time for the body of an error response.
+const MAX_ERROR_TIME: Duration = Duration::from_secs(5);
 /// Longest message of a host that is repeated in an error.
 const MAX_MESSAGE_CHARS: usize = 200;
+/// Bytes that a host must deliver within the stall timeout, unless the body ends, and after which a
+/// broken transfer counts as progress.
+pub(super) const MIN_PROGRESS_BYTES: u64 = 64 * 1024;
 
 /// Response whose body was not read yet.
 pub(super) struct Response {
@@ -25,7 +34,10 @@ pub(super) struct Response {
     pub(super) headers: HeaderMap,
     pub(super) host: String,
     body: Incoming,
-    pub(super) stall_timeout: Duration,
+    stall_timeout: Duration,
+    /// Time spent waiting for the host, and bytes received meanwhile, since the last progress.
+    waited: Duration,
+    received: u64,
 }
 
 /// Connection with or without TLS.
@@ -51,7 +63,9 @@ pub(super) async fn send_request(
 pub(super) fn redact(address: &str) -> String {
     match address.parse::<Uri>() {
         Ok(uri) => {
-            format!("{}://{}", uri.scheme_str().unwrap_or_default(), uri.host().unwrap_or_default())
+            let host: String =
+                uri.host().unwrap_or_default().chars().take(MAX_MESSAGE_CHARS).collect();
+            format!("{}://{host}", uri.scheme_str().unwrap_or_default())
         }
         Err(_) => "an invalid address".into(),
     }
@@ -65,19 +79,45 @@ impl Response {
     ) -> Self {
         let (head, body) = response.into_parts();
         let (status, headers) = (head.status, head.headers);
-        Self { status, headers, host: host.to_owned(), body, stall_timeout }
+        let (waited, received) = (Duration::ZERO, 0);
+        Self { status, headers, host: host.to_owned(), body, stall_timeout, waited, received }
+    }
+
+    /// Returns the announced number of bytes of the body, if there is one.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.body.size_hint().exact()
+    }
+
+    /// Reports whether the end of the body can be told from a broken connection (RFC 9112, section
+    /// 6.3).
+    pub(super) fn is_delimited(&self) -> bool {
+        self.content_length().is_some() || self.headers.contains_key(TRANSFER_ENCODING)
+    }
+
+    /// Reports whether the body is in a coding that was not asked for.
+    pub(super) fn is_encoded(&self) -> bool {
+        let mut codings = self.headers.get_all(CONTENT_ENCODING).iter();
+        codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"identity"))
     }
 
     /// Returns the error for a host that sent almost nothing for too long.
-    pub(super) fn stalled(&self) -> HttpError {
+    fn stalled(&self) -> HttpError {
         HttpError::Stalled { host: self.host.clone(), seconds: self.stall_timeout.as_secs() }
     }
 
     /// Reads the next bytes of the body. Returns `None` at its end.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`HttpError::Stalled`] if the host delivers less than [`MIN_PROGRESS_BYTES`] within
+    /// the stall timeout, and [`HttpError::Broken`] if the connection breaks.
     pub(super) async fn next_chunk(&mut self) -> Result<Option<Bytes>, HttpError> {
         loop {
+            // The time in which the caller works on a chunk does not count.
+            let began = Instant::now();
             let frame = tokio::time::timeout(self.stall_timeout, self.body.frame()).await;
-            match frame.map_err(|_| self.stalled())? {
+            self.waited += began.elapsed();
+            let data = match frame.map_err(|_| self.stalled())? {
                 None => return Ok(None),
                 Some(Err(error)) => {
                     return Err(HttpError::Broken {
@@ -86,11 +126,17 @@ impl Response {
                     });
                 }
                 // Trailers are ignored.
-                Some(Ok(frame)) => {
-                    if let Ok(data) = frame.into_data() {
-                        return Ok(Some(data));
-                    }
-                }
+                Some(Ok(frame)) => frame.into_data().unwrap_or_default(),
+            };
+            self.received += data.len() as u64;
+            if self.received >= MIN_PROGRESS_BYTES {
+                (self.waited, self.received) = (Duration::ZERO, 0);
+            } else if self.waited > self.stall_timeout {
+                // A transfer of a few bytes at a time would have no end.
+                return Err(self.stalled());
+            }
+            if !data.is_empty() {
+                return Ok(Some(data));
             }
         }
     }
@@ -111,7 +157,9 @@ impl Response {
     /// line.
     pub(super) async fn into_error(self) -> HttpError {
         let (host, status) = (self.host.clone(), self.status);
-        let body = self.read_all(MAX_ERROR_BYTES).await.unwrap_or_default();
+        // A message is not worth the wait for a slow host.
+        let reading = tokio::time::timeout(MAX_ERROR_TIME, self.read_all(MAX_ERROR_BYTES)).await;
+        let body = reading.ok().and_then(Result::ok).unwrap_or_default();
         let message = serde_json::from_slice::<ErrorBody>(&body)
             .ok()
             .and_then(|body| body.errors.into_iter().next()?.message);
