@@ -10,7 +10,9 @@ use hyper::header::{HOST, LOCATION};
 use libfuzzer_sys::fuzz_target;
 use tokio::io::AsyncWriteExt as _;
 
-// trustd does not export this file.
+// trustd does not export these files.
+#[path = "../../trustd/src/images/fetch/challenge.rs"]
+mod challenge;
 #[path = "../../trustd/src/images/fetch/response.rs"]
 mod response;
 
@@ -39,6 +41,9 @@ async fn request(bytes: Vec<u8>) {
     });
     let Ok(request) = Request::get("/x").header(HOST, "h").body(Empty::new()) else { return };
     let Ok(head) = response::send_request(client, request).await else { return };
+    for challenge in challenge::challenges(head.headers()) {
+        assert!(!challenge.scheme.is_empty());
+    }
     let location = head.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let host = location.map(response::redact).unwrap_or_default();
     let response = response::Response::new(head, &host, Duration::from_secs(1));
