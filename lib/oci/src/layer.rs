@@ -5,13 +5,14 @@ use std::path::{Component, Path};
 
 use ruzstd::decoding::errors::{FrameDecoderError, ReadFrameHeaderError};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::failure_tracker::FailureTracker;
 use crate::{Descriptor, Limits, OciError};
 
 /// Compression of a layer, recognised by its first bytes as in the engine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Compression {
     /// A plain tar archive.
     None,
@@ -48,7 +49,7 @@ pub struct Layer {
 }
 
 /// Properties of a layer, found by unpacking it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerInfo {
     /// Compression of the blob.
     pub compression: Compression,

@@ -16,6 +16,7 @@
 
 mod build;
 mod checked;
+mod claim;
 mod descriptor;
 mod error;
 mod export;
@@ -30,6 +31,7 @@ mod storage;
 
 pub use build::{BuiltImage, build};
 pub use checked::Checked;
+pub use claim::{Claim, ClaimedLayer, digests_in};
 pub use descriptor::Descriptor;
 pub use error::OciError;
 pub use export::{Exporter, export};

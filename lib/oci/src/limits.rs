@@ -1,7 +1,9 @@
 //! Limits of an image.
 
+use serde::{Deserialize, Serialize};
+
 /// Greatest sizes and counts of an image.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of an archive, or of all blobs that are fetched for an image.
     pub archive: u64,
