@@ -13,7 +13,9 @@ pub mod keys;
 pub mod module_api;
 pub mod modules;
 pub mod owner_api;
+pub mod reader;
 pub mod rest;
+pub mod sandbox;
 pub mod settings;
 pub mod tpm;
 pub mod util;
@@ -47,6 +49,7 @@ use crate::owner_api::access::RoleRouter;
 use crate::owner_api::state::{NodeState, OwnerState};
 use crate::owner_api::tls::TlsListener;
 use crate::owner_api::{attest, locked, routes};
+use crate::reader::Readers;
 use crate::settings::Settings;
 use crate::tpm::Tpm;
 use crate::util::error_chain::error_chain;
@@ -122,7 +125,7 @@ async fn run_unlocked(
     );
     let tickets = Arc::new(Tickets::default());
     engine::serve_plugin(tickets.clone(), &settings.plugin_socket)?;
-    let fetcher = fetcher(&node, &settings.data)?;
+    let fetcher = fetcher(&node, &settings)?;
     let registry = fetcher.client().clone();
     let log_sources = Arc::new(LogPoller::new(&node, &settings.boot_log, registry.clone())?);
     let relays = Arc::new(RelayPoller::new(&node, registry)?);
@@ -207,13 +210,15 @@ async fn serve(
     }
 }
 
-/// Creates the fetcher of images, with the blob store below `data`.
+/// Creates the fetcher of images, with the blob store below the data folder.
 ///
 /// # Errors
 /// The store cannot be opened, or node.toml has an invalid registry.
-pub fn fetcher(node: &config::Node, data: &Path) -> Result<Fetcher> {
+pub fn fetcher(node: &config::Node, settings: &Settings) -> Result<Fetcher> {
     let quota_bytes = node.store.quota_mib << 20;
-    let store = Store::open(&data.join("store"), quota_bytes, oci::Limits::default())?;
+    let readers = Readers::new(settings.reader_program.clone(), settings.landlock);
+    let dir = settings.data.join("store");
+    let store = Store::open(&dir, quota_bytes, oci::Limits::default(), readers)?;
     let client = RegistryClient::new(&node.registries, STALL_TIMEOUT)?;
     let architecture = match std::env::consts::ARCH {
         "aarch64" => "arm64",

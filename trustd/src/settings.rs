@@ -6,6 +6,8 @@ use anyhow::{Context as _, Result, ensure};
 use measure::{Event, NODE_SETTINGS, PLATFORM_PCR, Record};
 use sha2::{Digest as _, Sha256};
 
+use crate::sandbox::Landlock;
+
 /// Locations of everything that trustd reads, writes and connects to.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -38,6 +40,10 @@ pub struct Settings {
     pub cgroup_root: Option<PathBuf>,
     /// Control groups of the services, relative to the root.
     pub service_cgroups: Vec<String>,
+    /// Program of the readers of images: trustd itself.
+    pub reader_program: PathBuf,
+    /// Requirement on the kernel's Landlock.
+    pub landlock: Landlock,
 }
 
 impl Settings {
@@ -58,6 +64,8 @@ impl Settings {
             plugin_socket: "/run/trustd/authz.sock".into(),
             cgroup_root: Some("/sys/fs/cgroup".into()),
             service_cgroups: list_service_cgroups(Path::new("/etc/basalt/services")),
+            reader_program: "/proc/self/exe".into(),
+            landlock: Landlock::Required,
         }
     }
 }

@@ -20,11 +20,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 use std::time::SystemTime;
 
-use oci::{Blobs, Checked, Image, Layer, LayerInfo, Limits, OciError, Sink, Verified};
+use oci::{Blobs, Checked, Image, Layer, LayerInfo, Limits, OciError, Platform, Verified};
 
 pub use self::error::StoreError;
 use self::error::io_at;
 use self::receive::copy_and_inspect;
+use crate::reader::Readers;
 use crate::util::atomic_file;
 use crate::util::lock::lock;
 
@@ -32,6 +33,10 @@ use crate::util::lock::lock;
 const BLOBS: &str = "blobs";
 /// Folder of partly received blobs.
 const PARTIAL: &str = "partial";
+/// Images whose documents are not read again.
+const MAX_KNOWN_IMAGES: usize = 32;
+/// Largest size of manifest and config of such an image in bytes.
+const MAX_KNOWN_IMAGE_BYTES: u64 = 128 << 10;
 
 /// Blob store with a quota.
 pub struct Store {
@@ -42,12 +47,16 @@ pub struct Store {
     state: Mutex<State>,
     /// Held during [`Store::sync`].
     sync: Mutex<()>,
+    /// Processes that unpack and parse the blobs.
+    readers: Readers,
 }
 
 #[derive(Default)]
 struct State {
     /// Results of unpacking layers, by digest. They hold for the digest and never expire.
     layer_info: BTreeMap<String, LayerInfo>,
+    /// Images whose documents were read before, by the requested digest.
+    images: BTreeMap<String, Image>,
     /// Digests that each holder needs.
     pins: BTreeMap<String, BTreeSet<String>>,
     /// Sizes of the blobs that are being received, by digest.
@@ -70,13 +79,18 @@ impl Store {
     /// # Errors
     ///
     /// Returns [`StoreError::Io`] if a folder cannot be created.
-    pub fn open(dir: &Path, quota: u64, limits: Limits) -> Result<Self, StoreError> {
+    pub fn open(
+        dir: &Path,
+        quota: u64,
+        limits: Limits,
+        readers: Readers,
+    ) -> Result<Self, StoreError> {
         for folder in [BLOBS, PARTIAL] {
             let path = dir.join(folder);
             std::fs::create_dir_all(&path).map_err(io_at(&path))?;
         }
         let (state, sync) = (Mutex::default(), Mutex::default());
-        Ok(Self { dir: dir.to_owned(), quota, limits, state, sync })
+        Ok(Self { dir: dir.to_owned(), quota, limits, state, sync, readers })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -223,7 +237,7 @@ impl Store {
         let partial = file.try_clone().map_err(failed)?.take(start);
         file.seek(SeekFrom::Start(0)).map_err(failed)?;
         let checked = Checked::new(partial.chain(content), digest, size);
-        match copy_and_inspect(checked, &mut file, start, &self.limits) {
+        match copy_and_inspect(checked, &mut file, start, &self.readers, &self.limits) {
             Ok(layer_info) => {
                 let complete = self.path(BLOBS, digest).map_err(failed)?;
                 std::fs::rename(&path, &complete).map_err(failed)?;
@@ -273,6 +287,64 @@ impl Store {
         }
     }
 
+    /// Stores the blobs of an archive and verifies their digests. Returns the digests.
+    ///
+    /// # Errors
+    ///
+    /// Returns the reason if the archive is rejected, and [`OciError::Io`] if the archive or the
+    /// storage fails or the store is full.
+    pub fn import(&self, archive: &mut (impl Read + Send)) -> Result<Vec<String>, OciError> {
+        self.readers.import(archive, &self.limits, |digest, size, content| {
+            // This process has verified the blob before.
+            if self.size(digest) == Some(size) && self.state().layer_info.contains_key(digest) {
+                return Ok(());
+            }
+            self.receive(digest, size, 0, content).map_err(|error| match error {
+                StoreError::Io { source, .. } => OciError::Io(source),
+                StoreError::Oci(rejection) => rejection,
+                full @ StoreError::Quota { .. } => {
+                    OciError::Io(io::Error::new(io::ErrorKind::QuotaExceeded, full))
+                }
+            })
+        })
+    }
+
+    /// Reads and verifies the documents of an image.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`OciError::Absent`] with the digest of the next document that is missing, another
+    /// [`OciError`] if the image is rejected, and [`OciError::Io`] if there is no verdict.
+    pub fn resolve(&self, digest: &str, platform: &Platform) -> Result<Image, OciError> {
+        let known = self.state().images.get(digest).cloned();
+        if let Some(image) = known
+            && image.platform == *platform
+            && self.has_documents(&image)
+        {
+            return Ok(image);
+        }
+        let image = self.readers.resolve(self, digest, platform, &self.limits)?;
+        let size: u64 = image.blobs().take(2).map(|(_, size)| size).sum();
+        if size <= MAX_KNOWN_IMAGE_BYTES {
+            let mut state = self.state();
+            if state.images.len() >= MAX_KNOWN_IMAGES {
+                state.images.pop_first();
+            }
+            state.images.insert(digest.to_owned(), image.clone());
+        }
+        Ok(image)
+    }
+
+    /// Reports whether the store still has the documents of an image, with the right content.
+    fn has_documents(&self, image: &Image) -> bool {
+        let has = |digest: &String| {
+            let Ok(Some((size, content))) = self.blob(digest) else { return false };
+            let mut checked = Checked::new(content, digest, size);
+            size <= self.limits.json && io::copy(&mut checked, &mut io::sink()).is_ok()
+        };
+        [&image.asked, &image.digest, &image.config_digest].into_iter().all(has)
+    }
+
     /// Verifies all layers of an image: digests, sizes, and their unpacked form.
     ///
     /// # Errors
@@ -312,7 +384,8 @@ impl Store {
                 found,
             });
         }
-        let inspected = oci::inspect(Checked::new(content, &layer.digest, size), &self.limits);
+        let checked = Checked::new(content, &layer.digest, size);
+        let inspected = self.readers.inspect(checked, &self.limits);
         let layer_info = inspected.map_err(|error| error.in_layer(&layer.digest))?;
         self.state().layer_info.insert(layer.digest.clone(), layer_info.clone());
         Ok(layer_info)
@@ -339,140 +412,6 @@ impl Blobs for Store {
             Ok(file) => Ok(Some((file.metadata()?.len(), file))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
-        }
-    }
-}
-
-impl Sink for &Store {
-    fn put(&mut self, digest: &str, size: u64, content: &mut dyn Read) -> io::Result<()> {
-        // This process has verified the blob before.
-        if self.size(digest) == Some(size) && self.state().layer_info.contains_key(digest) {
-            return Ok(());
-        }
-        self.receive(digest, size, 0, content).map_err(|error| match error {
-            StoreError::Io { source, .. } => source,
-            StoreError::Oci(rejection) => rejection.into(),
-            full @ StoreError::Quota { .. } => io::Error::new(io::ErrorKind::QuotaExceeded, full),
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Write as _;
-
-    use sha2::{Digest as _, Sha256};
-
-    use super::*;
-
-    fn sha(data: &[u8]) -> String {
-        format!("sha256:{}", measure::hex(&Sha256::digest(data)))
-    }
-
-    fn store(dir: &Path, quota: u64) -> Store {
-        Store::open(dir, quota, Limits::default()).unwrap()
-    }
-
-    fn read(store: &Store, digest: &str) -> Vec<u8> {
-        let (_, mut file) = store.blob(digest).unwrap().unwrap();
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).unwrap();
-        bytes
-    }
-
-    #[test]
-    fn an_interrupted_transfer_is_resumed() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 1 << 20);
-        let data: Vec<u8> = (0..300_000u32).map(|n| n as u8).collect();
-        let digest = sha(&data);
-        assert!(matches!(
-            store.receive(&digest, 300_000, 0, BrokenConnection(&data[..200_000])),
-            Err(StoreError::Io { .. })
-        ));
-        assert_eq!((store.partial_size(&digest), store.size(&digest)), (200_000, None));
-        store.receive(&digest, 300_000, 200_000, &data[200_000..]).unwrap();
-        assert_eq!((store.partial_size(&digest), store.size(&digest)), (0, Some(300_000)));
-        assert_eq!(read(&store, &digest), data);
-    }
-
-    /// Connection that breaks after these bytes.
-    struct BrokenConnection<'a>(&'a [u8]);
-
-    impl Read for BrokenConnection<'_> {
-        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-            match self.0.read(buffer)? {
-                0 => Err(io::ErrorKind::ConnectionReset.into()),
-                n => Ok(n),
-            }
-        }
-    }
-
-    #[test]
-    fn wrong_content_leaves_nothing_behind() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 1 << 20);
-        let digest = sha(b"good");
-        for (size, bytes) in [(4, &b"evil"[..]), (4, b"goo"), (4, b"goods"), (5, b"good")] {
-            assert!(
-                matches!(
-                    store.receive(&digest, size, 0, bytes),
-                    Err(StoreError::Oci(OciError::Mismatch { .. }))
-                ),
-                "{bytes:?}"
-            );
-            assert_eq!((store.partial_size(&digest), store.size(&digest)), (0, None));
-        }
-        // The bytes of the first transfer are verified too.
-        assert!(store.receive(&digest, 4, 0, BrokenConnection(b"ev")).is_err());
-        assert!(matches!(store.receive(&digest, 4, 2, &b"od"[..]), Err(StoreError::Oci(_))));
-        assert_eq!(store.partial_size(&digest), 0);
-    }
-
-    #[test]
-    fn blobs_that_are_not_pinned_are_removed_to_make_room() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 1000);
-        let blob = |n: u8| vec![n; 400];
-        let put = |n: u8| store.receive(&sha(&blob(n)), 400, 0, blob(n).as_slice());
-        put(1).unwrap();
-        put(2).unwrap();
-        store.pin("m", [sha(&blob(1))].into());
-        put(3).unwrap();
-        assert_eq!([1, 2, 3].map(|n| store.size(&sha(&blob(n))).is_some()), [true, false, true]);
-        store.pin("n", [sha(&blob(3))].into());
-        let error = put(4).unwrap_err();
-        assert!(
-            matches!(error, StoreError::Quota { needed: 400, used: 800, quota: 1000 }),
-            "{error}"
-        );
-        assert!(error.to_string().contains("quota-mib"));
-        store.pin("m", BTreeSet::new());
-        put(4).unwrap();
-        assert_eq!(store.size(&sha(&blob(1))), None);
-    }
-
-    #[test]
-    fn a_decompression_bomb_is_rejected_during_the_transfer() {
-        let dir = tempfile::tempdir().unwrap();
-        let limits = Limits { unpacked: 1 << 20, ..Limits::default() };
-        let store = Store::open(dir.path(), 1 << 30, limits).unwrap();
-        let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
-        for _ in 0..512 {
-            gz.write_all(&vec![0; 1 << 20]).unwrap();
-        }
-        let bomb = gz.finish().unwrap();
-        let error = store.receive(&sha(&bomb), bomb.len() as u64, 0, bomb.as_slice()).unwrap_err();
-        assert!(matches!(error, StoreError::Oci(OciError::Limit { .. })), "{error}");
-    }
-
-    #[test]
-    fn names_that_are_not_digests_reach_no_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let store = store(dir.path(), 1000);
-        for name in ["../../etc/passwd", "sha256:../x", "", "sha256:AA"] {
-            assert!(store.blob(name).is_err());
-            assert!(store.receive(name, 1, 0, &b"x"[..]).is_err());
         }
     }
 }

@@ -47,7 +47,7 @@ impl Place {
         let place =
             Self { dir, tpm, engine: engine.to_owned(), generation: 0, images: digests.join(",") };
         let node = node_config(&key(), &Owner::load_or_create(place.dir.path()), "");
-        let store = basalt_trustd::fetcher(&node, &settings.data).unwrap();
+        let store = basalt_trustd::fetcher(&node, &settings).unwrap();
         for image in images {
             store.upload(std::io::Cursor::new(image.archive())).await.unwrap();
         }

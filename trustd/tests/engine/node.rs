@@ -87,6 +87,8 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
         plugin_socket: "/run/docker/plugins/basalt.sock".into(),
         cgroup_root: None,
         service_cgroups: Vec::new(),
+        reader_program: crate::common::READER_PROGRAM.into(),
+        landlock: basalt_trustd::sandbox::Landlock::IfSupported,
     }
 }
 
@@ -151,6 +153,7 @@ pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &s
         &settings.data.join("store"),
         node.store.quota_mib << 20,
         oci::Limits::default(),
+        basalt_trustd::reader::Readers::new(settings.reader_program.clone(), settings.landlock),
     )
     .unwrap();
     let client = RegistryClient::new(&node.registries, Duration::from_secs(3)).unwrap();

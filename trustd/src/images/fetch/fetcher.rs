@@ -105,7 +105,7 @@ impl Fetcher {
     async fn resolve(&self, digest: &str) -> Result<Image, FetchError> {
         let (store, platform, digest) =
             (self.store.clone(), self.platform.clone(), digest.to_owned());
-        run_blocking(move || Ok(oci::resolve(&*store, &digest, &platform, &store.limits)?)).await
+        run_blocking(move || Ok(store.resolve(&digest, &platform)?)).await
     }
 
     async fn verify(&self, image: Image) -> Result<Verified, FetchError> {
@@ -208,7 +208,8 @@ impl Fetcher {
         run_blocking(move || {
             let mut file = std::fs::File::open(&path)
                 .map_err(|source| FetchError::Archive { path: path.clone(), source })?;
-            oci::import(&mut file, &mut &*store, &store.limits)
+            store
+                .import(&mut file)
                 .map_err(|source| FetchError::RejectedArchive { path, source })?;
             Ok(())
         })
@@ -223,9 +224,7 @@ impl Fetcher {
         for (holder, digest) in versions {
             let mut pins: BTreeSet<String> = [digest.clone()].into();
             // A blob that is missing is pinned when it is fetched.
-            if let Ok(image) =
-                oci::resolve(&*self.store, digest, &self.platform, &self.store.limits)
-            {
+            if let Ok(image) = self.store.resolve(digest, &self.platform) {
                 pins.extend(image.blobs().map(|(digest, _)| digest.to_owned()));
             }
             self.store.pin(holder, pins);
@@ -244,7 +243,7 @@ impl Fetcher {
     ) -> Result<Vec<String>, OciError> {
         let store = self.store.clone();
         let task = low_priority::run(move || {
-            let blobs = oci::import(&mut archive, &mut &*store, &store.limits)?;
+            let blobs = store.import(&mut archive)?;
             store.sync().map_err(|error| match error {
                 StoreError::Io { source, .. } => OciError::Io(source),
                 other => OciError::Io(std::io::Error::other(other)),
