@@ -7,8 +7,6 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use basalt_trustd::keys::root_key::RootKeyVault;
-use basalt_trustd::reader::Readers;
-use basalt_trustd::sandbox::Landlock;
 use basalt_trustd::tpm::Tpm;
 use measure::Pcr;
 use policy::{Policies, Signer};
@@ -32,16 +30,6 @@ pub(crate) fn boot() -> config::Boot {
         signer().public().hex()
     );
     config::parse("boot.toml", &text).unwrap()
-}
-
-/// Program that trustd starts as a reader of images.
-#[allow(dead_code)] // Not every test program uses it.
-pub(crate) const READER_PROGRAM: &str = env!("CARGO_BIN_EXE_basalt-trustd");
-
-/// Returns real readers of images.
-#[allow(dead_code)] // Not every test program uses it.
-pub(crate) fn readers() -> Readers {
-    Readers::new(READER_PROGRAM.into(), Landlock::IfSupported)
 }
 
 /// Creates a vault for the root key. Writes a policy for this boot to `dir`, which stands for the

@@ -31,7 +31,7 @@ fn median(mut values: Vec<Duration>) -> Duration {
 }
 
 fn fetcher(dir: &std::path::Path, registries: &[Registry]) -> Fetcher {
-    let store = Store::open(dir, 8 << 30, Limits::default(), crate::common::readers()).unwrap();
+    let store = Store::open(dir, 8 << 30, Limits::default(), crate::node::readers()).unwrap();
     let client = RegistryClient::new(registries, Duration::from_secs(30)).unwrap();
     Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"))
 }

@@ -13,6 +13,8 @@ use basalt_trustd::images::store::Store;
 use basalt_trustd::module_api::{Shared, Sockets};
 use basalt_trustd::modules::{Dependencies, ModuleStatus, Modules};
 use basalt_trustd::owner_api::state::NodeState;
+use basalt_trustd::reader::Readers;
+use basalt_trustd::sandbox::Landlock;
 use basalt_trustd::settings::Settings;
 use bollard::Docker;
 use deployment::{DesiredState, SignedSpec, Spec};
@@ -25,6 +27,8 @@ pub(crate) use crate::real_engine::RealEngine;
 
 /// Time after which a condition that a test waits for counts as failed.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
+/// Program that trustd starts as a reader of images.
+const READER_PROGRAM: &str = env!("CARGO_BIN_EXE_basalt-trustd");
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Waits until a condition is true.
@@ -35,6 +39,11 @@ pub(crate) fn wait(what: &str, done: impl Fn() -> bool) {
         assert!(Instant::now() < deadline, "{what}: not within {} s", WAIT_TIMEOUT.as_secs());
         std::thread::sleep(POLL_INTERVAL);
     }
+}
+
+/// Returns real readers of images.
+pub(crate) fn readers() -> Readers {
+    Readers::new(READER_PROGRAM.into(), Landlock::IfSupported)
 }
 
 /// A node. Its processes and its reconcile loop end on drop.
@@ -87,8 +96,8 @@ pub(crate) fn settings(dir: &Path, tcti: &str) -> Settings {
         plugin_socket: "/run/docker/plugins/basalt.sock".into(),
         cgroup_root: None,
         service_cgroups: Vec::new(),
-        reader_program: crate::common::READER_PROGRAM.into(),
-        landlock: basalt_trustd::sandbox::Landlock::IfSupported,
+        reader_program: READER_PROGRAM.into(),
+        landlock: Landlock::IfSupported,
     }
 }
 
@@ -153,7 +162,7 @@ pub(crate) fn fetcher(settings: &Settings, node: &config::Node, architecture: &s
         &settings.data.join("store"),
         node.store.quota_mib << 20,
         oci::Limits::default(),
-        basalt_trustd::reader::Readers::new(settings.reader_program.clone(), settings.landlock),
+        Readers::new(settings.reader_program.clone(), settings.landlock),
     )
     .unwrap();
     let client = RegistryClient::new(&node.registries, Duration::from_secs(3)).unwrap();

@@ -240,7 +240,7 @@ impl TestFetcher {
     fn new(registries: &[Registry]) -> Self {
         let dir = tempfile::tempdir_in("/run").unwrap();
         let limits = Limits { unpacked: 64 << 20, ..Limits::default() };
-        let store = Store::open(dir.path(), 1 << 30, limits, crate::common::readers()).unwrap();
+        let store = Store::open(dir.path(), 1 << 30, limits, crate::node::readers()).unwrap();
         let client = RegistryClient::new(registries, STALL_TIMEOUT).unwrap();
         let fetcher = Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"));
         Self { fetcher, registry: format!("{}/team/app", registries[0].host), _dir: dir }

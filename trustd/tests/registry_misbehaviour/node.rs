@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use basalt_trustd::images::fetch::{FetchError, Fetcher, ProgressCell, RegistryClient};
 use basalt_trustd::images::store::Store;
+use basalt_trustd::reader::Readers;
+use basalt_trustd::sandbox::Landlock;
 use basalt_trustd::util::error_chain::error_chain;
 use config::{ImageSource, Registry};
 use oci::Limits;
@@ -128,7 +130,13 @@ pub(crate) struct Node {
 impl Node {
     pub(crate) fn new(registries: &[Registry]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), 1 << 30, Limits::default()).unwrap();
+        let store = Store::open(
+            dir.path(),
+            1 << 30,
+            Limits::default(),
+            Readers::new(env!("CARGO_BIN_EXE_basalt-trustd").into(), Landlock::IfSupported),
+        )
+        .unwrap();
         let client = RegistryClient::new(registries, STALL).unwrap();
         let fetcher = Fetcher::new(Arc::new(store), client, oci::Platform::linux("amd64"));
         Self { fetcher, _dir: dir }
