@@ -46,7 +46,7 @@ impl From<&Image> for Claim {
         let layers = image.layers.iter().map(|layer| ClaimedLayer {
             digest: layer.digest.clone(),
             size: layer.size,
-            media_type: layer.media_type().to_owned(),
+            media_type: layer.media_type.name.to_owned(),
             diff_id: layer.diff_id.clone(),
         });
         Self {

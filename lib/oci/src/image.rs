@@ -1,48 +1,13 @@
 //! The documents of an image: index, manifest and config.
 
-use std::io::Read as _;
-
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use sha2::{Digest as _, Sha256};
 
+use crate::document::{CONFIG, MANIFEST, descriptor, digest_of, open, read, text};
+use crate::index::{Search, is_index};
 use crate::layer::{Layer, LayerInfo};
-use crate::{Blobs, Checked, Descriptor, Limits, OciError, inspect};
-
-/// Media types of a manifest.
-pub const MANIFEST_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-/// Media types of an index.
-pub const INDEX_TYPES: [&str; 2] = [
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-];
-const CONFIG_TYPES: [&str; 2] =
-    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
-
-/// Platform of an image, by its Go names.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Platform {
-    /// Operating system, such as `linux`.
-    pub os: String,
-    /// Architecture, such as `arm64`.
-    pub architecture: String,
-}
-
-impl Platform {
-    /// Returns the platform of Linux on this architecture.
-    pub fn linux(architecture: &str) -> Self {
-        Self { os: "linux".into(), architecture: architecture.into() }
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
-    }
-}
+use crate::media_type::{CONFIG_TYPES, MANIFEST_TYPES};
+use crate::platform::describe;
+use crate::{Blobs, Checked, Limits, OciError, Platform, inspect};
 
 /// An image whose documents are verified. Its layers are not.
 #[derive(Debug, Clone)]
@@ -90,29 +55,15 @@ pub fn resolve(
 ) -> Result<Image, OciError> {
     let asked = digest.to_owned();
     let mut digest = digest.to_owned();
-    let mut manifest = document(blobs, "the manifest", &digest, None, limits)?;
-    let mut value = parse("the manifest", &manifest)?;
-    if is_index(&value) {
-        let chosen = choose(&value, platform, limits)?;
-        manifest = document(blobs, "the manifest", &chosen.digest, Some(chosen.size), limits)?;
-        value = parse("the manifest", &manifest)?;
+    let what = "the manifest";
+    let (mut manifest, mut value) = read(blobs, what, (&digest, None), MANIFEST, limits)?;
+    if is_index(&value)? {
+        let chosen = Search::new(blobs, platform, limits).choose(&value)?;
+        let name = (chosen.digest.as_str(), Some(chosen.size));
+        (manifest, value) = read(blobs, what, name, MANIFEST, limits)?;
         digest = chosen.digest;
     }
-    let media_type = text(&value, "mediaType").unwrap_or(MANIFEST_TYPES[0]).to_owned();
-    if value["schemaVersion"] != 2 || !MANIFEST_TYPES.contains(&media_type.as_str()) {
-        return Err(OciError::Document {
-            what: "the manifest",
-            problem: format!(
-                "expected schemaVersion 2 and one of {MANIFEST_TYPES:?}, found {media_type:?}"
-            ),
-        });
-    }
-    if value.get("manifests").is_some() {
-        return Err(OciError::Document {
-            what: "the manifest",
-            problem: "it is also an index".into(),
-        });
-    }
+    let media_type = check_manifest(&value)?.to_owned();
     let config_descriptor = descriptor("the manifest's config", &value["config"])?;
     if !CONFIG_TYPES.contains(&config_descriptor.kind.as_str()) {
         return Err(OciError::Document {
@@ -123,14 +74,8 @@ pub fn resolve(
             ),
         });
     }
-    let config = document(
-        blobs,
-        "the config",
-        &config_descriptor.digest,
-        Some(config_descriptor.size),
-        limits,
-    )?;
-    let config_value = parse("the config", &config)?;
+    let name = (config_descriptor.digest.as_str(), Some(config_descriptor.size));
+    let (config, config_value) = read(blobs, "the config", name, CONFIG, limits)?;
     check_config(&config_value, platform)?;
     let layers = layers(&value, &config_value, limits)?;
     Ok(Image {
@@ -143,6 +88,28 @@ pub fn resolve(
         media_type,
         platform: platform.clone(),
     })
+}
+
+/// Checks the form of a manifest and returns its media type. Older tools leave the type out.
+fn check_manifest(manifest: &Value) -> Result<&str, OciError> {
+    let problem = |problem: String| OciError::Document { what: "the manifest", problem };
+    if !manifest["fsLayers"].is_null() || manifest["schemaVersion"] == 1 {
+        return Err(problem(
+            "it has Docker's schema 1, which the engine does not load; push the image again with a \
+             current tool"
+                .into(),
+        ));
+    }
+    let media_type = text(manifest, "mediaType").unwrap_or(MANIFEST_TYPES[0]);
+    if manifest["schemaVersion"] != 2 || !MANIFEST_TYPES.contains(&media_type) {
+        return Err(problem(format!(
+            "expected schemaVersion 2 and one of {MANIFEST_TYPES:?}, found {media_type:?}"
+        )));
+    }
+    if is_index(manifest)? {
+        return Err(problem("an index lists it as a manifest, and it is an index".into()));
+    }
+    Ok(media_type)
 }
 
 impl Image {
@@ -159,7 +126,7 @@ impl Image {
         });
         let listed: Vec<Value> = layers
             .iter()
-            .map(|l| json!({ "mediaType": l.media_type(), "digest": l.digest, "size": l.size }))
+            .map(|l| json!({ "mediaType": l.media_type.name, "digest": l.digest, "size": l.size }))
             .collect();
         let (config, media_type) = (config.to_string().into_bytes(), MANIFEST_TYPES[0]);
         let config_digest = digest_of(&config);
@@ -233,61 +200,6 @@ impl Image {
     }
 }
 
-fn digest_of(bytes: &[u8]) -> String {
-    format!("sha256:{}", measure::hex(&Sha256::digest(bytes)))
-}
-
-fn is_index(value: &Value) -> bool {
-    match text(value, "mediaType") {
-        Some(kind) => INDEX_TYPES.contains(&kind),
-        None => value.get("manifests").is_some() && value.get("config").is_none(),
-    }
-}
-
-/// Returns the first manifest of an index that matches the platform, as the engine does.
-fn choose(index: &Value, platform: &Platform, limits: &Limits) -> Result<Descriptor, OciError> {
-    let problem = |problem: String| OciError::Document { what: "the index", problem };
-    let list = index["manifests"]
-        .as_array()
-        .ok_or_else(|| problem("it has no list of manifests".into()))?;
-    if list.len() > limits.layers {
-        return Err(OciError::Limit {
-            what: "number of manifests in an index",
-            limit: limits.layers as u64,
-        });
-    }
-    for entry in list {
-        let platform_key = |key: &str| entry["platform"][key].as_str();
-        // The variant v8 is the default of arm64. Any other variant is another processor.
-        let variant =
-            platform_key("variant").is_none_or(|v| v == "v8" && platform.architecture == "arm64");
-        if platform_key("os") == Some(&platform.os)
-            && platform_key("architecture") == Some(&platform.architecture)
-            && variant
-        {
-            let chosen = descriptor("a manifest of the index", entry)?;
-            if !MANIFEST_TYPES.contains(&chosen.kind.as_str()) {
-                return Err(problem(format!(
-                    "expected one of {MANIFEST_TYPES:?} for {platform}, found {:?}",
-                    chosen.kind
-                )));
-            }
-            return Ok(chosen);
-        }
-    }
-    let platforms: Vec<String> = list
-        .iter()
-        .map(|e| {
-            format!(
-                "{}/{}",
-                e["platform"]["os"].as_str().unwrap_or("?"),
-                e["platform"]["architecture"].as_str().unwrap_or("?")
-            )
-        })
-        .collect();
-    Err(problem(format!("expected a manifest for {platform}, found {}", platforms.join(", "))))
-}
-
 fn check_config(config: &Value, platform: &Platform) -> Result<(), OciError> {
     let problem = |problem: String| Err(OciError::Document { what: "the config", problem });
     if config["config"]["Volumes"].as_object().is_some_and(|v| !v.is_empty()) {
@@ -296,10 +208,9 @@ fn check_config(config: &Value, platform: &Platform) -> Result<(), OciError> {
             "it declares Volumes; only the file of a module can declare writable folders".into(),
         );
     }
-    let found =
-        (text(config, "os").unwrap_or("linux"), text(config, "architecture").unwrap_or_default());
-    if found != (&platform.os, &platform.architecture) {
-        return problem(format!("expected an image for {platform}, found {}/{}", found.0, found.1));
+    if !platform.runs(config) {
+        let found = describe(config);
+        return problem(format!("expected an image for {platform}, found {found}"));
     }
     Ok(())
 }
@@ -307,7 +218,7 @@ fn check_config(config: &Value, platform: &Platform) -> Result<(), OciError> {
 fn layers(manifest: &Value, config: &Value, limits: &Limits) -> Result<Vec<Layer>, OciError> {
     let listed = manifest["layers"].as_array().ok_or_else(|| OciError::Document {
         what: "the manifest",
-        problem: "it has no list of layers".into(),
+        problem: "it has no list of layers; only images can be modules".into(),
     })?;
     let diff_ids = config["rootfs"]["diff_ids"].as_array().cloned().unwrap_or_default();
     if listed.len() != diff_ids.len() || listed.is_empty() {
@@ -340,82 +251,4 @@ fn layers(manifest: &Value, config: &Value, limits: &Limits) -> Result<Vec<Layer
         return Err(OciError::Limit { what: "size of all layers in bytes", limit: limits.archive });
     }
     Ok(layers)
-}
-
-/// Opens a blob and checks its size.
-fn open<B: Blobs>(
-    blobs: &B,
-    what: &'static str,
-    digest: &str,
-    size: Option<u64>,
-) -> Result<(u64, B::Blob), OciError> {
-    let (found, content) = blobs.blob(digest)?.ok_or_else(|| OciError::Absent {
-        what,
-        digest: digest.to_owned(),
-        size,
-    })?;
-    match size {
-        Some(expected) if expected != found => Err(OciError::Mismatch {
-            what: "the blob",
-            digest: digest.to_owned(),
-            expected: format!("{expected} bytes"),
-            found: format!("{found} bytes"),
-        }),
-        _ => Ok((found, content)),
-    }
-}
-
-fn document(
-    blobs: &impl Blobs,
-    what: &'static str,
-    digest: &str,
-    size: Option<u64>,
-    limits: &Limits,
-) -> Result<Vec<u8>, OciError> {
-    if size.is_some_and(|s| s > limits.json) {
-        return Err(OciError::Limit {
-            what: "size of a JSON document in bytes",
-            limit: limits.json,
-        });
-    }
-    let (size, content) = open(blobs, what, digest, size)?;
-    if size > limits.json {
-        return Err(OciError::Limit {
-            what: "size of a JSON document in bytes",
-            limit: limits.json,
-        });
-    }
-    let mut bytes = Vec::new();
-    Checked::new(content, digest, size).read_to_end(&mut bytes)?;
-    Ok(bytes)
-}
-
-fn parse(what: &'static str, bytes: &[u8]) -> Result<Value, OciError> {
-    crate::json::parse(bytes)
-        .map_err(|error| OciError::Document { what, problem: error.to_string() })
-}
-
-fn text<'a>(value: &'a Value, key: &str) -> Option<&'a str> {
-    value.get(key)?.as_str()
-}
-
-/// Reports whether a text is `sha256:` and 64 lower-case hex digits.
-pub fn is_digest(text: &str) -> bool {
-    text.strip_prefix("sha256:").and_then(measure::unhex).is_some_and(|b| b.len() == 32)
-}
-
-/// Parses a descriptor. Inline data and URLs are rejected, because they would be a second source of
-/// the blob.
-fn descriptor(what: &'static str, value: &Value) -> Result<Descriptor, OciError> {
-    let problem = |problem: &str| OciError::Document { what, problem: problem.to_owned() };
-    let digest = text(value, "digest").ok_or_else(|| problem("digest is missing"))?;
-    if !is_digest(digest) {
-        return Err(problem("expected a digest of sha256: and 64 hex digits"));
-    }
-    if value.get("data").is_some() || value.get("urls").is_some() {
-        return Err(problem("data and urls are not allowed"));
-    }
-    let size = value["size"].as_u64().ok_or_else(|| problem("size is missing"))?;
-    let kind = text(value, "mediaType").ok_or_else(|| problem("mediaType is missing"))?;
-    Ok(Descriptor { digest: digest.to_owned(), size, kind: kind.to_owned() })
 }

@@ -3,21 +3,29 @@
 use std::collections::BTreeSet;
 use std::io::{self, Read};
 
+use crate::compression::Decompressor;
 use crate::failure_tracker::FailureTracker;
+use crate::tar_reader::{MemberKind, TarError, TarReader};
 use crate::{Checked, Limits, OciError, Sink};
 
-/// Names of files in an OCI layout that are skipped.
-const SKIPPED_FILES: [&str; 4] = ["oci-layout", "index.json", "manifest.json", "repositories"];
+/// Folder of the blobs in an OCI layout.
+const BLOBS: &str = "blobs/sha256/";
+/// Names of documents of a layout, of which the blobs are not part.
+const DOCUMENTS: [&str; 4] = ["oci-layout", "index.json", "manifest.json", "repositories"];
+const TAR_HINT: &str = "pack the contents of the layout: tar -C LAYOUT -cf app.tar .";
+const DOCKER_HINT: &str = "a Docker archive has no manifest to approve; convert it: skopeo copy \
+                           docker-archive:OLD.tar oci-archive:NEW.tar";
 
 /// Reads an OCI layout in one tar archive, front to back, and stores its blobs. Returns their
-/// digests.
+/// digests. The archive may be compressed with gzip or zstd.
 ///
 /// Only blobs are imported. The digest that is requested later decides which of them are the image.
+/// Folders, and plain files elsewhere than in `blobs`, are skipped.
 ///
 /// # Errors
 ///
-/// Returns [`OciError`] for the first member that is not allowed or does not match its digest, and
-/// the errors of the streams.
+/// Returns [`OciError`] for the first member that is not allowed or does not match its digest, for
+/// an archive without a layout, and the errors of the streams.
 pub fn import(
     archive: &mut impl Read,
     sink: &mut impl Sink,
@@ -45,64 +53,98 @@ impl<E: Into<OciError>> From<E> for Problem {
     }
 }
 
+impl From<TarError> for OciError {
+    fn from(error: TarError) -> Self {
+        match error {
+            TarError::Io(error) => error.into(),
+            TarError::Rejected(error) if error.member.is_empty() => {
+                Self::Archive { problem: error.problem.to_string() }
+            }
+            TarError::Rejected(error) => {
+                Self::Member { member: error.member, reason: error.problem.to_string() }
+            }
+        }
+    }
+}
+
 fn read(
     archive: &mut impl Read,
     sink: &mut impl Sink,
     limits: &Limits,
 ) -> Result<Vec<String>, Problem> {
-    let mut digests = Vec::new();
-    let mut names = BTreeSet::new();
-    let mut tar =
-        tar::Archive::new(Limited { from: archive, left: limits.archive, limit: limits.archive });
-    // In raw mode, extensions (long names, sparse files, attributes) are members of their own,
-    // which are rejected.
-    for entry in tar.entries()?.raw(true) {
-        let mut entry = entry?;
-        let member = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let reject =
-            |reason: &str| OciError::Member { member: member.clone(), reason: reason.to_owned() };
-        let kind = entry.header().entry_type();
-        if !names.insert(member.trim_end_matches('/').to_owned()) {
-            return Err(reject("the name occurs twice").into());
+    // The limit holds for the packed and for the unpacked archive.
+    let limit = limits.archive;
+    let mut packed = Limited { from: archive, left: limit, limit };
+    let unpacked = Decompressor::new(&mut packed)?;
+    let mut tar = TarReader::new(Limited { from: unpacked, left: limit, limit });
+    let (mut digests, mut known) = (Vec::new(), BTreeSet::new());
+    let mut documents = BTreeSet::new();
+    let mut members = 0;
+    while let Some(member) = tar.next()? {
+        members += 1;
+        if members > limits.members {
+            let what = "number of members";
+            return Err(OciError::Limit { what, limit: limits.members as u64 }.into());
         }
-        if names.len() > limits.members {
-            return Err(OciError::Limit {
-                what: "number of members",
-                limit: limits.members as u64,
+        // A blob's name is ASCII, so no other name becomes one.
+        let name = String::from_utf8_lossy(&member.path).into_owned();
+        match member.kind {
+            MemberKind::Folder | MemberKind::GlobalRecords => continue,
+            MemberKind::File => {}
+            _ => return Err(rejected_kind(name).into()),
+        }
+        let Some(digest) = blob_digest(&name)? else {
+            if let Some(known) = DOCUMENTS.iter().find(|known| **known == name)
+                && !documents.insert(*known)
+            {
+                return Err(reject(name, "the name occurs twice").into());
             }
-            .into());
-        }
-        if kind.is_dir() && ["blobs", "blobs/sha256"].contains(&member.trim_end_matches('/')) {
             continue;
+        };
+        if !known.insert(digest.clone()) {
+            return Err(reject(name, "the name occurs twice").into());
         }
-        if !kind.is_file() {
-            return Err(reject(
-                "only plain files are allowed, and the folders blobs and blobs/sha256",
-            )
-            .into());
-        }
-        if SKIPPED_FILES.contains(&member.as_str()) {
-            continue;
-        }
-        let hex = member
-            .strip_prefix("blobs/sha256/")
-            .filter(|h| measure::unhex(h).is_some_and(|b| b.len() == 32))
-            .ok_or_else(|| {
-                reject(&format!(
-                    "expected one of {}, blobs/sha256/<64 hex digits>",
-                    SKIPPED_FILES.join(", ")
-                ))
-            })?;
-        let (digest, size) = (format!("sha256:{hex}"), entry.header().entry_size()?);
-        let mut content = Checked::new(&mut entry, &digest, size);
-        sink.put(&digest, size, &mut content).map_err(|error| Problem::Sink(error.into()))?;
+        let mut content = Checked::new(&mut tar, &digest, member.size);
+        sink.put(&digest, member.size, &mut content)
+            .map_err(|error| Problem::Sink(error.into()))?;
         // A sink that has the blob already need not read it, but the blob is verified in any case.
         io::copy(&mut content, &mut io::sink())?;
         digests.push(digest);
     }
+    if digests.is_empty() && members > 0 {
+        let docker = documents.contains("manifest.json");
+        let reason = if docker { DOCKER_HINT } else { TAR_HINT };
+        return Err(reject(BLOBS.to_owned(), &format!("there are no blobs; {reason}")).into());
+    }
     // Data after the end of the archive is ignored up to the limit, which stops an endless upload.
-    io::copy(&mut tar.into_inner(), &mut io::sink())?;
+    tar.drain()?;
+    drop(tar);
+    io::copy(&mut packed, &mut io::sink())?;
     Ok(digests)
+}
+
+/// Returns the digest of the blob with this name, and `None` for a file that is not below `blobs`.
+fn blob_digest(name: &str) -> Result<Option<String>, OciError> {
+    if name != "blobs" && !name.starts_with("blobs/") {
+        return Ok(None);
+    }
+    let hex = name.strip_prefix(BLOBS).unwrap_or_default();
+    if measure::unhex(hex).is_some_and(|bytes| bytes.len() == 32) {
+        return Ok(Some(format!("sha256:{hex}")));
+    }
+    Err(reject(name.to_owned(), "expected blobs/sha256/<64 hex digits> below blobs"))
+}
+
+fn reject(member: String, reason: &str) -> OciError {
+    OciError::Member { member, reason: reason.to_owned() }
+}
+
+fn rejected_kind(name: String) -> OciError {
+    // `docker save` links equal layers to each other.
+    let docker = name.ends_with("/layer.tar");
+    let reason = "only plain files and folders are allowed; pack links as files: tar --dereference \
+                  --hard-dereference";
+    reject(name, if docker { DOCKER_HINT } else { reason })
 }
 
 /// Reader that fails at a limit.

@@ -11,14 +11,24 @@ pub struct Limits {
     pub unpacked: u64,
     /// Bytes of one JSON document.
     pub json: u64,
-    /// Layers of an image, and manifests in an index.
+    /// Layers of an image. Linux stacks up to 500 folders, and the engine passes their names in one
+    /// page of 4,096 bytes; Docker's own builder stops at 127.
     pub layers: usize,
+    /// Manifests in an index.
+    pub manifests: usize,
     /// Members of the archive, and of each layer.
     pub members: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { archive: 2 << 30, unpacked: 8 << 30, json: 1 << 20, layers: 64, members: 200_000 }
+        Self {
+            archive: 2 << 30,
+            unpacked: 8 << 30,
+            json: 1 << 20,
+            layers: 256,
+            manifests: 1024,
+            members: 200_000,
+        }
     }
 }

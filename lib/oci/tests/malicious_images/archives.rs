@@ -105,29 +105,34 @@ fn members_that_are_no_blobs_are_rejected() {
         bytes.extend(&archive);
         bytes
     };
-    for name in [
-        "../../etc/passwd",
-        "/etc/passwd",
-        "blobs/sha256/../../x",
-        "blobs/sha256/abc",
-        "blobs/sha512/x",
-        "INDEX.JSON",
+    for (name, message) in [
+        ("../../etc/passwd", "leaves the image"),
+        ("/../etc/passwd", "leaves the image"),
+        ("blobs/sha256/../../x", "leaves the image"),
+        ("blobs/sha256/abc", "64 hex digits"),
+        ("blobs/sha512/x", "64 hex digits"),
+        ("./blobs//sha256/._x", "64 hex digits"),
+        ("blobs", "64 hex digits"),
     ] {
-        assert_rejected(&with(name, tar::EntryType::Regular), &digest, "is rejected");
+        assert_rejected(&with(name, tar::EntryType::Regular), &digest, message);
     }
-    for kind in [
-        tar::EntryType::Symlink,
-        tar::EntryType::Link,
-        tar::EntryType::Char,
-        tar::EntryType::GNULongName,
-        tar::EntryType::XHeader,
-        tar::EntryType::GNUSparse,
+    for (kind, message) in [
+        (tar::EntryType::Symlink, "links to nothing"),
+        (tar::EntryType::Link, "links to nothing"),
+        (tar::EntryType::Char, "device"),
+        (tar::EntryType::Fifo, "only plain files"),
+        (tar::EntryType::GNULongName, "empty"),
+        (tar::EntryType::GNUSparse, "sparse"),
+        (tar::EntryType::Continuous, "unknown type"),
     ] {
-        assert_rejected(&with("index.json", kind), &digest, "only plain files");
+        assert_rejected(&with("index.json", kind), &digest, message);
     }
     let mut twice = members_of(&archive);
     twice.push(twice[0].clone());
     assert_rejected(&tar_of(&twice), &digest, "occurs twice");
+    let mut links = tar_bytes::link("x", b'2', "blobs/sha256/x");
+    links.extend(&archive);
+    assert_rejected(&links, &digest, "--dereference");
 }
 
 #[test]

@@ -27,7 +27,7 @@ fn undecodable_data_is_an_error_of_the_image_and_not_of_the_storage() {
 fn layers_with_paths_outside_of_the_image_are_rejected() {
     for (name, kind, data, message) in [
         ("../../etc/shadow", tar::EntryType::Regular, &b"x"[..], "leaves the image"),
-        ("/etc/shadow", tar::EntryType::Regular, b"x", "absolute"),
+        ("/../etc/shadow", tar::EntryType::Regular, b"x", "leaves the image"),
         ("a/../../b", tar::EntryType::Regular, b"x", "leaves the image"),
         ("x", tar::EntryType::Link, b"../../etc/shadow", "leaves the image"),
         ("dev/mem", tar::EntryType::Char, b"", "device"),
@@ -59,13 +59,12 @@ fn volumes_and_invalid_extensions_are_rejected() {
     let (archive, digest) = parts.archive();
     assert_rejected(&archive, &digest, "Volumes");
     for (kind, data, message) in [
-        (tar::EntryType::GNULongName, vec![b'a'; 100_000], "expected at most 65536 bytes"),
+        (tar::EntryType::GNULongName, vec![b'a'; 2 << 20], "expected at most 1048576 bytes"),
         (tar::EntryType::GNULongName, b"../../etc/shadow\0".to_vec(), "leaves the image"),
         (tar::EntryType::XHeader, b"28 path=../../../etc/shadow\n".to_vec(), "leaves the image"),
         (tar::EntryType::XHeader, b"16 path=a\n/../b\n".to_vec(), "leaves the image"),
-        (tar::EntryType::XHeader, b"10 size=9\n".to_vec(), "size"),
         (tar::EntryType::XHeader, b"99 path=x\n".to_vec(), "malformed"),
-        (tar::EntryType::XHeader, b"22 GNU.sparse.major=1\n".to_vec(), "sparse"),
+        (tar::EntryType::XHeader, b"22 GNU.sparse.major=1\n".to_vec(), "GNU.sparse.major"),
     ] {
         let mut tar = tar::Builder::new(Vec::new());
         let mut header = tar::Header::new_ustar();
@@ -74,6 +73,10 @@ fn volumes_and_invalid_extensions_are_rejected() {
         header.set_size(data.len() as u64);
         header.set_cksum();
         tar.append(&header, data.as_slice()).unwrap();
+        header.set_entry_type(tar::EntryType::Regular);
+        header.set_size(0);
+        header.set_cksum();
+        tar.append(&header, &[][..]).unwrap();
         let parts = Parts::from_layer(tar.into_inner().unwrap());
         add_to_corpus("layer", &parts.packed);
         add_to_corpus("layer", &parts.layer);
@@ -91,22 +94,8 @@ fn volumes_and_invalid_extensions_are_rejected() {
     assert_rejected(&archive, &digest, "unpacked layer");
 }
 
-fn zstd(layer: &[u8], window: u32) -> Vec<u8> {
-    let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
-    encoder.window_log(window).unwrap();
-    encoder.write_all(layer).unwrap();
-    encoder.finish().unwrap()
-}
-
 fn packed_with_zstd(layer: Vec<u8>, packed: Vec<u8>) -> Parts {
-    let mut parts = Parts::from_layer(layer);
-    parts.packed = packed;
-    parts.manifest["layers"][0] = json!({
-        "mediaType": "application/vnd.oci.image.layer.v1.tar+zstd",
-        "digest": sha(&parts.packed),
-        "size": parts.packed.len(),
-    });
-    parts
+    Parts::from_layer(layer).pack("application/vnd.oci.image.layer.v1.tar+zstd", packed)
 }
 
 #[test]
@@ -128,15 +117,15 @@ fn layers_compressed_with_zstd_are_accepted() {
     more.extend(b"more");
     let (archive, digest) = packed_with_zstd(layer.clone(), more).archive();
     assert!(check(&archive, &digest).is_err());
-    // The media type says gzip and the data is zstd; it is ambiguous which of them the engine uses.
-    let mut named = packed_with_zstd(layer.clone(), packed);
-    named.manifest["layers"][0]["mediaType"] = "application/vnd.oci.image.layer.v1.tar+gzip".into();
-    let (archive, digest) = named.archive();
+    // The engine unpacks the type of a plain archive without a look at the data.
+    let plain = "application/vnd.oci.image.layer.v1.tar";
+    let (archive, digest) = Parts::from_layer(layer).pack(plain, packed).archive();
     assert_rejected(&archive, &digest, "compression of the layer");
-    // The decoder would hold a window of 128 MiB in memory.
-    let (archive, digest) =
-        packed_with_zstd(vec![0; 64 << 20], zstd(&vec![0; 64 << 20], 27)).archive();
-    assert!(check(&archive, &digest).is_err());
+    // The decoder would hold a window of 256 MiB in memory.
+    let mut wide = zstd(b"x", 20);
+    (wide[4], wide[5]) = (0, 18 << 3);
+    let (archive, digest) = packed_with_zstd(b"x".to_vec(), wide).archive();
+    assert_rejected(&archive, &digest, "cannot unpack");
     let bomb = vec![0; 32 << 20];
     let packed = zstd(&bomb, 20);
     let (archive, digest) = packed_with_zstd(bomb, packed).archive();

@@ -1,0 +1,28 @@
+//! Reader of tar archives that sees the members that the engine sees, or rejects the archive.
+//!
+//! The engine reads layers with `archive/tar` of Go and unpacks them with `pkg/archive` of
+//! containerd. Readers of tar disagree about many headers, and a member that only the engine sees
+//! would be unpacked without a check.
+//!
+//! Invariants:
+//! - An archive that is accepted has the same members for Go: path, kind, size, link target, owner,
+//!   content. `tests/differential` compares both on generated archives.
+//! - What other readers would read in another way is rejected: sizes of members without data, an
+//!   extension twice, a name in two extensions, sparse files, headers of unknown formats.
+//! - No path leaves the folder that the archive is unpacked into.
+//! - Memory is bounded: one buffer, and extensions of at most [`MAX_EXTENSION_BYTES`] each.
+
+mod error;
+mod header;
+mod member;
+mod path;
+mod pax;
+mod reader;
+
+pub(crate) use error::TarError;
+pub use member::{Member, MemberKind};
+pub(crate) use reader::TarReader;
+
+/// Greatest size of an extension (long name, long link target, pax records) in bytes: that of Go's
+/// reader and of libarchive.
+pub(crate) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
