@@ -20,8 +20,16 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const TEST_INPUTS: u32 = 10_000;
 
 /// Folders of fuzz/corpus/ that tests generate; the others are written by hand.
-const GENERATED: [&str; 7] =
-    ["archive", "archive-around", "archive-good", "layer", "manifest", "statement", "checkpoint"];
+const GENERATED: [&str; 8] = [
+    "archive",
+    "archive-around",
+    "archive-good",
+    "layer",
+    "members",
+    "manifest",
+    "statement",
+    "checkpoint",
+];
 
 /// Arguments of the command.
 #[derive(clap::Args)]
