@@ -102,9 +102,11 @@ pub enum Rejection {
 
 /// Everything that the errors of `oci` are about. An error of a reader about something else is
 /// about [`UNKNOWN_ROLE`].
-const ROLES: [&str; 17] = [
+const ROLES: [&str; 19] = [
     "a layer of the manifest",
     "a manifest of the index",
+    "depth of indexes in indexes",
+    "number of documents that are read to find the platform in an index",
     "number of layers",
     "number of manifests in an index",
     "number of members",
