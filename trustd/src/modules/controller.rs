@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 
 use super::denials::Denials;
 use super::desired::{DesiredStates, Identities, LoadedStates, check_module};
-use super::enforce::{Ending, Wakeup};
+use super::ending::{Ending, Wakeup};
 use super::error::{ModuleError, SpecRejection};
 use super::event_watch::EventWatch;
 use super::status::{ModuleState, ModuleStatus, ModuleView};

@@ -10,7 +10,7 @@
 //! What needs the engine or the TPM follows in a task for each container: the engine removes the
 //! container, and the event is recorded. Both are retried until they succeed.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ledger::{ChainReason, Decision, Reason};
@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 
 use super::cgroups;
 use super::controller::Modules;
+use super::ending::Ending;
 use super::error::ReconcileError;
 use super::status::{ModuleState, ModuleStatus};
 use crate::audit::EventKind;
@@ -46,47 +47,6 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Pause before an event is recorded again that could not be recorded.
 const RECORD_RETRY_PAUSE: Duration = Duration::from_secs(10);
 
-/// Wakes and ends the thread.
-#[derive(Default)]
-pub(super) struct Wakeup {
-    signal: Mutex<Signal>,
-    condition: Condvar,
-}
-
-#[derive(Default)]
-struct Signal {
-    is_woken: bool,
-    /// Number of the thread that may run. A thread ends when another one starts.
-    thread: u64,
-}
-
-impl Wakeup {
-    /// Starts the next pass now.
-    pub(super) fn wake(&self) {
-        lock(&self.signal).is_woken = true;
-        self.condition.notify_all();
-    }
-
-    /// Ends the thread, if there is one, and returns the number of the next.
-    fn next_thread(&self) -> u64 {
-        let mut signal = lock(&self.signal);
-        signal.thread += 1;
-        self.condition.notify_all();
-        signal.thread
-    }
-
-    /// Waits until it is woken or the time is over. Returns `false` if the thread must end.
-    fn wait(&self, thread: u64, timeout: Duration) -> bool {
-        let wait = |signal: &mut Signal| !signal.is_woken && signal.thread == thread;
-        let (mut signal, _) = self
-            .condition
-            .wait_timeout_while(lock(&self.signal), timeout, wait)
-            .unwrap_or_else(PoisonError::into_inner);
-        signal.is_woken = false;
-        signal.thread == thread
-    }
-}
-
 /// Ends the thread on drop.
 pub(super) struct ThreadGuard(Arc<Modules>);
 
@@ -94,14 +54,6 @@ impl Drop for ThreadGuard {
     fn drop(&mut self) {
         self.0.wakeup.next_thread();
     }
-}
-
-/// Container whose denial has taken effect, until it is removed.
-pub(super) struct Ending {
-    /// Time from which its control group is killed.
-    kill_at: Instant,
-    /// Last problem of sending a request to init.
-    problem: Option<String>,
 }
 
 /// Problems that the thread has logged.
@@ -312,25 +264,4 @@ fn log_change(reported: &mut Option<String>, problem: Option<String>) {
         None => logging::info!("enforcement of the ledger works again"),
     }
     *reported = problem;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_thread_wakes_at_once_and_ends_when_another_one_starts() {
-        let wakeup = Arc::new(Wakeup::default());
-        let (first, long) = (wakeup.next_thread(), Duration::from_secs(60));
-        wakeup.wake();
-        assert!(wakeup.wait(first, long));
-        assert!(wakeup.wait(first, Duration::from_millis(1)), "the time is over");
-        let waiting = std::thread::spawn({
-            let wakeup = wakeup.clone();
-            move || wakeup.wait(first, long)
-        });
-        let second = wakeup.next_thread();
-        assert!(!waiting.join().unwrap());
-        assert!(wakeup.wait(second, Duration::from_millis(1)));
-    }
 }

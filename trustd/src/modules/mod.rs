@@ -21,6 +21,7 @@ mod denials;
 mod deploy;
 mod desired;
 mod drift;
+mod ending;
 mod enforce;
 mod error;
 mod event_watch;

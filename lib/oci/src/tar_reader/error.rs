@@ -2,8 +2,7 @@
 
 use std::io;
 
-use super::MAX_EXTENSION_BYTES;
-use super::path::{MAX_COMPONENT_BYTES, MAX_PATH_BYTES};
+use super::{MAX_COMPONENT_BYTES, MAX_EXTENSION_BYTES, MAX_PATH_BYTES};
 
 /// Error of reading an archive.
 #[derive(Debug, thiserror::Error)]

@@ -26,3 +26,8 @@ pub(crate) use reader::TarReader;
 /// Greatest size of an extension (long name, long link target, pax records) in bytes: that of Go's
 /// reader and of libarchive.
 pub(crate) const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+/// Greatest length of a component of a path (`NAME_MAX` of Linux).
+const MAX_COMPONENT_BYTES: usize = 255;
+/// Greatest length of a path. Linux supports 4,095 bytes (`PATH_MAX`), and the engine unpacks below
+/// a folder of its own.
+const MAX_PATH_BYTES: usize = 3840;

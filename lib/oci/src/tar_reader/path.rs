@@ -1,12 +1,7 @@
 //! Paths of members, as containerd cleans them before it unpacks a member.
 
 use super::error::Problem;
-
-/// Greatest length of a component of a path (`NAME_MAX` of Linux).
-pub(super) const MAX_COMPONENT_BYTES: usize = 255;
-/// Greatest length of a path. Linux supports 4,095 bytes (`PATH_MAX`), and the engine unpacks below
-/// a folder of its own.
-pub(super) const MAX_PATH_BYTES: usize = 3840;
+use super::{MAX_COMPONENT_BYTES, MAX_PATH_BYTES};
 
 /// Returns a path relative to the root: without slashes at the start and the end, empty components
 /// and `.`. The root itself is empty.

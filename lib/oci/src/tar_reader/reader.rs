@@ -326,7 +326,7 @@ fn check_target(path: &[u8], target: Vec<u8>, kind: MemberKind) -> Result<Vec<u8
             Ok(cleaned) => Ok(cleaned),
             Err(error) => Err(problem(error)),
         },
-        MemberKind::SymbolicLink if target.len() > super::path::MAX_PATH_BYTES => {
+        MemberKind::SymbolicLink if target.len() > super::MAX_PATH_BYTES => {
             Err(problem(Problem::PathTooLong))
         }
         MemberKind::SymbolicLink => Ok(target),
