@@ -132,6 +132,10 @@ fn blob_digest(name: &str) -> Result<Option<String>, OciError> {
     if measure::unhex(hex).is_some_and(|bytes| bytes.len() == 32) {
         return Ok(Some(format!("sha256:{hex}")));
     }
+    // `oci_load` of rules_oci writes Docker archives whose layers are below `blobs`.
+    if hex.ends_with(".tar.gz") {
+        return Err(reject(name.to_owned(), DOCKER_HINT));
+    }
     Err(reject(name.to_owned(), "expected blobs/sha256/<64 hex digits> below blobs"))
 }
 

@@ -58,9 +58,10 @@ impl<R: Read> TarReader<R> {
     pub(crate) fn next(&mut self) -> Result<Option<Member>, TarError> {
         let mut extensions = Extensions::default();
         loop {
-            let rest = self.left + self.padding;
+            let (rest, padding) = (self.left, self.padding);
             (self.left, self.padding) = (0, 0);
             self.skip(rest)?;
+            self.skip_padding(padding)?;
             let Some(header) = self.header()? else {
                 return if extensions.is_empty() {
                     Ok(None)
@@ -191,6 +192,18 @@ impl<R: Read> TarReader<R> {
             let n = usize::try_from(bytes).unwrap_or(usize::MAX).min(available);
             self.start += n;
             bytes -= n as u64;
+        }
+        Ok(())
+    }
+
+    /// Discards the bytes after a content. They may be missing at the end of the stream, as in the
+    /// engine: `umoci insert` writes such layers.
+    fn skip_padding(&mut self, bytes: u64) -> Result<(), TarError> {
+        for _ in 0..bytes {
+            if self.fill()? == 0 {
+                break;
+            }
+            self.start += 1;
         }
         Ok(())
     }

@@ -77,7 +77,8 @@ fn flipped_bytes_and_truncation_are_detected() {
         if let Ok(image) = check(&bad, &digest) {
             assert_eq!(image.1.digest, digest);
         }
-        assert!(check(&archive[..at], &digest).is_err() || at > archive.len() - 1024);
+        // The end of the archive and the padding of its last member carry nothing.
+        assert!(check(&archive[..at], &digest).is_err() || at > archive.len() - 1024 - 512);
     }
 }
 
