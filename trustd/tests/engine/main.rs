@@ -27,9 +27,12 @@ mod owner;
 #[path = "../../../ci/src/pause.rs"]
 mod pause;
 mod real_engine;
+mod real_tools;
 mod registry;
 mod socket;
 mod socket_host;
+mod tools;
+mod unpacked;
 mod upgrade;
 mod verbs;
 mod watch;

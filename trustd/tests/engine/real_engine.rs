@@ -49,6 +49,12 @@ impl RealEngine {
     /// Starts an engine. With the authorization plugin, a process must answer on the plugin's
     /// socket.
     pub(crate) fn start(dir: &Path, name: &str, with_plugin: bool) -> Self {
+        let plugins: &[&str] = if with_plugin { &["basalt"] } else { &[] };
+        Self::start_with(dir, name, &serde_json::json!({ "authorization-plugins": plugins }))
+    }
+
+    /// Starts an engine with further settings of its `daemon.json`, which replace others.
+    pub(crate) fn start_with(dir: &Path, name: &str, more: &serde_json::Value) -> Self {
         let state = Path::new("/var/lib/docker").join(name);
         std::fs::create_dir_all(&state).unwrap();
         let log = |what: &str| {
@@ -94,8 +100,8 @@ impl RealEngine {
             "userland-proxy": false,
             "cgroup-parent": "/basalt-test",
         });
-        if with_plugin {
-            settings["authorization-plugins"] = serde_json::json!(["basalt"]);
+        for (key, value) in more.as_object().into_iter().flatten() {
+            settings[key] = value.clone();
         }
         std::fs::write(&daemon, settings.to_string()).unwrap();
         let out = engine.dockerd_log.try_clone().unwrap();

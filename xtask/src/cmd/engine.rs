@@ -25,6 +25,7 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
     let services = graph.build(&sysroot::step("services"))?.dir;
     let programs = graph.build(&sysroot::step("programs"))?.dir;
     let engine = graph.build(&sysroot::step("engine"))?.dir;
+    let image_tools = graph.build(&sysroot::step("image-tools"))?.dir;
     Ok(dev::sandbox(graph)?
         .engine(&state)
         .read(&engine, "/engine")
@@ -34,7 +35,10 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
         .env("BASALT_ENGINE_TESTS", "1")
         .env("BASALT_SERVICES", "/in/usr/bin")
         .read(&programs, "/old")
-        .env("BASALT_PROGRAMS", "/old"))
+        .env("BASALT_PROGRAMS", "/old")
+        .read(&image_tools, "/images")
+        .env("BASALT_IMAGE_TOOLS", "/images")
+        .env("BASALT_GO", "/images/usr/lib/go-1.24/bin/go"))
 }
 
 /// Compiles trustctl in the sandbox, and adds its path to the environment.
