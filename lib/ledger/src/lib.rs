@@ -15,6 +15,7 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+mod approver_key;
 mod checkpoint;
 mod decision;
 #[cfg(feature = "ethereum")]
@@ -28,8 +29,12 @@ mod witness;
 
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use decision::{ChainApproval, ChainReason, Decision, ImageApproval, Reason};
-pub use log::{EntryError, HighWaterMark, Log, LogError, longer_copy, split_checkpoint};
-pub use note::{NoteError, NoteKey, NoteKeyError, Role};
+pub use log::{
+    CheckedEntries, EntryChecker, EntryError, Extension, ForeignExtension, HighWaterMark, Log,
+    LogError, MAX_ENTRIES, MAX_LINE_BYTES, MAX_LOG_BYTES, VerifiedExtension, first_batch,
+    longer_copy, split_checkpoint,
+};
+pub use note::{MAX_NOTE_BYTES, NoteError, NoteKey, NoteKeyError, Role};
 pub use statement::{
     ApproversStatement, Change, ImageStatement, LogEntry, Signature, SignatureError, Statement,
     Status,

@@ -1,138 +1,29 @@
-//! A log of approvals: replay from its first line, and the decision about one image.
+//! A log of approvals: its state after its entries, and the decision about one image.
+//!
+//! A log grows by an [`Extension`]: entries that are checked in batches ([`EntryChecker`]), then
+//! appended in their order, and applied to the log only when all of them and the checkpoint are
+//! valid. A log in memory has no text, and about 80 bytes for each image.
+
+mod entry_checker;
+mod error;
+mod extension;
+mod types;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::checkpoint::CheckpointError;
 use crate::decision::{Decision, ImageApproval, Reason};
-use crate::merkle::{self, Hash, Tree};
-use crate::statement::{
-    ApproversStatement, ImageStatement, LogEntry, SignatureError, Statement, Status,
-};
-use crate::trust_policy::{Approvers, TrustPolicy, TrustPolicyError};
-use crate::witness::{self, WitnessPolicy};
+use crate::merkle::Tree;
+use crate::statement::{ImageStatement, LogEntry, Statement, Status};
+use crate::trust_policy::{Approvers, TrustPolicy};
+use crate::witness::WitnessPolicy;
 
-const MAX_LINES: usize = 100_000;
-/// An entry with the signatures of the greatest number of approvers is shorter.
-const MAX_LINE_BYTES: usize = 32 * 1024;
+use self::types::{Digest, ImageState};
 
-/// Reason why a line is not an entry of the log.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum EntryError {
-    /// The JSON parser rejects the line; the text is the parser's.
-    #[error("{0}")]
-    Json(String),
-    /// A signature is invalid.
-    #[error(transparent)]
-    Signature(#[from] SignatureError),
-    /// The image digest is malformed.
-    #[error(transparent)]
-    Digest(#[from] config::InvalidValue),
-    /// The new approvers are not allowed.
-    #[error(transparent)]
-    Approvers(#[from] TrustPolicyError),
-}
-
-/// Reason why a log is rejected. Lines are counted from 1.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum LogError {
-    /// A line is not a log entry.
-    #[error("line {line} is not a valid log entry: {problem}")]
-    InvalidEntry {
-        /// Number of the line.
-        line: usize,
-        /// Reason why the line is rejected.
-        problem: EntryError,
-    },
-    /// A line has another text than the canonical one.
-    #[error("line {line} is not in canonical form (fixed order, no white space)")]
-    NotCanonical {
-        /// Number of the line.
-        line: usize,
-    },
-    /// A sequence number is not the next one.
-    #[error(
-        "line {line} has sequence {found}, expected {expected}: log entries are missing or out of \
-         order"
-    )]
-    Sequence {
-        /// Number of the line.
-        line: usize,
-        /// The next sequence number.
-        expected: u64,
-        /// Sequence number of the line.
-        found: u64,
-    },
-    /// Too few approvers signed an entry.
-    #[error("line {line} is signed by {found} of the current approvers, {required} are required")]
-    Signatures {
-        /// Number of the line.
-        line: usize,
-        /// Number of approvers that signed.
-        found: usize,
-        /// Number of approvers that must sign.
-        required: usize,
-    },
-    /// An entry expires before it is valid.
-    #[error("line {line} expires at {exp}, which is not after the start of its validity, {iat}")]
-    Times {
-        /// Number of the line.
-        line: usize,
-        /// Start of the entry's validity.
-        iat: u64,
-        /// Expiry of the entry.
-        exp: u64,
-    },
-    /// The log is shorter than the one that the node has seen.
-    #[error(
-        "the log ends at entry {found}, but this node has already seen entry {seen}: it is an \
-         older state of the log"
-    )]
-    RolledBack {
-        /// Sequence number of the newest entry that the node has seen.
-        seen: u64,
-        /// Sequence number of the log's last entry.
-        found: u64,
-    },
-    /// The log has another entry than the one that the node has seen.
-    #[error("log entry {seq} is not the one that this node has seen: the log was forked")]
-    Forked {
-        /// Sequence number of the newest entry that the node has seen.
-        seq: u64,
-    },
-    /// The log has too many lines, or a line is too long.
-    #[error(
-        "the log is too long: expected at most {MAX_LINES} lines of at most {MAX_LINE_BYTES} bytes"
-    )]
-    TooLong,
-    /// The log has no checkpoint, but the node requires one.
-    #[error(
-        "the log has no checkpoint, but this node requires one: run `trustctl log cosign`, then \
-         `trustctl log push`"
-    )]
-    MissingCheckpoint,
-    /// The checkpoint is invalid.
-    #[error("the log's checkpoint is invalid: {problem}")]
-    Checkpoint {
-        /// Reason why the checkpoint is rejected.
-        problem: CheckpointError,
-    },
-}
-
-/// Newest state of a log that a node has seen.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HighWaterMark {
-    /// Sequence number of the newest log entry, 0 for none.
-    pub seq: u64,
-    /// Root of the Merkle tree over the signed bytes of all log entries. It does not depend on the
-    /// signatures, because an approver may add a signature later.
-    pub root: Hash,
-}
-
-impl Default for HighWaterMark {
-    fn default() -> Self {
-        Self { seq: 0, root: Tree::default().root() }
-    }
-}
+pub use self::entry_checker::{CheckedEntries, EntryChecker, first_batch};
+pub use self::error::{EntryError, LogError};
+pub use self::extension::{Extension, ForeignExtension, VerifiedExtension};
+pub use self::types::{HighWaterMark, MAX_ENTRIES, MAX_LINE_BYTES, MAX_LOG_BYTES};
 
 /// Returns the two parts of a log's text: the log entries, one per line, and the checkpoint, which
 /// follows an empty line and may be missing.
@@ -164,10 +55,13 @@ pub fn longer_copy<'a>(a: &'a str, b: &'a str) -> Option<&'a str> {
 /// A log whose entries and checkpoint are verified.
 #[derive(Debug, Clone)]
 pub struct Log {
+    ledger: Arc<str>,
     tree: Tree,
-    approvers: Approvers,
-    /// The statement that applies to each image, by digest, and the number of its signers.
-    latest: BTreeMap<String, (ImageStatement, usize)>,
+    approvers: Arc<Approvers>,
+    /// Sequence number of the entry that set the approvers, 0 if it was none.
+    approvers_since: u64,
+    /// The statement that applies to each image.
+    images: BTreeMap<Digest, ImageState>,
     /// Number of signatures of all entries together.
     signatures: usize,
     /// Times of the witnesses' cosignatures, the newest first.
@@ -177,18 +71,21 @@ pub struct Log {
 
 impl Log {
     /// Makes a log without entries.
-    fn new(policy: &TrustPolicy) -> Self {
+    pub fn new(policy: &TrustPolicy) -> Self {
         Self {
+            ledger: policy.name.as_str().into(),
             tree: Tree::default(),
             approvers: policy.approvers.clone(),
-            latest: BTreeMap::new(),
+            approvers_since: 0,
+            images: BTreeMap::new(),
             signatures: 0,
             cosignature_times: Vec::new(),
             witness_policy: policy.witness_policy.clone(),
         }
     }
 
-    /// Verifies every line and the checkpoint. `seen` is the newest state that the node has seen.
+    /// Verifies every line and the checkpoint of a log that is in memory. `seen` is the newest
+    /// state that the node has seen.
     ///
     /// # Errors
     ///
@@ -200,90 +97,101 @@ impl Log {
     ) -> Result<Self, LogError> {
         let mut log = Self::new(policy);
         let (entries, checkpoint) = split_checkpoint(text);
-        let lines = entries.lines().count();
-        if lines > MAX_LINES {
+        if text.len() as u64 > MAX_LOG_BYTES {
             return Err(LogError::TooLong);
         }
-        if entries.contains('\r') || !(entries.is_empty() || entries.ends_with('\n')) {
-            return Err(LogError::NotCanonical { line: lines });
+        let (mut extension, mut rest) = (log.extend(seen), entries.as_bytes());
+        while !rest.is_empty() {
+            let before = extension.next_seq();
+            extension.append(extension.checker().check(before, first_batch(rest)))?;
+            let appended = (extension.next_seq() - before) as usize;
+            let lines = rest.split_inclusive(|byte| *byte == b'\n').take(appended);
+            rest = &rest[lines.map(<[u8]>::len).sum()..];
         }
-        for line in entries.lines() {
-            log.append(&policy.name, line)?;
-            if log.tree.size() == seen.seq && log.tree.root() != seen.root {
-                return Err(LogError::Forked { seq: seen.seq });
-            }
-        }
-        if log.tree.size() < seen.seq {
-            return Err(LogError::RolledBack { seen: seen.seq, found: log.tree.size() });
-        }
-        log.cosignature_times = log.verify_checkpoint(checkpoint)?;
+        let mut verified = extension.finish(checkpoint.map(str::as_bytes))?;
+        // The extension was made from this log.
+        let _ = log.apply(&mut verified, usize::MAX);
         Ok(log)
     }
 
-    fn verify_checkpoint(&self, checkpoint: Option<&str>) -> Result<Vec<u64>, LogError> {
-        let policy = self.witness_policy.as_ref();
-        match checkpoint {
-            Some(text) => {
-                let tree = (self.tree.size(), self.tree.root());
-                witness::verify_checkpoint(text, tree, policy)
-                    .map_err(|problem| LogError::Checkpoint { problem })
-            }
-            None if policy.is_some() => Err(LogError::MissingCheckpoint),
-            None => Ok(Vec::new()),
+    /// Begins to continue the log. `seen` is the newest state that the node has seen.
+    pub fn extend(&self, seen: &HighWaterMark) -> Extension {
+        Extension {
+            ledger: self.ledger.clone(),
+            base: self.high_water_mark(),
+            seen: seen.clone(),
+            tree: self.tree.clone(),
+            approvers: self.approvers.clone(),
+            approvers_since: self.approvers_since,
+            images: BTreeMap::new(),
+            signatures: self.signatures,
+            witness_policy: self.witness_policy.clone(),
         }
     }
 
-    /// Verifies one more line and applies it.
-    fn append(&mut self, ledger: &str, text: &str) -> Result<(), LogError> {
-        let expected = self.tree.size() + 1;
-        let line = expected as usize;
-        if text.len() > MAX_LINE_BYTES {
-            return Err(LogError::TooLong);
+    /// Applies an extension, at most `limit` of its images at a time, so that no reader of the log
+    /// waits long. Returns `true` when it is applied as a whole. The log's mark changes only then.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`ForeignExtension`] if the extension continues another log.
+    pub fn apply(
+        &mut self,
+        verified: &mut VerifiedExtension,
+        limit: usize,
+    ) -> Result<bool, ForeignExtension> {
+        let VerifiedExtension { extension, cosignature_times } = verified;
+        if extension.base != self.high_water_mark() {
+            return Err(ForeignExtension);
         }
-        let invalid = |problem: EntryError| LogError::InvalidEntry { line, problem };
-        let entry: LogEntry = serde_json::from_str(text)
-            .map_err(|error| invalid(EntryError::Json(error.to_string())))?;
-        if entry.line() != text {
-            return Err(LogError::NotCanonical { line });
+        if self.images.is_empty() {
+            std::mem::swap(&mut self.images, &mut extension.images);
         }
-        let signers = entry.count_signers(ledger, &self.approvers.keys);
-        let found = signers.map_err(|error| invalid(error.into()))?;
-        let statement = entry.statement;
-        if statement.seq() != expected {
-            return Err(LogError::Sequence { line, expected, found: statement.seq() });
+        for _ in 0..limit {
+            let Some((digest, state)) = extension.images.pop_first() else { break };
+            extension::supersede(&mut self.images, digest, state);
         }
-        let required = self.approvers.required_signatures(&statement);
-        if found < required {
-            return Err(LogError::Signatures { line, found, required });
+        if !extension.images.is_empty() {
+            return Ok(false);
         }
-        let leaf = merkle::leaf_hash(&statement.signed_bytes(ledger));
-        match statement {
-            Statement::Image(image) => {
-                config::check_digest(&image.digest).map_err(|error| invalid(error.into()))?;
-                if image.exp <= image.iat {
-                    return Err(LogError::Times { line, iat: image.iat, exp: image.exp });
-                }
-                let revoked = self
-                    .latest
-                    .get(&image.digest)
-                    .is_some_and(|(old, _)| old.status == Status::Revoked);
-                if !revoked {
-                    self.latest.insert(image.digest.clone(), (image, found));
-                }
+        self.tree = extension.tree.clone();
+        self.approvers = extension.approvers.clone();
+        self.approvers_since = extension.approvers_since;
+        self.signatures = extension.signatures;
+        self.cosignature_times = std::mem::take(cosignature_times);
+        Ok(true)
+    }
+
+    /// Applies what takes effect before an extension is persisted: its revocations and the times of
+    /// its cosignatures. An approval that it renews stays in force until the earlier expiry of
+    /// both. The log's mark does not change.
+    pub fn apply_unpersisted(&mut self, verified: &VerifiedExtension) {
+        for (digest, state) in &verified.extension.images {
+            if state.is_revoked {
+                extension::supersede(&mut self.images, *digest, *state);
+            } else if let Some(older) = self.images.get_mut(digest) {
+                older.exp = older.exp.min(state.exp);
             }
-            Statement::Approvers(ApproversStatement { approvers, threshold, .. }) => {
-                let approvers = Approvers::new(&approvers, threshold);
-                self.approvers = approvers.map_err(|error| invalid(error.into()))?;
-            }
         }
-        self.tree.push(leaf);
-        self.signatures += found;
-        Ok(())
+        self.cosignature_times.clone_from(&verified.cosignature_times);
+    }
+
+    /// Applies the revocations of another log of the same ledger.
+    pub fn apply_revocations(&mut self, other: &Self) {
+        for (digest, state) in other.images.iter().filter(|(_, state)| state.is_revoked) {
+            extension::supersede(&mut self.images, *digest, *state);
+        }
     }
 
     /// Returns the state of the log that a node must persist before it uses the log.
     pub fn high_water_mark(&self) -> HighWaterMark {
         HighWaterMark { seq: self.tree.size(), root: self.tree.root() }
+    }
+
+    /// Returns the sequence number of the entry since which the approvers are the present ones, 0
+    /// if they are those of the trust policy.
+    pub fn approvers_since(&self) -> u64 {
+        self.approvers_since
     }
 
     /// Returns the newest time at which enough witnesses had cosigned the log, in seconds since
@@ -292,40 +200,22 @@ impl Log {
         self.witness_policy.as_ref()?.witnessed_at(&self.cosignature_times, now)?.ok()
     }
 
-    /// Reports whether the log is better than `other`, a replay of the same entries: its
-    /// cosignatures are newer, or as new and its entries have more signatures.
-    pub fn supersedes(&self, other: &Self, now: u64) -> bool {
-        (self.witnessed_at(now), self.signatures) > (other.witnessed_at(now), other.signatures)
+    /// Reports whether an extended log of the same entries is better: its cosignatures are newer, or
+    /// as new and its entries have more signatures.
+    pub fn is_superseded_by(&self, verified: &VerifiedExtension, now: u64) -> bool {
+        let policy = self.witness_policy.as_ref();
+        let witnessed_at =
+            policy.and_then(|policy| policy.witnessed_at(&verified.cosignature_times, now)?.ok());
+        (witnessed_at, verified.extension.signatures) > (self.witnessed_at(now), self.signatures)
     }
 
     /// Returns the approvers of the next entry (public keys in hex), and the number of signatures
     /// that an approval needs.
     pub fn approvers(&self) -> (Vec<String>, usize) {
         (
-            self.approvers.keys.iter().map(|key| measure::hex(key.as_bytes())).collect(),
+            self.approvers.keys.iter().map(|key| key.hex().to_owned()).collect(),
             self.approvers.threshold,
         )
-    }
-
-    /// Replaces the approvals by entries after `seq` by those of `older`, a replay of fewer entries,
-    /// until the earlier expiry of both. Keeps all revocations.
-    #[must_use]
-    pub fn without_approvals_after(mut self, seq: u64, older: Option<&Self>) -> Self {
-        self.latest.retain(|digest, (image, signers)| {
-            if image.seq <= seq || image.status == Status::Revoked {
-                return true;
-            }
-            let approval = older.and_then(|log| log.latest.get(digest));
-            let Some((old, old_signers)) =
-                approval.filter(|(old, _)| old.seq <= seq && old.status == Status::Approved)
-            else {
-                return false;
-            };
-            let exp = old.exp.min(image.exp);
-            (*image, *signers) = (ImageStatement { exp, ..old.clone() }, *old_signers);
-            true
-        });
-        self
     }
 
     /// Decides whether the image with this manifest digest may run at the time `now`. `floor` is
@@ -339,11 +229,13 @@ impl Log {
 
     fn find_approval(&self, digest: &str, now: u64, floor: u64) -> Result<ImageApproval, Reason> {
         let digest = digest.to_owned();
-        let Some((image, signers)) = self.latest.get(&digest) else {
+        let parsed = entry_checker::parse_digest(&digest).ok();
+        let Some(image) = parsed.and_then(|parsed| self.images.get(&parsed)) else {
             return Err(Reason::Unknown { digest });
         };
-        let (seq, exp, iat) = (image.seq, image.exp, image.iat);
-        if image.status == Status::Revoked {
+        let ImageState { exp, iat, is_revoked, .. } = *image;
+        let (seq, signers) = (u64::from(image.seq), usize::from(image.signers));
+        if is_revoked {
             return Err(Reason::Revoked { digest, seq });
         }
         if now < floor {
@@ -364,12 +256,18 @@ impl Log {
         if now >= exp {
             return Err(Reason::Expired { digest, seq, exp, now });
         }
-        Ok(ImageApproval { digest, seq, exp, signers: *signers, chain: None })
+        Ok(ImageApproval { digest, seq, exp, signers, chain: None })
     }
 
     /// Returns the statement that applies to each image of the log.
-    pub fn images(&self) -> impl Iterator<Item = &ImageStatement> {
-        self.latest.values().map(|(image, _)| image)
+    pub fn images(&self) -> impl Iterator<Item = ImageStatement> {
+        self.images.iter().map(|(digest, state)| ImageStatement {
+            digest: format!("sha256:{}", measure::hex(digest)),
+            exp: state.exp,
+            iat: state.iat,
+            seq: state.seq.into(),
+            status: if state.is_revoked { Status::Revoked } else { Status::Approved },
+        })
     }
 }
 

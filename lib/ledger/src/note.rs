@@ -6,7 +6,8 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-const MAX_NOTE_BYTES: usize = 64 * 1024;
+/// Greatest length of a signed note, such as a checkpoint.
+pub const MAX_NOTE_BYTES: usize = 64 * 1024;
 /// C2SP signed-note requires support for at least 16 signatures.
 const MAX_SIGNATURES: usize = 64;
 const MAX_KEY_NAME_BYTES: usize = 255;
@@ -160,6 +161,9 @@ pub enum NoteError {
         /// Length of the note in bytes.
         found: usize,
     },
+    /// The note is not text.
+    #[error("the note is not UTF-8 text")]
+    NotText,
     /// The note contains a control character other than a newline.
     #[error("the note contains a control character other than a newline")]
     ControlCharacter,

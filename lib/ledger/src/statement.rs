@@ -162,22 +162,22 @@ impl LogEntry {
         }
     }
 
-    /// Verifies that each signature is by another one of `approvers`, and returns their number.
-    pub(crate) fn count_signers(
+    /// Verifies that each signature is by another one of `keys`.
+    fn verify_signatures_by(
         &self,
         ledger: &str,
-        approvers: &[VerifyingKey],
-    ) -> Result<usize, SignatureError> {
+        keys: &[VerifyingKey],
+    ) -> Result<(), SignatureError> {
         let bytes = self.statement.signed_bytes(ledger);
         for (n, signature) in self.signatures.iter().enumerate() {
             let key = &signature.key;
             if self.signatures[..n].iter().any(|s| s.key == *key) {
                 return Err(SignatureError::Repeated { key: key.clone() });
             }
-            let approver = approvers.iter().find(|a| measure::hex(a.as_bytes()) == *key);
+            let signer = keys.iter().find(|k| measure::hex(k.as_bytes()) == *key);
             let raw: Option<[u8; 64]> =
                 measure::unhex(&signature.sig).and_then(|b| b.try_into().ok());
-            let valid = approver.zip(raw).is_some_and(|(a, raw)| {
+            let valid = signer.zip(raw).is_some_and(|(a, raw)| {
                 a.verify_strict(&bytes, &ed25519_dalek::Signature::from_bytes(&raw)).is_ok()
             });
             if !valid {
@@ -185,7 +185,7 @@ impl LogEntry {
                 return Err(SignatureError::Invalid { key, ledger });
             }
         }
-        Ok(self.signatures.len())
+        Ok(())
     }
 
     /// Verifies each signature for this ledger with the key that it names. Does not verify that
@@ -198,7 +198,7 @@ impl LogEntry {
         let keys = self.signatures.iter().filter_map(|s| {
             VerifyingKey::from_bytes(&measure::unhex(&s.key)?.try_into().ok()?).ok()
         });
-        self.count_signers(ledger, &keys.collect::<Vec<_>>()).map(drop)
+        self.verify_signatures_by(ledger, &keys.collect::<Vec<_>>())
     }
 
     /// Returns the line of the log, without its newline.

@@ -1,8 +1,10 @@
 //! The approvers and witnesses that a node trusts.
 
-use ed25519_dalek::VerifyingKey;
+use std::sync::Arc;
+
 use sha2::{Digest as _, Sha256};
 
+use crate::approver_key::ApproverKey;
 use crate::statement::{ImageStatement, Statement, Status};
 use crate::witness::{WitnessPolicy, WitnessPolicyError};
 
@@ -45,7 +47,7 @@ pub struct TrustPolicy {
     /// Name of the ledger. Signatures are bound to it.
     pub name: String,
     /// Approvers of the first log entry. Later entries may replace them.
-    pub(crate) approvers: Approvers,
+    pub(crate) approvers: Arc<Approvers>,
     /// Checkpoint and cosignatures that a log must have in addition.
     pub witness_policy: Option<WitnessPolicy>,
 }
@@ -62,7 +64,7 @@ impl TrustPolicy {
         approvers: &[String],
         threshold: usize,
     ) -> Result<Self, TrustPolicyError> {
-        let approvers = Approvers::new(approvers, threshold)?;
+        let approvers = Arc::new(Approvers::new(approvers, threshold)?);
         Ok(Self { name: name.to_owned(), approvers, witness_policy: None })
     }
 
@@ -97,28 +99,35 @@ impl TryFrom<&config::Ledger> for TrustPolicy {
 /// The approvers at one place of the log.
 #[derive(Debug, Clone)]
 pub(crate) struct Approvers {
-    pub(crate) keys: Vec<VerifyingKey>,
+    pub(crate) keys: Vec<Arc<ApproverKey>>,
     pub(crate) threshold: usize,
 }
 
 impl Approvers {
     pub(crate) fn new(approvers: &[String], threshold: usize) -> Result<Self, TrustPolicyError> {
-        let mut keys: Vec<VerifyingKey> = Vec::new();
+        let mut keys: Vec<Arc<ApproverKey>> = Vec::new();
         for hex in approvers {
-            let raw: Option<[u8; 32]> = measure::unhex(hex).and_then(|b| b.try_into().ok());
-            let key = raw
-                .and_then(|raw| VerifyingKey::from_bytes(&raw).ok())
-                .filter(|key| !key.is_weak())
+            let key = ApproverKey::parse(hex)
                 .ok_or_else(|| TrustPolicyError::ApproverKey { key: hex.clone() })?;
-            if keys.contains(&key) {
+            if keys.iter().any(|known| known.is_same_point(&key)) {
                 return Err(TrustPolicyError::RepeatedApprover { key: hex.clone() });
             }
-            keys.push(key);
+            keys.push(Arc::new(key));
         }
         if threshold == 0 || threshold > keys.len() || keys.len() > MAX_APPROVERS {
             return Err(TrustPolicyError::Threshold { threshold, approvers: keys.len() });
         }
         Ok(Self { keys, threshold })
+    }
+
+    /// Replaces keys by equal ones of `other`, whose multiples may be computed already.
+    pub(crate) fn sharing_keys_with(mut self, other: &Self) -> Self {
+        for key in &mut self.keys {
+            if let Some(known) = other.keys.iter().find(|known| known.hex() == key.hex()) {
+                key.clone_from(known);
+            }
+        }
+        self
     }
 
     /// Returns how many approvers must sign a statement. Any single approver can revoke.

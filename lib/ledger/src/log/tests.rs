@@ -5,7 +5,7 @@ use ed25519_dalek::{SigningKey, VerifyingKey};
 use super::*;
 use crate::checkpoint::Checkpoint;
 use crate::note::{self, NoteKey, Role};
-use crate::statement::Change;
+use crate::statement::{ApproversStatement, Change};
 
 fn key(n: u8) -> SigningKey {
     SigningKey::from_bytes(&[n; 32])
@@ -65,44 +65,6 @@ fn a_revoked_image_stays_revoked_after_another_approval() {
         replay(2, &text).unwrap().decide(&digest(9), 1500, 0),
         Decision::Deny(Reason::Revoked { seq: 2, .. })
     ));
-}
-
-#[test]
-fn an_approval_that_is_not_persisted_leaves_the_older_one_in_force() {
-    let entry = |seq, image, status, exp| {
-        let statement = ImageStatement { digest: digest(image), exp, iat: 1000, seq, status };
-        let mut entry = LogEntry::new(statement);
-        entry.sign("home", &key(1));
-        entry.line() + "\n"
-    };
-    let persisted = entry(1, 7, Status::Approved, 2000)
-        + &entry(2, 8, Status::Approved, 2000)
-        + &entry(3, 9, Status::Approved, 2000);
-    let newer = persisted.clone()
-        + &entry(4, 7, Status::Approved, 3000)
-        + &entry(5, 8, Status::Revoked, 3000)
-        + &entry(6, 9, Status::Approved, 1500)
-        + &entry(7, 10, Status::Approved, 3000);
-    let older = replay(1, &persisted).unwrap();
-    let log = replay(1, &newer).unwrap().without_approvals_after(3, Some(&older));
-    let decide = |image, now| log.decide(&digest(image), now, 0);
-    let is_allowed_by = |image, now, by| match decide(image, now) {
-        Decision::Allow(ImageApproval { seq, .. }) => seq == by,
-        Decision::Deny(_) => false,
-    };
-    assert!(is_allowed_by(7, 1999, 1), "the renewed approval was lost: {:?}", decide(7, 1999));
-    assert!(matches!(decide(7, 2000), Decision::Deny(Reason::Expired { exp: 2000, .. })));
-    assert!(matches!(decide(8, 1200), Decision::Deny(Reason::Revoked { seq: 5, .. })));
-    assert!(is_allowed_by(9, 1499, 3));
-    assert!(matches!(decide(9, 1500), Decision::Deny(Reason::Expired { exp: 1500, .. })));
-    assert!(matches!(decide(10, 1500), Decision::Deny(Reason::Unknown { .. })));
-    assert_eq!(log.high_water_mark().seq, 7);
-    // The next entry that cannot be persisted either changes nothing.
-    let newest = newer + &entry(8, 7, Status::Approved, 4000);
-    let log = replay(1, &newest).unwrap().without_approvals_after(3, Some(&log));
-    assert!(matches!(log.decide(&digest(7), 1999, 0), Decision::Allow(_)));
-    let unknown = replay(1, &newest).unwrap().without_approvals_after(3, None);
-    assert!(matches!(unknown.decide(&digest(7), 1999, 0), Decision::Deny(_)));
 }
 
 #[test]
@@ -329,4 +291,109 @@ fn seeds_of_the_fuzzer() {
     write("checkpoint", "witnessed", &(note + &cosignature));
     let log_key = vkey("log.example", Role::Log, key(9).verifying_key());
     write("checkpoint", "vkey", &log_key);
+}
+
+#[test]
+fn a_log_that_is_extended_in_parts_is_that_of_the_whole_text() {
+    let text: String = (1..=40)
+        .map(|seq| match seq {
+            10 => approvers_line(seq, &[1, 4], 1, &[1]),
+            20 => line(seq, 7, Status::Revoked, &[4]),
+            _ => line(seq, (seq % 13) as u8, Status::Approved, &[1]),
+        })
+        .collect();
+    let whole = replay(1, &text).unwrap();
+    let seen = HighWaterMark::default();
+    for cut in [0, 1, 9, 10, 19, 20, 39, 40] {
+        let at: usize = text.split_inclusive('\n').take(cut).map(str::len).sum();
+        let mut log = replay(1, &text[..at]).unwrap();
+        let mut extension = log.extend(&seen);
+        let mut rest = &text[at..];
+        while !rest.is_empty() {
+            let before = extension.next_seq();
+            let checked = extension.checker().check(before, rest.as_bytes());
+            assert!(extension.append(checked).unwrap());
+            let count = (extension.next_seq() - before) as usize;
+            rest = &rest[rest.split_inclusive('\n').take(count).map(str::len).sum()..];
+        }
+        let mut verified = extension.finish(None).unwrap();
+        assert_eq!(verified.high_water_mark(), whole.high_water_mark());
+        // An extension of another state of the log is not applied.
+        if cut > 0 {
+            assert_eq!(Log::new(&policy(1)).apply(&mut verified, 1), Err(ForeignExtension));
+        }
+        while !log.apply(&mut verified, 3).unwrap() {
+            assert_eq!(log.high_water_mark().seq, cut as u64, "the mark changes last");
+        }
+        assert_eq!(log.images().collect::<Vec<_>>(), whole.images().collect::<Vec<_>>());
+        assert_eq!(log.high_water_mark(), whole.high_water_mark());
+        assert_eq!((log.approvers(), log.approvers_since()), (whole.approvers(), 10));
+    }
+}
+
+#[test]
+fn entries_that_were_checked_for_another_place_or_approver_are_not_appended() {
+    let text = line(1, 9, Status::Approved, &[1]) + &approvers_line(2, &[4], 1, &[1]);
+    let third = line(3, 8, Status::Approved, &[1]);
+    let mut extension = Log::new(&policy(1)).extend(&HighWaterMark::default());
+    let former = extension.checker();
+    assert!(!extension.append(former.check(2, third.as_bytes())).unwrap(), "another place");
+    assert!(extension.append(former.check(1, text.as_bytes())).unwrap());
+    // The entry is valid under the former approvers, and not under those of its place.
+    let stale = former.check(3, third.as_bytes());
+    assert!(!stale.has_error() && stale.len() == 1);
+    assert!(!extension.append(stale).unwrap(), "other approvers");
+    assert_eq!(extension.next_seq(), 3);
+    assert!(extension.append(extension.checker().check(3, third.as_bytes())).is_err());
+}
+
+#[test]
+fn an_approval_that_is_not_persisted_leaves_the_older_one_in_force() {
+    let entry = |seq, image, status, exp| {
+        let statement = ImageStatement { digest: digest(image), exp, iat: 1000, seq, status };
+        let mut entry = LogEntry::new(statement);
+        entry.sign("home", &key(1));
+        entry.line() + "\n"
+    };
+    let persisted = entry(1, 7, Status::Approved, 2000)
+        + &entry(2, 8, Status::Approved, 2000)
+        + &entry(3, 9, Status::Approved, 2000);
+    let newer = entry(4, 7, Status::Approved, 3000)
+        + &entry(5, 8, Status::Revoked, 3000)
+        + &entry(6, 9, Status::Approved, 1500)
+        + &entry(7, 10, Status::Approved, 3000);
+    let mut log = replay(1, &persisted).unwrap();
+    let verify = |log: &Log| {
+        let mut extension = log.extend(&HighWaterMark::default());
+        let checked = extension.checker().check(4, newer.as_bytes());
+        assert!(extension.append(checked).unwrap());
+        extension.finish(None).unwrap()
+    };
+    let mut verified = verify(&log);
+    // The same text comes again while it cannot be persisted.
+    for _ in 0..2 {
+        log.apply_unpersisted(&verified);
+        let decide = |image, now| log.decide(&digest(image), now, 0);
+        let is_allowed_by = |image, now, by| match decide(image, now) {
+            Decision::Allow(ImageApproval { seq, .. }) => seq == by,
+            Decision::Deny(_) => false,
+        };
+        assert!(is_allowed_by(7, 1999, 1), "the renewed approval was lost: {:?}", decide(7, 1999));
+        assert!(matches!(decide(7, 2000), Decision::Deny(Reason::Expired { exp: 2000, .. })));
+        assert!(matches!(decide(8, 1200), Decision::Deny(Reason::Revoked { seq: 5, .. })));
+        assert!(is_allowed_by(9, 1499, 3));
+        assert!(matches!(decide(9, 1500), Decision::Deny(Reason::Expired { exp: 1500, .. })));
+        assert!(matches!(decide(10, 1500), Decision::Deny(Reason::Unknown { .. })));
+        assert_eq!(log.high_water_mark().seq, 3);
+        verified = verify(&log);
+    }
+    // It is persisted later.
+    assert!(log.apply(&mut verified, usize::MAX).unwrap());
+    let whole = replay(1, &(persisted + &newer)).unwrap();
+    assert_eq!(log.images().collect::<Vec<_>>(), whole.images().collect::<Vec<_>>());
+    assert_eq!(log.high_water_mark(), whole.high_water_mark());
+    // A log that replaces this one does not lose a revocation that it lacks.
+    let mut other = replay(1, &entry(1, 8, Status::Approved, 2000)).unwrap();
+    other.apply_revocations(&log);
+    assert!(matches!(other.decide(&digest(8), 1500, 0), Decision::Deny(Reason::Revoked { .. })));
 }
