@@ -37,7 +37,7 @@ fn node_status(card: &Card) -> anyhow::Result<NodeState> {
 }
 
 fn ledger_log(card: &Card) -> String {
-    card.client().ledger_log().unwrap().log
+    card.client().ledger_log().unwrap()
 }
 
 /// Returns the output of the demo module.

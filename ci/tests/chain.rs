@@ -101,7 +101,7 @@ fn node_toml(recording: &Value, relay_port: u16) -> String {
 /// Approves an image in the log, uploads it, and sends a spec that runs it as the module `pause`.
 fn approve_and_run(card: &Card, archive: &[u8], digest: &str) {
     let client = card.client();
-    let log = client.ledger_log().unwrap().log;
+    let log = client.ledger_log().unwrap();
     let longer = append_statement(&log, digest, Status::Approved, &card.dir).unwrap();
     client.push_log(longer).unwrap();
     let file = card.dir.join("image.tar");

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::Result;
 use api::owner::{
     AcceptedPolicies, AcceptedRequest, ActivatedCredential, AppliedSpec, AuditLog, BundleUpdate,
-    Credential, Endorsement, Escrow, LedgerReset, LedgerUpdate, LogText, ModuleLog, Modules,
-    NodeStatus, Policies, PolicyRequirement, RestoredRootKey, RootKey, SignedSpec, StoredImage,
+    Credential, Endorsement, Escrow, LedgerReset, LedgerUpdate, ModuleLog, Modules, NodeStatus,
+    Policies, PolicyRequirement, RestoredRootKey, RootKey, SignedSpec, StoredImage,
 };
 use api::{Evidence, QuoteRequest};
 
@@ -115,8 +115,8 @@ impl Client {
     ///
     /// # Errors
     /// Returns the errors of every call.
-    pub fn ledger_log(&self) -> Result<LogText> {
-        self.get("/v1/ledger")
+    pub fn ledger_log(&self) -> Result<String> {
+        self.text("/v1/ledger")
     }
 
     /// Sends a log that continues the node's.
@@ -124,7 +124,7 @@ impl Client {
     /// # Errors
     /// Returns the errors of every call.
     pub fn push_log(&self, log: String) -> Result<LedgerUpdate> {
-        self.put("/v1/ledger", &LogText { log })
+        self.put_text("/v1/ledger", log)
     }
 
     /// Has the node forget its high-water mark of the log.

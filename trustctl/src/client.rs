@@ -165,6 +165,14 @@ impl Client {
         self.request_json(Method::PUT, path, Body::Json(serde_json::to_vec(body)?))
     }
 
+    /// Sends a PUT request with a text as the body and parses the JSON answer.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Self::get`].
+    pub(crate) fn put_text<T: DeserializeOwned>(&self, path: &str, text: String) -> Result<T> {
+        self.request_json(Method::PUT, path, Body::Text(text))
+    }
+
     /// Sends a PUT request with a file as the body, read while it is sent, and parses the JSON
     /// answer.
     ///
@@ -174,7 +182,8 @@ impl Client {
         self.request_json(Method::PUT, path, Body::File(file))
     }
 
-    /// Sends a GET request and returns the answer as text: the status page or the metrics.
+    /// Sends a GET request and returns the answer as text: a log, the status page or the
+    /// metrics.
     ///
     /// # Errors
     /// Returns a [`Refusal`] if the node answers with an error status, and other errors if the node
@@ -271,6 +280,7 @@ async fn exchange(
         .header("content-type", body.content_type())
         .body(match body {
             Body::Json(bytes) => Either::Left(Full::new(Bytes::from(bytes))),
+            Body::Text(text) => Either::Left(Full::new(Bytes::from(text))),
             Body::File(path) => Either::Right(stream_file(path).await?),
         })?;
     let answer = async {
@@ -302,6 +312,8 @@ fn refusal(status: StatusCode, bytes: &[u8]) -> Result<Refusal, InvalidAnswer> {
 enum Body<'a> {
     /// JSON, or empty.
     Json(Vec<u8>),
+    /// Text.
+    Text(String),
     /// Content of a file.
     File(&'a Path),
 }
@@ -310,6 +322,7 @@ impl Body<'_> {
     fn content_type(&self) -> &'static str {
         match self {
             Self::Json(_) => "application/json",
+            Self::Text(_) => "text/plain; charset=utf-8",
             Self::File(_) => "application/octet-stream",
         }
     }

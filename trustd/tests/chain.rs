@@ -374,7 +374,12 @@ fn a_revocation_takes_effect_while_the_tpm_hangs() {
             let admission = admission.clone();
             async move { admission.extend_log(&longer).await }
         });
-        while !admission.log_text().unwrap().contains("6666") {
+        let is_written = || {
+            let files = std::fs::read_dir(fixture.dir.path().join("data")).unwrap();
+            let mut texts = files.filter_map(|file| std::fs::read(file.unwrap().path()).ok());
+            texts.any(|text| String::from_utf8_lossy(&text).contains("6666"))
+        };
+        while !is_written() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         let bundle = tokio::spawn({

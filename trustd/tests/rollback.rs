@@ -21,6 +21,9 @@ fn run<T>(test: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(test)
 }
 
+/// Name of the file that replaces the log's head. A folder of this name stands for a full disk.
+const TEMPORARY_HEAD: &str = "ledger-head.new";
+
 /// Returns the digest of an image of the tests.
 fn digest(byte: &str) -> String {
     format!("sha256:{}", byte.repeat(32))
@@ -58,6 +61,17 @@ fn copy(from: &Path, to: &Path) {
     }
 }
 
+/// Returns the settings of a node with one approver.
+fn node() -> config::Node {
+    let text = format!(
+        "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n\
+         [owner]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\n\
+         approvers = [\"{}\"]\n",
+        measure::hex(key().verifying_key().as_bytes())
+    );
+    config::parse("node.toml", &text).unwrap()
+}
+
 /// A node with a software TPM and a data partition.
 struct Fixture {
     dir: tempfile::TempDir,
@@ -74,13 +88,7 @@ impl Fixture {
         }
         let swtpm = Swtpm::start(dir.path());
         let tpm = swtpm.open().await;
-        let text = format!(
-            "hostname = \"t\"\n[network]\nkind = \"none\"\n[api]\nlisten = \"127.0.0.1:0\"\n\
-             [owner]\n[ledger]\nkind = \"log\"\nname = \"t\"\nthreshold = 1\n\
-             approvers = [\"{}\"]\n",
-            measure::hex(key().verifying_key().as_bytes())
-        );
-        let node = config::parse("node.toml", &text).unwrap();
+        let node = node();
         Self { dir, swtpm, tpm, node }
     }
 
@@ -185,7 +193,7 @@ fn an_approval_that_cannot_be_persisted_has_no_effect() {
         let other = digest("cd");
         let longer = revoked + &log_line(3, &other, Status::Approved);
         let admission = fixture.open().await;
-        let blocker = fixture.data().join("ledger.new");
+        let blocker = fixture.data().join(TEMPORARY_HEAD);
         std::fs::create_dir(&blocker).unwrap();
         assert!(admission.extend_log(&longer).await.is_err());
         assert!(
@@ -277,6 +285,95 @@ fn a_revocation_takes_effect_while_the_tpm_hangs() {
             wait_until_revoked(admission, &first).await;
             wait_until_revoked(admission, &second).await;
         }
+    });
+}
+
+/// The disk is full when the node receives a log that renews one approval and revokes another.
+#[test]
+fn a_renewal_that_cannot_be_persisted_leaves_the_older_approval_in_force() {
+    run(async {
+        let fixture = Fixture::new().await;
+        let (renewed, revoked, new) = (digest("ab"), digest("cd"), digest("ef"));
+        let approved =
+            log_line(1, &renewed, Status::Approved) + &log_line(2, &revoked, Status::Approved);
+        let admission = fixture.open().await;
+        admission.extend_log(&approved).await.unwrap();
+        let longer = approved.clone()
+            + &log_line(3, &renewed, Status::Approved)
+            + &log_line(4, &revoked, Status::Revoked)
+            + &log_line(5, &new, Status::Approved);
+        let blocker = fixture.data().join(TEMPORARY_HEAD);
+        std::fs::create_dir(&blocker).unwrap();
+        assert!(admission.extend_log(&longer).await.is_err());
+        let seq = |digest: &str| match admission.decide(digest) {
+            Decision::Allow(approval) => Ok(approval.seq),
+            Decision::Deny(reason) => Err(reason.code()),
+        };
+        assert_eq!(seq(&renewed), Ok(1), "the persisted approval stays in force");
+        assert_eq!(seq(&revoked), Err("revoked"), "a revocation takes effect at once");
+        assert_eq!(seq(&new), Err("unknown"), "an approval waits until it is persisted");
+        // What the node has seen is not forgotten although it is not on disk.
+        let fork = approved + &log_line(3, &new, Status::Approved);
+        let fork = fork.clone() + &log_line(4, &new, Status::Approved);
+        assert!(admission.extend_log(&fork).await.is_err());
+        std::fs::remove_dir(&blocker).unwrap();
+        assert_eq!(admission.extend_log(&longer).await.unwrap(), (5, true));
+        assert_eq!(seq(&renewed), Ok(3));
+        let reopened = fixture.open().await;
+        assert!(matches!(reopened.decide(&new), Decision::Allow(_)));
+        assert!(matches!(reopened.decide(&revoked), Decision::Deny(_)));
+    });
+}
+
+/// Fail points at which a longer log is persisted, and whether the node has it after a kill there.
+#[cfg(feature = "engine-tests")] // Fail points need it: cargo xtask test engine.
+const FAIL_POINTS: [(&str, bool); 3] =
+    [("log-written", false), ("log-head", true), ("marked", true)];
+
+#[cfg(feature = "engine-tests")]
+#[test]
+fn a_kill_at_any_point_leaves_the_old_log_or_the_new_one() {
+    for (point, is_new) in FAIL_POINTS {
+        run(async {
+            let fixture = Fixture::new().await;
+            let (approved, revoked) = logs();
+            fixture.open().await.extend_log(&approved).await.unwrap();
+            let status = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--ignored", "--exact", "one_process"])
+                .env("BASALT_FAILPOINT", point)
+                .env("BASALT_ROLLBACK_DIR", fixture.dir.path())
+                .env("BASALT_ROLLBACK_TPM", &fixture.swtpm.tcti)
+                .stdout(std::process::Stdio::null())
+                .stderr(std::process::Stdio::null())
+                .status()
+                .unwrap();
+            let signal = std::os::unix::process::ExitStatusExt::signal(&status);
+            assert_eq!(signal, Some(6), "the fail point {point:?} was not reached");
+            let admission = fixture.open().await;
+            match admission.decide(&digest("ab")) {
+                Decision::Allow(_) => assert!(!is_new, "{point}"),
+                Decision::Deny(reason) => assert!(is_new && reason.code() == "revoked", "{point}"),
+            }
+            assert_eq!(admission.extend_log(&revoked).await.unwrap(), (2, !is_new), "{point}");
+            assert_denied(&fixture.open().await, "revoked");
+        });
+    }
+}
+
+/// Receives a longer log until a fail point ends the process.
+#[cfg(feature = "engine-tests")]
+#[test]
+#[ignore = "process that another test starts and kills"]
+fn one_process() {
+    run(async {
+        let dir = PathBuf::from(std::env::var_os("BASALT_ROLLBACK_DIR").unwrap());
+        let tpm = Tpm::open(&std::env::var("BASALT_ROLLBACK_TPM").unwrap()).await.unwrap();
+        let node = node();
+        let vault = vault(&tpm, Pcr::default(), &dir.join("data"), &dir, &node.keys);
+        let root_key = Arc::new(vault.open().await.unwrap());
+        let (etc, data) = (dir.join("etc"), dir.join("data"));
+        let admission = Admission::open(&node, &etc, &data, 0, tpm, root_key).await.unwrap();
+        let _ = admission.extend_log(&logs().1).await;
     });
 }
 

@@ -140,7 +140,7 @@ fn boot_image(tools: &Path, machine: &Machine, image: &Path, dir: &Path) -> Resu
 
 /// Revokes the shipped modules, so that trustd stops them: the other system runs no container.
 fn revoke_modules(client: &Client) -> Result<()> {
-    let mut log = client.ledger_log()?.log;
+    let mut log = client.ledger_log()?;
     let key = trustctl::keys::load_approver(&trustctl::keys::folder()?.join("approver.key"))?;
     let name = keys::node()?.ledger.name;
     for module in client.modules()?.modules {

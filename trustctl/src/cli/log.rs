@@ -274,7 +274,7 @@ pub(crate) fn run(command: &LogCommand, folder: &Path, client: &Client, json: bo
         LogCommand::Sign { signing } => sign(signing, folder, json),
         LogCommand::Withdraw { signing } => withdraw(signing, folder, json),
         LogCommand::Fetch { log } => {
-            write(log, &client.ledger_log()?.log)?;
+            write(log, &client.ledger_log()?)?;
             print_result(json, &json!({ "written": log }), || {
                 format!("written to {}", log.display())
             })

@@ -7,12 +7,14 @@
 //! - The high-water mark is on disk and the TPM's counter is incremented before a longer log or a
 //!   changed state of the chain approves anything. Its denials count before that, so they wait for
 //!   neither the disk nor the TPM.
+//! - No file is read or written, and no log is verified, on the thread that calls.
 //! - The mark has a tag under a key that the TPM seals, and the value of the counter. Neither an
 //!   older mark nor a forged one counts, even if the whole data partition is restored. Without its
 //!   mark the node approves nothing.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, RwLock};
+use std::io::Read;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::owner::{LedgerState, LogSummary};
@@ -23,41 +25,32 @@ use ledger::{
 use measure::Digest;
 use tokio::sync::watch;
 
+use super::background::run_blocking;
 use super::error::AdmissionError;
+use super::ledger_log::{LedgerLog, LoadedLog, LogInput, VerifiedLog};
 use super::light_client::{BundleRequest, PersistentLightClient};
+use super::log_intake::{Candidate, Cost, Intake, Refusal, Rejection, Report};
 use super::rollback::{HighWaterMarks, RollbackGuard};
 use crate::keys::derive::RootKey;
 use crate::tpm::Tpm;
+use crate::util::clock;
 use crate::util::error_chain::error_chain;
-use crate::util::{atomic_file, clock, lock};
 
 /// Time for which a running module may continue although no relay was asked for its image yet.
 const NOT_ASKED_GRACE: Duration = Duration::from_secs(300);
+
 /// Time for the high-water mark to be written, which needs the disk and the TPM.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time that an update waits for another one before it puts its denials in force.
 const UPDATE_PATIENCE: Duration = Duration::from_millis(300);
 
-struct LoadedLog {
-    text: String,
-    /// Replay of `text`.
-    log: Log,
-    /// High-water mark in force.
-    marked: HighWaterMark,
-    /// Whether `text` and its mark are on disk.
-    is_persisted: bool,
-}
-
 /// The ledger on this node.
 pub struct Admission {
-    policy: TrustPolicy,
-    /// The log, or why it cannot be used.
-    state: RwLock<Result<LoadedLog, Arc<AdmissionError>>>,
-    chain: Option<PersistentLightClient>,
-    /// Serializes longer logs and bundles.
+    log: LedgerLog,
+    chain: Option<Arc<PersistentLightClient>>,
+    /// Serializes changes of the log, the chain and their marks.
     update_lock: tokio::sync::Mutex<()>,
     rollback: RollbackGuard,
-    etc: PathBuf,
     /// Earliest possible time in seconds since 1970.
     time_floor: u64,
     revocation_grace: Duration,
@@ -82,17 +75,16 @@ impl Admission {
         let stale_grace_s =
             checkpoints.as_ref().map_or(0, |Checkpoints { stale_grace_s, .. }| *stale_grace_s);
         let admission = Self {
-            policy: TrustPolicy::try_from(&node.ledger)?,
-            state: RwLock::new(Err(Arc::new(AdmissionError::NotRead))),
-            chain: chain.as_ref().map(|chain| PersistentLightClient::new(chain, data)),
+            log: LedgerLog::new(TrustPolicy::try_from(&node.ledger)?, etc, data),
+            chain: chain.as_ref().map(|chain| Arc::new(PersistentLightClient::new(chain, data))),
             update_lock: tokio::sync::Mutex::default(),
             rollback: RollbackGuard::new(data, tpm, root_key),
-            etc: etc.to_owned(),
             time_floor,
             revocation_grace: Duration::from_secs(*revocation_grace_s),
             stale_grace: Duration::from_secs(stale_grace_s),
         };
         let marks = admission.rollback.read().await;
+        // Nothing else runs before the ledger is read.
         if let Some(chain) = &admission.chain {
             chain.open(marks.as_ref().map(|marks| marks.chain));
         }
@@ -103,27 +95,20 @@ impl Admission {
         if let Err(error) = &loaded {
             logging::error!("the ledger cannot be used: {}", error_chain(error));
         }
-        admission.set(loaded.map_err(Arc::new));
+        admission.log.set(loaded);
         Ok(admission)
-    }
-
-    fn set(&self, state: Result<LoadedLog, Arc<AdmissionError>>) {
-        *lock::write(&self.state) = state;
     }
 
     /// Returns the identity of the approvers in node.toml, which stays the same when a log entry
     /// replaces them.
     pub fn identity(&self) -> Digest {
-        self.policy.identity()
+        self.log.policy().identity()
     }
 
     /// Decides whether the image with this manifest digest may run.
     pub fn decide(&self, digest: &str) -> Decision {
         let now = clock::unix_seconds();
-        let decision = match &*lock::read(&self.state) {
-            Ok(LoadedLog { log, .. }) => log.decide(digest, now, self.time_floor),
-            Err(error) => Decision::Deny(Reason::Ledger(error_chain(error.as_ref()))),
-        };
+        let decision = self.log.decide(digest, now, self.time_floor);
         // The chain is asked also if the log is too old: an attacker who withholds newer logs must
         // not hide a revocation in the chain.
         let is_chain_asked =
@@ -170,7 +155,7 @@ impl Admission {
             Reason::Chain { reason: ChainReason::NotAsked, .. } => NOT_ASKED_GRACE,
             Reason::Chain { digest, reason: ChainReason::Stale { time, now, max_age, .. } } => {
                 let chain = self.chain.as_ref();
-                let grace = chain.map_or(Duration::ZERO, PersistentLightClient::stale_grace);
+                let grace = chain.map_or(Duration::ZERO, |chain| chain.stale_grace());
                 let grace = stale_grace_left(*time, *now, *max_age, grace);
                 // The persisted record can be older than the one that was known before a restart.
                 if chain.is_some_and(|chain| chain.has_fresh_record(digest)) {
@@ -183,21 +168,32 @@ impl Admission {
         }
     }
 
-    /// Returns the text of the log.
+    /// Returns a reader of the log's text. Reading blocks.
     ///
     /// # Errors
-    /// Fails if the ledger cannot be used.
-    pub fn log_text(&self) -> Result<String, Arc<AdmissionError>> {
-        match &*lock::read(&self.state) {
-            Ok(LoadedLog { text, .. }) => Ok(text.clone()),
-            Err(error) => Err(error.clone()),
-        }
+    /// The ledger cannot be used.
+    pub fn log_text(&self) -> Result<impl Read + Send + use<>, Arc<AdmissionError>> {
+        Ok(self.log.text()?.text())
+    }
+
+    /// Returns the place in the log at which its last entry begins.
+    ///
+    /// # Errors
+    /// [`AdmissionError`] if the ledger cannot be used or its file cannot be read.
+    pub(super) async fn last_entry_start(&self) -> Result<u64, AdmissionError> {
+        let stored = self.log.text().map_err(AdmissionError::Unusable)?;
+        let start = move || {
+            stored
+                .last_line_start()
+                .map_err(|source| AdmissionError::Io { path: stored.path.clone(), source })
+        };
+        run_blocking(start).await
     }
 
     /// Returns the state of the ledger for the owner.
     pub fn status(&self) -> LedgerState {
-        match &*lock::read(&self.state) {
-            Ok(LoadedLog { log, .. }) => LedgerState::Usable(self.summarize(log)),
+        match self.log.with_loaded(|loaded| self.summarize(&loaded.log)) {
+            Ok(summary) => LedgerState::Usable(summary),
             Err(error) => LedgerState::Unusable { problem: error_chain(error.as_ref()) },
         }
     }
@@ -206,7 +202,8 @@ impl Admission {
         let HighWaterMark { seq, root } = log.high_water_mark();
         let (approvers, threshold) = log.approvers();
         let witnessed = log.witnessed_at(clock::unix_seconds());
-        let witness_policy = self.policy.witness_policy.as_ref().filter(|_| witnessed.is_some());
+        let witness_policy = self.log.policy().witness_policy.as_ref();
+        let witness_policy = witness_policy.filter(|_| witnessed.is_some());
         LogSummary {
             statements: seq,
             root: measure::hex(&root),
@@ -214,120 +211,116 @@ impl Admission {
             threshold,
             witnessed,
             max_age_s: witness_policy.map(|policy| policy.max_age),
-            chain: self.chain.as_ref().map(PersistentLightClient::status),
+            chain: self.chain.as_ref().map(|chain| chain.status()),
         }
     }
 
     /// Verifies and applies a log that continues the present one, or that has newer cosignatures.
-    /// Returns the number of log entries, and whether anything is new.
+    /// Returns the number of log entries, and whether anything is new. Must run to its end.
     ///
     /// # Errors
     /// [`AdmissionError`] if the log is invalid, shorter or another one, or if it cannot be
     /// persisted. In the latter case its revocations are in force, and its approvals are not.
     pub async fn extend_log(&self, new_text: &str) -> Result<(u64, bool), AdmissionError> {
-        let _guard = match tokio::time::timeout(UPDATE_PATIENCE, self.update_lock.lock()).await {
-            Ok(guard) => guard,
-            // The other update may wait for a disk or a TPM that does not answer.
-            Err(_) => {
-                self.deny_by_log(new_text)?;
-                self.update_lock.lock().await
-            }
-        };
-        let known = match &*lock::read(&self.state) {
-            // Sources repeat the same log at every poll.
-            Ok(loaded) if loaded.is_persisted && loaded.text == new_text => {
-                return Ok((loaded.log.high_water_mark().seq, false));
-            }
-            Ok(LoadedLog { log, marked, is_persisted, .. }) => {
-                Some((log.clone(), marked.clone(), *is_persisted))
-            }
-            Err(_) => None,
-        };
-        let (seen, marked) = match &known {
-            Some((log, marked, _)) => (log.high_water_mark(), marked.clone()),
-            None => {
-                let marked = self.rollback.read().await?.log;
-                (marked.clone(), marked)
-            }
-        };
-        let log = Log::replay(&self.policy, new_text, &seen)?;
-        let new_mark = log.high_water_mark();
-        // An older cosignature of the same entries must not make the ledger older.
-        if known.is_some_and(|(known, _, is_persisted)| {
-            is_persisted
-                && known.high_water_mark() == new_mark
-                && !log.supersedes(&known, clock::unix_seconds())
-        }) {
-            return Ok((new_mark.seq, false));
-        }
-        // A full disk or a TPM that does not answer must not prevent a revocation from taking
-        // effect. An approval waits until it is persisted.
-        self.set_unpersisted(new_text, &log, marked.clone());
-        persist_in_time(self.persist_log(new_text, &new_mark, &marked)).await?;
-        self.set_persisted(LoadedLog {
-            text: new_text.to_owned(),
-            log,
-            marked: new_mark.clone(),
-            is_persisted: true,
-        });
-        Ok((new_mark.seq, true))
+        self.extend_log_from(std::io::Cursor::new(new_text.as_bytes().to_vec())).await
     }
 
-    /// Puts the denials of a log in force while another update is in progress.
-    fn deny_by_log(&self, text: &str) -> Result<(), AdmissionError> {
-        let (seen, marked) = match &*lock::read(&self.state) {
-            Ok(LoadedLog { log, marked, .. }) => (log.high_water_mark(), marked.clone()),
-            Err(_) => return Ok(()),
-        };
-        let log = Log::replay(&self.policy, text, &seen)?;
-        if log.high_water_mark() != seen {
-            self.set_unpersisted(text, &log, marked);
-        }
-        Ok(())
-    }
-
-    /// Puts the denials of a log in force, and none of its approvals after `marked`. Does nothing
-    /// if the present log is longer.
-    fn set_unpersisted(&self, text: &str, log: &Log, mut marked: HighWaterMark) {
-        let state = &mut *lock::write(&self.state);
-        let mut older = None;
-        if let Ok(present) = state {
-            if present.log.high_water_mark().seq > log.high_water_mark().seq {
-                return;
-            }
-            (marked, older) = (present.marked.clone(), Some(&present.log));
-        }
-        let log = log.clone().without_approvals_after(marked.seq, older);
-        *state = Ok(LoadedLog { text: text.to_owned(), log, marked, is_persisted: false });
-    }
-
-    /// Puts a persisted log in force. A longer one that came meanwhile stays; its own update
-    /// follows.
-    fn set_persisted(&self, persisted: LoadedLog) {
-        let state = &mut *lock::write(&self.state);
-        match state {
-            Ok(newer) if newer.log.high_water_mark().seq > persisted.marked.seq => {
-                newer.marked = persisted.marked;
-            }
-            _ => *state = Ok(persisted),
-        }
-    }
-
-    /// Writes a log and, if it is longer than the marked one, its mark.
-    async fn persist_log(
+    /// Like [`Admission::extend_log`], for a text that is verified while it is read.
+    ///
+    /// # Errors
+    /// Those of [`Admission::extend_log`], and [`AdmissionError::Input`].
+    pub async fn extend_log_from(
         &self,
-        text: &str,
-        mark: &HighWaterMark,
-        marked: &HighWaterMark,
-    ) -> Result<(), AdmissionError> {
-        let path = log_path(self.rollback.data());
-        atomic_file::write(&path, text.as_bytes())
-            .map_err(|source| AdmissionError::Io { path, source })?;
-        if mark != marked {
-            let chain = self.chain_mark().await?;
-            self.rollback.write(&HighWaterMarks { log: mark.clone(), chain }).await?;
+        reader: impl Read + Send + 'static,
+    ) -> Result<(u64, bool), AdmissionError> {
+        let input = LogInput { reader: Box::new(reader), start: 0, refused: None };
+        self.take_log(input).await.result.map_err(|rejection| match rejection {
+            Rejection::Log(error) | Rejection::Known(error) => error.into(),
+            Rejection::Node(error) => error,
+            Rejection::Input(error) => AdmissionError::Input(error),
+            other => AdmissionError::Input(std::io::Error::other(other)),
+        })
+    }
+
+    /// Verifies and applies the text of a source. Must run to its end.
+    pub(super) async fn take_log(&self, mut input: LogInput) -> LogUpdate {
+        let mut update = LogUpdate { result: Ok((0, false)), cost: Cost::default(), refusal: None };
+        loop {
+            let report = match self.verify_log(input).await {
+                Ok(report) => report,
+                Err(error) => return LogUpdate { result: Err(error.into()), ..update },
+            };
+            update.cost += report.cost;
+            update.refusal = report.refusal;
+            let mut candidate = match report.result {
+                Ok(Intake::Verified(candidate)) => *candidate,
+                Ok(Intake::Unchanged) => {
+                    let seq = self.log.with_loaded(|loaded| loaded.log.high_water_mark().seq);
+                    return LogUpdate { result: Ok((seq.unwrap_or_default(), false)), ..update };
+                }
+                Err(rejection) => return LogUpdate { result: Err(rejection), ..update },
+            };
+            if self.is_no_better(&candidate) {
+                let seq = candidate.verified.high_water_mark().seq;
+                return LogUpdate { result: Ok((seq, false)), ..update };
+            }
+            // A full disk or a TPM that does not answer must not prevent a revocation from taking
+            // effect. An approval waits until it is persisted.
+            if self.log.apply_unpersisted(&mut candidate) {
+                let _guard = self.update_lock.lock().await;
+                if self.log.is_current(candidate.generation) {
+                    let result = self.persist_and_apply(candidate).await.map_err(Rejection::Node);
+                    return LogUpdate { result, ..update };
+                }
+            }
+            // Another text was applied meanwhile, so this one may not continue the log any more.
+            input = match candidate.into_reader() {
+                Ok(reader) => LogInput { reader, start: 0, refused: None },
+                Err(error) => return LogUpdate { result: Err(Rejection::Stored(error)), ..update },
+            };
         }
-        Ok(())
+    }
+
+    /// Reports whether a log has the same entries as the present one, which is on disk, and no
+    /// newer cosignatures. They must not make the ledger older.
+    fn is_no_better(&self, candidate: &Candidate) -> bool {
+        let is_no_better = self.log.with_loaded(|LoadedLog { log, is_persisted, .. }| {
+            *is_persisted
+                && log.high_water_mark() == candidate.verified.high_water_mark()
+                && !log.is_superseded_by(&candidate.verified, clock::unix_seconds())
+        });
+        self.log.is_current(candidate.generation) && is_no_better.unwrap_or(false)
+    }
+
+    async fn verify_log(&self, input: LogInput) -> Result<Report, AdmissionError> {
+        let seen = match self.log.with_loaded(|_| ()) {
+            Ok(()) => None,
+            Err(_) => {
+                // The marks are not read while they are written.
+                let _guard = self.update_lock.lock().await;
+                Some(self.rollback.read().await?.log)
+            }
+        };
+        self.log.verify(input, seen).await
+    }
+
+    /// Persists and applies a verified log.
+    async fn persist_and_apply(&self, candidate: Candidate) -> Result<(u64, bool), AdmissionError> {
+        let new_mark = candidate.verified.high_water_mark();
+        let (verified, text) = VerifiedLog::new(candidate);
+        let persisting = async {
+            let marked = self.log_mark().await?;
+            let stored = self.log.write(text).await?;
+            if new_mark != marked {
+                let chain = self.chain_mark().await?;
+                self.rollback.write(&HighWaterMarks { log: new_mark.clone(), chain }).await?;
+            }
+            Ok(stored)
+        };
+        let stored = persist_in_time(persisting).await?;
+        let seq = new_mark.seq;
+        self.log.apply(verified, stored, new_mark).await?;
+        Ok((seq, true))
     }
 
     /// Verifies and applies a bundle of the chain. Reports whether anything is new.
@@ -349,8 +342,12 @@ impl Admission {
         if !chain.is_usable() {
             // Retry: an earlier read error may have cleared. State that does not match the mark
             // stays rejected.
-            let marks = self.rollback.read().await;
-            chain.open(marks.as_ref().map(|marks| marks.chain));
+            let (marks, opened) = (self.rollback.read().await, chain.clone());
+            run_blocking(move || {
+                opened.open(marks.as_ref().map(|marks| marks.chain));
+                Ok(())
+            })
+            .await?;
         }
         let (known, is_persisted) = chain.newest()?;
         let new = chain.verify_bundle(&known, bundle).await?;
@@ -361,7 +358,9 @@ impl Admission {
         }
         // A revocation takes effect even if it cannot be persisted, and before it is.
         chain.set_unpersisted(new.clone());
-        let Some(pending) = chain.write_pending(&new)? else {
+        let (writer, written) = (chain.clone(), new.clone());
+        let writing = run_blocking(move || writer.write_pending(&written));
+        let Some(pending) = persist_in_time(writing).await? else {
             chain.commit(new, None);
             return Ok(true);
         };
@@ -370,23 +369,27 @@ impl Admission {
             self.rollback.write(&HighWaterMarks { log, chain: Some(pending.mark) }).await
         };
         persist_in_time(write_mark).await?;
-        chain.commit(new, Some(pending));
+        let chain = chain.clone();
+        run_blocking(move || {
+            chain.commit(new, Some(pending));
+            Ok(())
+        })
+        .await?;
         Ok(true)
     }
 
     /// Returns the high-water mark of the log that is in force.
     async fn log_mark(&self) -> Result<HighWaterMark, AdmissionError> {
-        let loaded = lock::read(&self.state).as_ref().ok().map(|loaded| loaded.marked.clone());
-        match loaded {
-            Some(marked) => Ok(marked),
-            None => Ok(self.rollback.read().await?.log),
+        match self.log.with_loaded(|loaded| loaded.marked.clone()) {
+            Ok(marked) => Ok(marked),
+            Err(_) => Ok(self.rollback.read().await?.log),
         }
     }
 
     /// Returns the mark of the chain's state, also if that state cannot be used or the node no
     /// longer follows the chain, so that the mark is not lost.
     async fn chain_mark(&self) -> Result<Option<Digest>, AdmissionError> {
-        match self.chain.as_ref().and_then(PersistentLightClient::mark) {
+        match self.chain.as_ref().and_then(|chain| chain.mark()) {
             Some(mark) => Ok(mark),
             None => Ok(self.rollback.read().await?.chain),
         }
@@ -418,7 +421,7 @@ impl Admission {
     /// Returns a receiver that changes when a decision needs an image that no relay was asked for
     /// yet, or `None` if the node follows no chain.
     pub fn subscribe_to_requests(&self) -> Option<watch::Receiver<()>> {
-        self.chain.as_ref().map(PersistentLightClient::subscribe_to_requests)
+        self.chain.as_ref().map(|chain| chain.subscribe_to_requests())
     }
 
     /// Forgets the high-water marks: accepts the present log as the newest, and follows the chain
@@ -433,35 +436,22 @@ impl Admission {
             chain.reset();
         }
         let mark = loaded.marked.clone();
-        self.set(Ok(loaded));
+        self.log.set(Ok(loaded));
         Ok(mark)
     }
 
-    /// Loads the longer of the image's log and the persisted one. If both have the same length, it
-    /// loads the one that is valid. `rewrite_mark` writes the mark even if it did not change.
+    /// Loads the log. `rewrite_mark` writes the mark even if it did not change.
     async fn load_log(
         &self,
         marks: &HighWaterMarks,
         rewrite_mark: bool,
     ) -> Result<LoadedLog, AdmissionError> {
-        let shipped = read_log(self.etc.join("ledger.jsonl"))?;
-        let persisted = read_log(log_path(self.rollback.data()))?;
-        let text = ledger::longer_copy(&persisted, &shipped).ok_or(AdmissionError::Fork)?;
-        let (text, log) = match Log::replay(&self.policy, text, &marks.log) {
-            Ok(log) => (text, log),
-            // An updated image can require more than the persisted log has, and ship it.
-            Err(error) => {
-                let log = Log::replay(&self.policy, &shipped, &marks.log).map_err(|_| error)?;
-                (shipped.as_str(), log)
-            }
-        };
-        let marked = log.high_water_mark();
-        if rewrite_mark || marked != marks.log {
-            self.rollback
-                .write(&HighWaterMarks { log: marked.clone(), chain: marks.chain })
-                .await?;
+        let loaded = self.log.load(marks.log.clone()).await?;
+        if rewrite_mark || loaded.marked != marks.log {
+            let log = loaded.marked.clone();
+            self.rollback.write(&HighWaterMarks { log, chain: marks.chain }).await?;
         }
-        Ok(LoadedLog { text: text.to_owned(), log, marked, is_persisted: true })
+        Ok(loaded)
     }
 }
 
@@ -475,17 +465,13 @@ async fn persist_in_time<T>(
         .unwrap_or(Err(AdmissionError::NotPersisted { seconds: PERSIST_TIMEOUT.as_secs() }))
 }
 
-/// Reads a log. A missing file is an empty log.
-fn read_log(path: PathBuf) -> Result<String, AdmissionError> {
-    match std::fs::read_to_string(&path) {
-        Ok(text) => Ok(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
-        Err(source) => Err(AdmissionError::Io { path, source }),
-    }
-}
-
-fn log_path(data: &Path) -> PathBuf {
-    data.join("ledger.jsonl")
+/// Result of taking in the text of a source.
+pub(super) struct LogUpdate {
+    /// Number of log entries, and whether anything is new.
+    pub(super) result: Result<(u64, bool), Rejection>,
+    pub(super) cost: Cost,
+    /// Set if the text was refused because of its content.
+    pub(super) refusal: Option<Refusal>,
 }
 
 /// Returns whether data of the time `since` may still be used: unlimited until `grace` after its

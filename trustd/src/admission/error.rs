@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use ledger::LogError;
 use ledger::ethereum::ChainError;
+use ledger::{ForeignExtension, LogError};
 
 use crate::tpm::TpmError;
 
@@ -69,6 +69,21 @@ pub enum AdmissionError {
          copy of one log: one of them is forged or of another ledger"
     )]
     Fork,
+    /// The log in force cannot be used.
+    #[error(transparent)]
+    Unusable(std::sync::Arc<AdmissionError>),
+    /// The log changed while another text was verified against it.
+    #[error(transparent)]
+    Foreign(#[from] ForeignExtension),
+    /// The write hung, and a later one was made instead.
+    #[error("a later state was persisted instead")]
+    Superseded,
+    /// The text of a log cannot be read to its end.
+    #[error("the log cannot be read to its end")]
+    Input(#[source] std::io::Error),
+    /// A thread cannot be started, or it failed.
+    #[error("a background task failed")]
+    Background(#[source] std::io::Error),
     /// Nothing was read yet.
     #[error("it was not read yet")]
     NotRead,

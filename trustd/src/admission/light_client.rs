@@ -150,7 +150,7 @@ impl PersistentLightClient {
     /// difference may be lost ([`LightClient::persistent_root`]).
     ///
     /// # Errors
-    /// [`AdmissionError::Io`] if the file cannot be written. The state then only denies.
+    /// [`AdmissionError::Io`] if the file cannot be written.
     pub(super) fn write_pending(
         &self,
         client: &LightClient,
@@ -165,10 +165,7 @@ impl PersistentLightClient {
             .map_err(|error| ChainError::PersistedState(error.to_string()))?;
         let mark = Sha256::digest(&text).into();
         let path = self.path(&mark);
-        if let Err(source) = atomic_file::write(&path, &text) {
-            self.set_unpersisted(client.clone());
-            return Err(AdmissionError::Io { path, source });
-        }
+        atomic_file::write(&path, &text).map_err(|source| AdmissionError::Io { path, source })?;
         fail_point("chain-written");
         Ok(Some(PendingState { mark }))
     }

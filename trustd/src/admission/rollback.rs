@@ -4,19 +4,23 @@
 //! Invariants:
 //! - The file is written before the TPM's monotonic counter is incremented.
 //! - Only the file with the counter's present value counts.
+//! - A write that hangs can be abandoned. It then changes nothing after a later one began.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use ledger::HighWaterMark;
 use measure::Digest;
 use serde::{Deserialize, Serialize};
 
+use super::background::run_blocking;
 use super::error::AdmissionError;
 use crate::keys::derive::RootKey;
 use crate::tpm::Tpm;
 use crate::util::atomic_file;
 use crate::util::failpoint::fail_point;
+use crate::util::lock::lock;
 
 /// The newest states that this node has seen.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,16 +61,15 @@ pub(super) struct RollbackGuard {
     data: PathBuf,
     tpm: Tpm,
     root_key: Arc<RootKey>,
+    next_write: AtomicU64,
+    /// Number of the newest write of the file. Locked only by threads that may wait for the disk.
+    newest_write: Arc<Mutex<u64>>,
 }
 
 impl RollbackGuard {
     pub(super) fn new(data: &Path, tpm: Tpm, root_key: Arc<RootKey>) -> Self {
-        Self { data: data.to_owned(), tpm, root_key }
-    }
-
-    /// Returns the folder with the persisted log, the state of the chain and the marks.
-    pub(super) fn data(&self) -> &Path {
-        &self.data
+        let (next_write, newest_write) = (AtomicU64::new(1), Arc::default());
+        Self { data: data.to_owned(), tpm, root_key, next_write, newest_write }
     }
 
     fn path(&self) -> PathBuf {
@@ -85,7 +88,7 @@ impl RollbackGuard {
     /// or of another node; another [`AdmissionError`] if the file cannot be read or the TPM fails.
     pub(super) async fn read(&self) -> Result<HighWaterMarks, AdmissionError> {
         let path = self.path();
-        let text = match std::fs::read_to_string(&path) {
+        let text = match tokio::fs::read_to_string(&path).await {
             Ok(text) => Some(text),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
             Err(source) => return Err(AdmissionError::Io { path, source }),
@@ -144,8 +147,18 @@ impl RollbackGuard {
         mark.tag = self.compute_tag(&mark);
         let path = self.path();
         let text = serde_json::to_string(&mark).unwrap_or_default();
-        atomic_file::write(&path, text.as_bytes())
-            .map_err(|source| AdmissionError::Io { path, source })?;
+        let (newest_write, number) =
+            (self.newest_write.clone(), self.next_write.fetch_add(1, Ordering::Relaxed));
+        run_blocking(move || {
+            let mut newest = lock(&newest_write);
+            if number < *newest {
+                return Err(AdmissionError::Superseded);
+            }
+            *newest = number;
+            atomic_file::write(&path, text.as_bytes())
+                .map_err(|source| AdmissionError::Io { path, source })
+        })
+        .await?;
         fail_point("marked");
         self.tpm.increment_counter().await?;
         Ok(())

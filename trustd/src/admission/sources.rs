@@ -17,7 +17,7 @@ use crate::util::lock::lock;
 /// up yet.
 pub(super) const BACKOFF_INITIAL: Duration = Duration::from_secs(5);
 /// Time after which a silent source counts as failed, so that it does not delay the others.
-const READ_TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const READ_TIMEOUT: Duration = Duration::from_secs(120);
 /// Length to which the description of a problem is cut, because it can contain a source's own text.
 const MAX_PROBLEM_CHARS: usize = 300;
 
@@ -107,12 +107,17 @@ pub(super) async fn read(
     String::from_utf8(bytes).map_err(|_| SourceError::NotText)
 }
 
-/// Reads up to one byte more than `max_bytes`. Rejects pipes and devices, which can block.
+/// Reads up to one byte more than `max_bytes`.
 fn read_file(path: &Path, max_bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular_file(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens a file. Rejects pipes and devices, which can block.
+pub(super) fn open_regular_file(path: &Path) -> std::io::Result<std::fs::File> {
     if !std::fs::metadata(path)?.is_file() {
         return Err(std::io::Error::other("it is not a regular file"));
     }
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    std::fs::File::open(path)
 }

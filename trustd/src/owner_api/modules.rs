@@ -130,7 +130,7 @@ async fn upload(State(state): State<Arc<OwnerState>>, body: Body) -> Answer<Stor
 
 /// Sends the chunks of a body to their reader until the body ends, breaks off, or the reader needs
 /// no more. The reader then knows the reason.
-async fn forward(body: Body, sender: mpsc::Sender<std::io::Result<Bytes>>) {
+pub(super) async fn forward(body: Body, sender: mpsc::Sender<std::io::Result<Bytes>>) {
     let mut stream = body.into_data_stream();
     while let Some(chunk) = stream.next().await {
         // An empty chunk would mark the end.

@@ -251,9 +251,9 @@ async fn call_attestation(api: &mut Api, node: &Node) {
 async fn call_ledger(api: &mut Api) {
     let (_, text) = api.call("get", "/v1/ledger", "/v1/ledger", Body::empty()).await;
     assert_eq!(api.status("put", "/v1/ledger", text).await, 200);
-    assert_eq!(api.status("put", "/v1/ledger", "{\"log\":\"\"}").await, 409);
-    assert_eq!(api.status("put", "/v1/ledger", INVALID_JSON).await, 400);
-    assert_eq!(api.status("put", "/v1/ledger", "{\"log\":\"\",\"x\":1}").await, 400);
+    assert_eq!(api.status("put", "/v1/ledger", "").await, 409);
+    let broken = futures_util::stream::iter([Ok("{"), Err(std::io::Error::other("it breaks off"))]);
+    assert_eq!(api.status("put", "/v1/ledger", Body::from_stream(broken)).await, 400);
     assert_eq!(api.status("post", "/v1/ledger/reset", Body::empty()).await, 200);
     // This node follows no chain; trustd/tests/chain.rs has nodes that do.
     assert_eq!(api.status("put", "/v1/ledger/bundle", "{}").await, 409);

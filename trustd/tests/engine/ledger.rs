@@ -312,7 +312,7 @@ fn log_sources_are_polled_and_none_is_trusted() {
         wait_for_poll(&sources, &liar.address.to_string(), Some("not that of a current approver"))
             .await;
         liar.set_text(&"x".repeat(17 << 20));
-        wait_for_poll(&sources, &liar.address.to_string(), Some("more than")).await;
+        wait_for_poll(&sources, &liar.address.to_string(), Some("too long")).await;
         assert!(matches!(node.modules.status("m"), Some(ModuleStatus::Denied { .. })));
     });
 }

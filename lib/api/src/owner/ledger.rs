@@ -2,15 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The log: answer of `GET /v1/ledger` and request of `PUT /v1/ledger`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LogText {
-    /// Log entries, one per line, and the checkpoint (docs/ledger.md).
-    pub log: String,
-}
-
-/// Answer of `PUT /v1/ledger`.
+/// Answer of `PUT /v1/ledger`. The request is the text of a log (docs/ledger.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerUpdate {
     /// Number of statements in the node's log.

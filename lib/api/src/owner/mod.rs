@@ -13,7 +13,7 @@ pub use measure::Record;
 pub use policy::{Escrow, Policies, SignedPolicy};
 
 pub use self::attestation::{ActivatedCredential, Credential, Endorsement};
-pub use self::ledger::{BundleUpdate, LedgerReset, LedgerUpdate, LogText};
+pub use self::ledger::{BundleUpdate, LedgerReset, LedgerUpdate};
 pub use self::modules::{
     AppliedSpec, DenialCode, LayerProgress, LedgerDecision, Module, ModuleLog, ModuleStatus,
     Modules, PreviousVersion, Progress, RejectedSpec, StoredImage,

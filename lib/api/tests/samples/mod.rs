@@ -315,7 +315,6 @@ fn node_types() -> Vec<Type> {
         ),
         request::<Credential>("Credential", json!({ "blob": "00", "seed": "00" })),
         answer::<ActivatedCredential>("ActivatedCredential", &[json!({ "secret": "00" })]),
-        request::<LogText>("LogText", json!({ "log": "" })),
         answer::<LedgerUpdate>("LedgerUpdate", &[json!({ "statements": 1, "updated": true })]),
         answer::<BundleUpdate>("BundleUpdate", &[json!({ "updated": true })]),
         answer::<LedgerReset>("LedgerReset", &[json!({ "statements": 1 })]),

@@ -61,33 +61,55 @@ impl RegistryClient {
     ) -> Result<Vec<u8>, FileError> {
         let Repository { host, name: repository } =
             config::parse_repository(registry).map_err(FileError::Repository)?;
-        let get = async |path: String, headers: Headers, limit| {
-            let mut budget = Budget::new(limit, self.http.stall_timeout);
-            let response = self.get(&host, &repository, &path, &headers, &mut budget).await?;
-            if response.status != StatusCode::OK {
-                return Err(FileError::from(response.into_error().await));
-            }
-            Ok(response.read_all(limit).await?)
-        };
-        let accept = HeaderValue::from_str(&MANIFEST_TYPES.join(", ")).ok();
-        let headers = accept.map(|types| (ACCEPT, types)).into_iter().collect();
-        let path = format!("/v2/{repository}/manifests/{tag}");
-        let manifest = get(path, headers, MAX_MANIFEST_BYTES).await?;
-        let tag = || tag.to_owned();
-        let manifest: Artifact = serde_json::from_slice(&manifest)
-            .map_err(|source| FileError::Manifest { tag: tag(), source })?;
-        let layer =
-            manifest.layers.into_iter().next().ok_or_else(|| FileError::NoLayer { tag: tag() })?;
-        let expected = layer.digest;
-        config::check_digest(&expected)
-            .map_err(|source| FileError::Layer { tag: tag(), source })?;
+        let expected = self.artifact_layer(&host, &repository, tag).await?;
         let path = format!("/v2/{repository}/blobs/{expected}");
-        let bytes = get(path, Vec::new(), limit).await?;
+        let bytes = self.get_all(&host, &repository, &path, Headers::new(), limit).await?;
         let found = format!("sha256:{}", measure::hex(&Sha256::digest(&bytes)));
         if found != expected {
             return Err(FileError::WrongDigest { host, expected, found });
         }
         Ok(bytes)
+    }
+
+    /// Returns the digest of an artifact's first layer.
+    ///
+    /// # Errors
+    ///
+    /// Returns [`FileError`] if the tag leads to no artifact with a layer.
+    pub(super) async fn artifact_layer(
+        &self,
+        host: &str,
+        repository: &str,
+        tag: &str,
+    ) -> Result<String, FileError> {
+        let accept = HeaderValue::from_str(&MANIFEST_TYPES.join(", ")).ok();
+        let headers = accept.map(|types| (ACCEPT, types)).into_iter().collect();
+        let path = format!("/v2/{repository}/manifests/{tag}");
+        let manifest = self.get_all(host, repository, &path, headers, MAX_MANIFEST_BYTES).await?;
+        let tag = || tag.to_owned();
+        let manifest: Artifact = serde_json::from_slice(&manifest)
+            .map_err(|source| FileError::Manifest { tag: tag(), source })?;
+        let layer =
+            manifest.layers.into_iter().next().ok_or_else(|| FileError::NoLayer { tag: tag() })?;
+        config::check_digest(&layer.digest)
+            .map_err(|source| FileError::Layer { tag: tag(), source })?;
+        Ok(layer.digest)
+    }
+
+    async fn get_all(
+        &self,
+        host: &str,
+        repository: &str,
+        path: &str,
+        headers: Headers,
+        limit: u64,
+    ) -> Result<Vec<u8>, FileError> {
+        let mut budget = Budget::new(limit, self.http.stall_timeout);
+        let response = self.get(host, repository, path, &headers, &mut budget).await?;
+        if response.status != StatusCode::OK {
+            return Err(FileError::from(response.into_error().await));
+        }
+        Ok(response.read_all(limit).await?)
     }
 }
 
