@@ -9,10 +9,13 @@
 //!   counts, and every later call fails.
 //! - The quote and the logs of one answer describe the same moment, because both are read under one
 //!   lock.
+//! - The files of a step are on a tmpfs, where no write waits for a disk. The log on the data
+//!   partition has a thread of its own.
 
 mod error;
 mod event;
 mod log_file;
+mod persistent_log;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -25,8 +28,9 @@ use serde_json::{Value, json};
 use tokio::sync::Mutex;
 
 use self::log_file::io_error;
+use self::persistent_log::PersistentLog;
 use crate::tpm::{ResetCounts, SignedQuote, Tpm};
-use crate::util::{atomic_file, clock};
+use crate::util::atomic_file;
 
 pub use self::error::AuditError;
 pub use self::event::EventKind;
@@ -41,15 +45,13 @@ pub struct Audit {
     /// Folder of the files that last until the next boot.
     run: PathBuf,
     /// Log that outlives boots.
-    persistent_log: PathBuf,
+    persistent_log: PersistentLog,
 }
 
 struct State {
     records: Vec<Record>,
     /// Value of PCR 15 after `records`.
     register: Pcr,
-    /// Hash over all lines of the persistent log, so that a removed line is noticed.
-    chain_head: String,
     /// A step began and its outcome is unknown.
     uncertain: bool,
     /// Reset counts before and after a reset while the node ran. Never cleared.
@@ -80,17 +82,10 @@ impl Audit {
         let platform_pcr = replay_registers(platform_log, &platform, &[])?.0;
         require_register(PLATFORM_PCR, platform_pcr, found)?;
         let persistent_log = data.join("audit.jsonl");
-        let text = std::fs::read_to_string(&persistent_log).unwrap_or_default();
-        let chain_head = text
-            .split_inclusive('\n')
-            .fold(String::new(), |head, line| log_file::extend_chain(&head, line));
-        let state = State {
-            records: Vec::new(),
-            register: Pcr::default(),
-            chain_head,
-            uncertain: true,
-            reset: None,
-        };
+        let persistent_log =
+            PersistentLog::open(&persistent_log).await.map_err(io_error(&persistent_log))?;
+        let state =
+            State { records: Vec::new(), register: Pcr::default(), uncertain: true, reset: None };
         let audit = Self {
             state: Mutex::new(state),
             tpm,
@@ -154,7 +149,7 @@ impl Audit {
         (state.records, state.register) = (records, register);
         state.uncertain = false;
         if let Some(record) = completed {
-            self.persist(state, &record.content.kind, &record.content.data);
+            self.persistent_log.append(&record.content.kind, &record.content.data).await;
         }
         Ok(())
     }
@@ -188,23 +183,8 @@ impl Audit {
         state.records.push(record);
         state.uncertain = false;
         logging::info!("{kind} {data}");
-        self.persist(&mut state, kind.as_str(), &event.data);
+        self.persistent_log.append(kind.as_str(), &event.data).await;
         Ok(())
-    }
-
-    /// Appends an event to the log that outlives boots; each line carries the hash of all lines
-    /// before it. The registers do not depend on this log, so a full disk is reported and does not
-    /// fail the step.
-    fn persist(&self, state: &mut State, kind: &str, data: &str) {
-        let (before, time) = (&state.chain_head, clock::unix_seconds());
-        let line = json!({ "before": before, "data": data, "kind": kind, "time": time });
-        let line = line.to_string() + "\n";
-        match atomic_file::append(&self.persistent_log, line.as_bytes()) {
-            Ok(()) => state.chain_head = log_file::extend_chain(before, &line),
-            Err(error) => {
-                logging::error!("cannot append to {}: {error}", self.persistent_log.display());
-            }
-        }
     }
 
     /// Quotes PCR 14 and 15 over a statement and returns the quote with the logs.

@@ -1,6 +1,6 @@
 //! Inventory of the containers and images that trustd gave to the engine in this boot.
 //!
-//! The inventory is on a tmpfs, so it is empty after a reboot.
+//! The inventory is on a tmpfs, so it is empty after a reboot, and no write waits for a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
