@@ -97,6 +97,17 @@ pub(super) fn run_ignored_test(
     check(sandbox, args, what)
 }
 
+/// Runs `cargo xtask bench log`: an optimised build, without an engine.
+///
+/// # Errors
+/// Fails if a figure misses its limit.
+pub(super) fn bench_log() -> Result<()> {
+    let mut args = vec!["cargo", "test", "--offline", "--release", "--package", "basalt-trustd"];
+    args.extend(["--lib", "--", "--ignored", "--exact", "admission::ledger_log::tests::figures"]);
+    args.push("--nocapture");
+    check(&sandbox(&Session::open_test()?.graph)?, args, "the benchmark")
+}
+
 /// Runs `cargo xtask bench crypto`: an optimised build, in the sandbox because of its control
 /// groups.
 pub(super) fn bench_crypto() -> Result<()> {

@@ -32,6 +32,8 @@ enum Subject {
     Crypto,
     /// Measure the cost of following a chain
     Ledger,
+    /// Measure how a log of 100,000 entries is taken in
+    Log,
 }
 
 /// Measures, prints the figures, and fails if one misses a promise of the README.
@@ -47,6 +49,7 @@ pub fn run(args: Args) -> Result<()> {
         Subject::Gate => super::engine::bench_gate(),
         Subject::Crypto => super::engine::bench_crypto(),
         Subject::Ledger => super::chain::bench(),
+        Subject::Log => super::engine::bench_log(),
     }
 }
 
