@@ -200,8 +200,8 @@ impl Log {
         self.witness_policy.as_ref()?.witnessed_at(&self.cosignature_times, now)?.ok()
     }
 
-    /// Reports whether an extended log of the same entries is better: its cosignatures are newer, or
-    /// as new and its entries have more signatures.
+    /// Reports whether an extended log of the same entries is better: its cosignatures are newer,
+    /// or as new and its entries have more signatures.
     pub fn is_superseded_by(&self, verified: &VerifiedExtension, now: u64) -> bool {
         let policy = self.witness_policy.as_ref();
         let witnessed_at =

@@ -214,8 +214,8 @@ impl LedgerLog {
         lock::read(&self.state).generation == generation
     }
 
-    /// Writes a verified text. The log in force does not change. If the caller does not wait for the
-    /// end, the next write replaces this one, also if it ends first.
+    /// Writes a verified text. The log in force does not change. If the caller does not wait for
+    /// the end, the next write replaces this one, also if it ends first.
     ///
     /// # Errors
     /// [`AdmissionError::Io`]. The disk then has the old text or the new one.
@@ -251,7 +251,7 @@ impl LedgerLog {
             }
             loop {
                 let mut state = lock::write(&state);
-                // A longer log can have come meanwhile. Its denials stay, and its own update follows.
+                // A longer log can have come meanwhile. Its denials stay; its own update follows.
                 let seen = match &state.loaded {
                     Ok(loaded) if loaded.seen.seq > marked.seq => loaded.seen.clone(),
                     _ => marked.clone(),

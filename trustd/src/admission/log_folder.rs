@@ -1,9 +1,9 @@
 //! The persisted log on the data partition.
 //!
 //! Invariants:
-//! - `ledger-head.json` names the file with the entries, the number of its bytes that count, and the
-//!   checkpoint. Replacing this small file is the step from one log to the next. A kill before it
-//!   leaves the old log, a kill after it the new one.
+//! - `ledger-head.json` names the file with the entries, the number of its bytes that count, and
+//!   the checkpoint. Replacing this small file is the step from one log to the next. A kill before
+//!   it leaves the old log, a kill after it the new one.
 //! - Entries are written and synchronized before the head that counts them. Bytes that the head
 //!   does not count are removed before others are appended.
 //! - Bytes that a head counts never change. A log with other bytes gets a file of its own.

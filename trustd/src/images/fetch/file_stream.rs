@@ -1,5 +1,5 @@
-//! Files that are not images and are read piece by piece, such as logs. Their source is not trusted,
-//! so every user of a file verifies its content.
+//! Files that are not images and are read piece by piece, such as logs. Their source is not
+//! trusted, so every user of a file verifies its content.
 
 use bytes::Bytes;
 use config::Repository;
