@@ -8,7 +8,7 @@
 //! - A host that asked for a pause (429 or 503 with `Retry-After`) gets no request meanwhile.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -260,8 +260,9 @@ impl HttpClient {
         }
         let (name, port) = host.host_and_port();
         let port = port.ok_or_else(|| failed(host)("the port is not a number from 0 to 65535"))?;
-        let found = tokio::net::lookup_host((name, port)).await.map_err(failed(host))?;
+        let found = resolve(name, port).await.map_err(failed(host))?;
         let addresses: Vec<SocketAddr> = found
+            .into_iter()
             .filter(|address| named_by.is_none_or(|by| Reach::of(address.ip()) >= by))
             .take(MAX_ADDRESSES)
             .collect();
@@ -294,6 +295,15 @@ impl HttpClient {
         }
         Err(problem)
     }
+}
+
+/// Returns the addresses of a host. The name `localhost` is this node, whatever a resolver says
+/// (RFC 6761, section 6.3).
+async fn resolve(name: &str, port: u16) -> std::io::Result<Vec<SocketAddr>> {
+    if name.eq_ignore_ascii_case("localhost") {
+        return Ok(vec![(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]);
+    }
+    Ok(tokio::net::lookup_host((name, port)).await?.collect())
 }
 
 #[cfg(test)]
