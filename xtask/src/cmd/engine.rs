@@ -25,8 +25,7 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
     let services = graph.build(&sysroot::step("services"))?.dir;
     let programs = graph.build(&sysroot::step("programs"))?.dir;
     let engine = graph.build(&sysroot::step("engine"))?.dir;
-    let image_tools = graph.build(&sysroot::step("image-tools"))?.dir;
-    Ok(dev::sandbox(graph)?
+    Ok(with_image_tools(graph, dev::sandbox(graph)?)?
         .engine(&state)
         .read(&engine, "/engine")
         .env("PATH", "/engine/usr/sbin:/engine/usr/bin:/usr/sbin:/usr/bin")
@@ -35,7 +34,14 @@ pub(super) fn sandbox(graph: &BuildGraph) -> Result<Sandbox> {
         .env("BASALT_ENGINE_TESTS", "1")
         .env("BASALT_SERVICES", "/in/usr/bin")
         .read(&programs, "/old")
-        .env("BASALT_PROGRAMS", "/old")
+        .env("BASALT_PROGRAMS", "/old"))
+}
+
+/// Adds the tools that make images, and a Go toolchain, with which tests compare how archives are
+/// read.
+pub(super) fn with_image_tools(graph: &BuildGraph, sandbox: Sandbox) -> Result<Sandbox> {
+    let image_tools = graph.build(&sysroot::step("image-tools"))?.dir;
+    Ok(sandbox
         .read(&image_tools, "/images")
         .env("BASALT_IMAGE_TOOLS", "/images")
         .env("BASALT_GO", "/images/usr/lib/go-1.24/bin/go"))

@@ -127,8 +127,10 @@ fn fuzz(
     extent: &str,
     options: &[String],
 ) -> Result<()> {
-    let sandbox =
-        dev::sandbox(graph)?.write(store, "/cache").env("RUSTFLAGS", FLAGS).env("TMPDIR", "/cache");
+    let sandbox = super::engine::with_image_tools(graph, dev::sandbox(graph)?)?
+        .write(store, "/cache")
+        .env("RUSTFLAGS", FLAGS)
+        .env("TMPDIR", "/cache");
     let build = [
         "cargo",
         "build",

@@ -138,7 +138,9 @@ fn parse_all() -> Result<()> {
 fn unit(filter: Option<&str>) -> Result<()> {
     let graph = Session::open_test()?.graph;
     let scratch = dev::scratch(&graph, "unit")?;
-    let sandbox = dev::sandbox(&graph)?.write(&scratch, "/cache").env("TMPDIR", "/cache");
+    let sandbox = engine::with_image_tools(&graph, dev::sandbox(&graph)?)?
+        .write(&scratch, "/cache")
+        .env("TMPDIR", "/cache");
     check(&mut sandbox.command(cargo_test().chain(filter))?, "cargo test")
 }
 
