@@ -72,6 +72,11 @@ impl Rule for Program {
         if recipe.r#static {
             flags.push_str(" -Ctarget-feature=+crt-static");
         }
+        if recipe.workspace.is_none() {
+            // The profiles of this workspace abort on a panic, and nothing on the node unwinds a
+            // stack. The tables would be an eighth of trustd.
+            flags.push_str(" -Cforce-unwind-tables=no");
+        }
         let sandbox = sandbox
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER", "aarch64-linux-gnu-gcc")
             .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS", flags)
