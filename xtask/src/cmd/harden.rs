@@ -45,8 +45,8 @@ struct Program {
 
 /// Failures of kernel-hardening-checker that the README allows.
 const MAX_FAILURES: usize = 25;
-/// Path of moby's script in the tools sysroot.
-const CHECK_CONFIG: &str = "/usr/share/docker.io/contrib/check-config.sh";
+/// Path of moby's script in the sandbox, which has the set `engine` at /engine.
+const CHECK_CONFIG: &str = "/engine/usr/share/docker.io/contrib/check-config.sh";
 
 /// Builds the image, checks it and prints the findings.
 ///
@@ -167,8 +167,10 @@ fn moby_missing(session: &Session) -> Result<BTreeSet<String>> {
     let log = session.graph.cache.log("harden");
     // The script exits with an error if an option of any section is missing.
     let script = format!("bash {CHECK_CONFIG} /in/config || true");
-    let printed =
-        sandbox(&sysroot::tools(&session.graph)?, &config).output(&log, ["sh", "-c", &script])?;
+    let engine = session.graph.build(&sysroot::step("engine"))?.dir;
+    let printed = sandbox(&sysroot::tools(&session.graph)?, &config)
+        .read(&engine, "/engine")
+        .output(&log, ["sh", "-c", &script])?;
     let text = String::from_utf8_lossy(&printed).into_owned();
     let section = text
         .split_once("Generally Necessary:")
