@@ -292,8 +292,17 @@ fn denies_unapproved_revoked_and_altered_images() {
     let error = card.client().push_log(shorter).unwrap_err().to_string();
     assert!(error.contains("older state"), "{error}");
 
-    // The quote covers all denials. A denied module never started.
-    let evidence = card.attest().unwrap();
+    // The quote covers all denials. A denied module never started. The ledger's decision takes
+    // effect before its event is recorded.
+    let evidence = poll_until(EVENT_TIMEOUT, "the event of the denial", || {
+        let evidence = card.attest().map_err(|error| error.to_string())?;
+        let is_recorded = evidence.modules.iter().any(|record| {
+            record.content.kind == "module-denied"
+                && record.content.data.contains("\"module\":\"revoked\"")
+        });
+        if is_recorded { Ok(evidence) } else { Err("it is not recorded".to_owned()) }
+    })
+    .unwrap();
     let events: Vec<_> =
         evidence.modules.iter().map(|r| (&r.content.kind, &r.content.data)).collect();
     let has = |kind: &str, module: &str| {
