@@ -454,7 +454,7 @@ fn a_log_is_fetched_as_an_artifact_and_its_registry_is_not_trusted() {
         reports(Some("sent sha256:")).await;
         assert!(matches!(node.admission.decide(&good.digest), Decision::Deny(_)));
         proxy.inject("/blobs/", Fault::EndlessBody);
-        reports(Some("more than")).await;
+        reports(Some("too long")).await;
         proxy.inject("/manifests/", Fault::Replace(b"[]".to_vec()));
         reports(Some("is not an artifact's manifest")).await;
         proxy.clear();
