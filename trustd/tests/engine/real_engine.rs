@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use super::node::{WAIT_TIMEOUT, wait};
 
 /// Text in dockerd's log when a call of the authorization plugin failed and is made again, a second
@@ -130,5 +132,21 @@ impl RealEngine {
             assert!(Instant::now() < deadline, "dockerd does not listen");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Waits until dockerd answers. It listens before it has set up its networks, and may still end.
+    /// An engine with the authorization plugin would deny the request.
+    pub(crate) async fn answers(&self) {
+        let deadline = Instant::now() + WAIT_TIMEOUT;
+        while self.ping().await.is_err() {
+            assert!(Instant::now() < deadline, "dockerd does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    async fn ping(&self) -> std::io::Result<()> {
+        let mut stream = tokio::net::UnixStream::connect(&self.socket).await?;
+        stream.write_all(b"GET /_ping HTTP/1.0\r\n\r\n").await?;
+        stream.read_u8().await.map(drop)
     }
 }

@@ -111,7 +111,11 @@ impl ToolBox {
             });
             RealEngine::start_with(&own, &format!("tools-{name}"), &settings)
         };
-        let (engine, graph_engine) = (start("engine", true), start("graph", false));
+        // One after the other: both change the same tables of the firewall when they start.
+        let engine = start("engine", true);
+        engine.answers().await;
+        let graph_engine = start("graph", false);
+        graph_engine.answers().await;
         let this = Self { registry: RealRegistry::start(), engine, graph_engine, dir };
         let (root, tools) = (this.dir.path().display(), sysroot().display().to_string());
         let anything = "{\"default\":[{\"type\":\"insecureAcceptAnything\"}]}";
@@ -139,8 +143,6 @@ impl ToolBox {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, text).unwrap();
         }
-        this.engine.ready().await;
-        this.graph_engine.ready().await;
         this
     }
 
