@@ -12,7 +12,7 @@ use deployment::{DesiredState, Spec};
 use crate::client::Client;
 use crate::keys::Owner;
 
-/// What an owner does with a module that a node has.
+/// An owner's action on a module that a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verb {
     /// Runs the module file that is in effect.

@@ -51,7 +51,7 @@ pub struct OpenVote {
     pub time: u64,
 }
 
-/// What votes of the last [`VOTE_LIFETIME_SECONDS`] were about, open or not.
+/// Subjects of the votes of the last [`VOTE_LIFETIME_SECONDS`], open or not.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RecentVotes {
     /// Digests of images.

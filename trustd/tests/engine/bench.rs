@@ -191,7 +191,7 @@ impl EngineAlone {
         let dir = tempfile::Builder::new().prefix("alone").tempdir_in("/run").unwrap();
         let began = Instant::now();
         let engine = RealEngine::start(dir.path(), "bench-alone", false);
-        engine.ready().await;
+        engine.answers().await;
         let socket = engine.socket.to_string_lossy().into_owned();
         let docker = Docker::connect_with_unix(&socket, 600, bollard::API_DEFAULT_VERSION).unwrap();
         let docker = docker.negotiate_version().await.unwrap();

@@ -1,4 +1,4 @@
-//! Images of other tools on a node: what is harmless runs, what is not is refused with a reason.
+//! Images of other tools on a node: harmless ones run, others are refused with a reason.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

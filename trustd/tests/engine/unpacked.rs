@@ -46,7 +46,7 @@ fn the_engine_unpacks_exactly_the_listed_members() {
         assert!(changed >= MIN_CHANGED, "{changed} changed layers are too few");
         let dir = tempfile::Builder::new().prefix("unpacked").tempdir_in("/run").unwrap();
         let engine = RealEngine::start(dir.path(), "unpacked", false);
-        engine.ready().await;
+        engine.answers().await;
         let socket = engine.socket.to_string_lossy().into_owned();
         let docker = Docker::connect_with_unix(&socket, 60, bollard::API_DEFAULT_VERSION)
             .unwrap()
